@@ -1,0 +1,205 @@
+"""Every config key: its default, its type, and the checks that run before anything compiles."""
+
+import ast
+import difflib
+import json
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+
+DEFAULTS = {
+    "ENV_NAME": "MemoryChain-bsuite",
+    "ENV_KWARGS": {},
+    "RESET_STRATEGY": None,
+    "RESET_RATIO": 16,
+    "BOOTSTRAP_TRUNCATED": None,
+    "TOTAL_TIMESTEPS": 10_000_000,
+    "NUM_ENVS": 512,
+    "NUM_STEPS": 128,
+    "UPDATE_EPOCHS": 4,
+    "NUM_MINIBATCHES": 8,
+    "LR": 2e-4,
+    "ANNEAL_LR": True,
+    "GAMMA": 0.99,
+    "GAE_LAMBDA": 0.8,
+    "CLIP_EPS": 0.2,
+    "ENT_COEF": 0.01,
+    "VF_COEF": 0.5,
+    "MAX_GRAD_NORM": 1.0,
+    "ACTIVATION": "relu",
+    "EMBED_SIZE": 256,
+    "qkv_features": 256,
+    "num_heads": 8,
+    "num_layers": 2,
+    "hidden_layers": 256,
+    "WINDOW_MEM": 128,
+    "WINDOW_GRAD": 64,
+    "gating": True,
+    "gating_bias": 2.0,
+    "seed": 0,
+    "NUM_SEEDS": 1,
+    "RESULTS_DIR": None,
+}
+"""What a key is worth where a config does not have it: the published setting for Gymnax's tasks."""
+
+OPTIONAL = {"RESET_STRATEGY": str, "BOOTSTRAP_TRUNCATED": bool, "RESULTS_DIR": str}
+"""The keys that may be None, with their type otherwise."""
+
+TRACED = ("LR", "GAMMA", "GAE_LAMBDA", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM")
+"""The keys whose value may be traced, so that `jax.vmap` sweeps them."""
+
+CHOICES = {"ACTIVATION": ("relu", "tanh"), "RESET_STRATEGY": ("auto", "optimistic", "pool")}
+
+# Inclusive bounds of a key's value; None is no bound.
+BOUNDS = {
+    **dict.fromkeys(
+        [
+            *("TOTAL_TIMESTEPS", "NUM_ENVS", "NUM_STEPS", "UPDATE_EPOCHS", "NUM_MINIBATCHES"),
+            *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers"),
+            *("WINDOW_GRAD", "NUM_SEEDS", "RESET_RATIO"),
+        ],
+        (1, None),
+    ),
+    **dict.fromkeys(
+        ["WINDOW_MEM", "LR", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM"], (0, None)
+    ),
+    "seed": (0, 2**32 - 1),
+    "GAMMA": (0, 1),
+    "GAE_LAMBDA": (0, 1),
+}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. Its message is one line that says what to change."""
+
+
+def check_config(config: dict[str, Any], num_devices: int = 1) -> dict[str, Any]:
+    """Completes a config with the defaults and checks every value and size.
+
+    Args:
+      config: left unchanged.
+      num_devices: over how many devices NUM_ENVS is spread.
+
+    Returns:
+      A new dict with every key of `DEFAULTS`, whole numbers as int.
+
+    Raises:
+      ConfigError: an unknown key, a value of the wrong type or out of range, sizes that don't divide.
+    """
+    for key in config:
+        if key not in DEFAULTS:
+            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, DEFAULTS)}")
+    checked = {key: _check_value(key, config.get(key, DEFAULTS[key])) for key in DEFAULTS}
+    _check_sizes(checked, num_devices)
+    return checked
+
+
+def num_updates(config: dict[str, Any]) -> int:
+    """How many updates a checked config runs: TOTAL_TIMESTEPS // (T * B)."""
+    return config["TOTAL_TIMESTEPS"] // (config["NUM_STEPS"] * config["NUM_ENVS"])
+
+
+def apply_overrides(config: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
+    """A copy of `config` with the command line's KEY=VALUE arguments in it.
+
+    Raises:
+      ConfigError: an argument without "=", an unknown key, a value that does not read as its type.
+    """
+    config = dict(config)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
+        if key not in DEFAULTS:
+            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, DEFAULTS)}")
+        config[key] = _read_value(key, text)
+    return config
+
+
+def did_you_mean(word: str, candidates) -> str:
+    """A clause that names the candidates close to `word`, empty where there are none."""
+    by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word.lower(), by_lower_case, n=4, cutoff=0.5)
+    return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
+
+
+def _key_type(key: str) -> type:
+    return OPTIONAL.get(key, type(DEFAULTS[key]))
+
+
+def _read_value(key: str, text: str) -> Any:
+    """The value that a command line's text stands for, by the type of its key."""
+    if key in OPTIONAL and text.lower() == "none":
+        return None
+    kind = _key_type(key)
+    if kind is str:
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    raise ConfigError(f"{key}={text} is not {_describe(key)}")
+
+
+def _describe(key: str) -> str:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    words[dict] = "a dict such as {'memory_length': 10}"
+    return words[_key_type(key)] + (" or None" if key in OPTIONAL else "")
+
+
+def _check_value(key: str, value: Any) -> Any:
+    """`value` as its key's type, or a ConfigError."""
+    if value is None and key in OPTIONAL:
+        return None
+    if key in TRACED and isinstance(value, jax.core.Tracer):
+        return value
+    kind = _key_type(key)
+    wrong = ConfigError(f"{key} must be {_describe(key)}, not {value!r}")
+    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
+        value = value.item()
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise wrong
+        # PureJaxRL's configs write sizes as 5e5.
+        if kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
+            raise wrong
+        value = kind(value)
+    elif not isinstance(value, kind):
+        raise wrong
+    if value not in CHOICES.get(key, (value,)):
+        raise ConfigError(f"{key} must be one of {', '.join(CHOICES[key])}, not {value!r}")
+    low, high = BOUNDS.get(key, (None, None))
+    if (low is not None and value < low) or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{key} must be {wanted}, not {value}")
+    return value
+
+
+def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
+    """Raises a ConfigError where sizes don't fit together."""
+
+    def divides(divisor_name: str, divisor: int, name: str, size: int) -> None:
+        if size % divisor:
+            raise ConfigError(f"{divisor_name} must divide {name}: {divisor} does not divide {size}")
+
+    divides("num_heads", config["num_heads"], "qkv_features", config["qkv_features"])
+    divides("2 (sines and cosines)", 2, "EMBED_SIZE", config["EMBED_SIZE"])
+    divides("WINDOW_GRAD", config["WINDOW_GRAD"], "NUM_STEPS", config["NUM_STEPS"])
+    divides("the number of devices", num_devices, "NUM_ENVS", config["NUM_ENVS"])
+    name = "NUM_ENVS" if num_devices == 1 else f"NUM_ENVS / {num_devices} devices"
+    envs_per_device = config["NUM_ENVS"] // num_devices
+    divides("NUM_MINIBATCHES", config["NUM_MINIBATCHES"], name, envs_per_device)
+    if config["RESET_STRATEGY"] == "optimistic":
+        divides("RESET_RATIO", config["RESET_RATIO"], name, envs_per_device)
+    if config["seed"] + config["NUM_SEEDS"] > 2**32:
+        raise ConfigError("seed + NUM_SEEDS must not exceed 2**32")
+    if num_updates(config) < 1:
+        rollout = f"NUM_ENVS * NUM_STEPS = {config['NUM_ENVS'] * config['NUM_STEPS']}"
+        raise ConfigError(
+            f"TOTAL_TIMESTEPS = {config['TOTAL_TIMESTEPS']} is less than one rollout, {rollout}"
+        )

@@ -1,0 +1,290 @@
+"""The host side of a run: the loop over jitted updates, the progress bar, the files, the plot."""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from config import ConfigError, apply_overrides, check_config, num_updates
+from environments import resolve_name
+from trainer_PPO_trXL import Metrics, RunnerState, make_init_and_update
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+def main(config: dict[str, Any], all_devices: bool = False) -> None:
+    """What an entry script does: reads the overrides, trains, and writes the files of the run.
+
+    Args:
+      config: the script's settings; KEY=VALUE arguments of the command line override them.
+      all_devices: trains on every device with `jax.pmap` instead of on one.
+
+    Exits with one line and status 1 where the config can't be run, and with 128 + its number after
+    a signal.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"usage: {sys.argv[0]} [KEY=VALUE ...]\n\nthe keys, with their values here:")
+        print("\n".join(f"  {key}={value!r}" for key, value in check_config(config).items()))
+        return
+    enable_compilation_cache()
+    try:
+        stopped_by = run(apply_overrides(config, sys.argv[1:]), all_devices)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    if stopped_by:
+        sys.exit(128 + stopped_by)
+
+
+def enable_compilation_cache() -> None:
+    """Turns JAX's persistent compilation cache on, so that a second start is quick."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
+
+
+def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
+    """Trains with a config and writes the files of the run, whole or after a signal.
+
+    Returns:
+      The number of the signal that stopped it, None where it ran to its end.
+
+    Raises:
+      ConfigError: the config can't be run or its results folder can't be written; nothing was
+        compiled, and no folder is left behind.
+    """
+    num_devices = jax.device_count() if all_devices else 1
+    config = check_config(config, num_devices)
+    if all_devices and config["NUM_SEEDS"] > 1:
+        raise ConfigError(
+            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script spreads one"
+            " seed over all devices"
+        )
+    program = Program(config, num_devices if all_devices else None)
+    folder = fresh_folder(config)
+    try:
+        with StopOnSignal() as stop:
+            state, curves = train(config, program, stop)
+            for seed, curve, params in zip(
+                program.seeds, curves, program.per_seed(state.train_state.params), strict=True
+            ):
+                save_seed(folder, seed, {**config, "seed": seed, "NUM_SEEDS": 1}, curve, params)
+            save_plot(folder, config, program.seeds, curves)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    print(summary(config, curves, stop.signal))
+    print(f"saved to {folder}")
+    return stop.signal
+
+
+class Program:
+    """`init` and `update`, jitted for one seed, for several under vmap, or for devices under pmap.
+
+    Args:
+      config: checked.
+      num_devices: for pmap; None for one device without it.
+    """
+
+    def __init__(self, config: dict[str, Any], num_devices: int | None):
+        self.seeds = [config["seed"] + i for i in range(config["NUM_SEEDS"])]
+        keys = jnp.stack([jax.random.key(seed) for seed in self.seeds])
+        axis_name = "devices" if num_devices else None
+        init, update = make_init_and_update(config, axis_name, num_devices)
+        if num_devices:
+            self._keys = jnp.repeat(keys, num_devices)
+            self._init = jax.pmap(init, axis_name)
+            self._update = jax.pmap(update, axis_name, donate_argnums=0)
+        elif len(self.seeds) > 1:
+            self._keys = keys
+            self._init = jax.jit(jax.vmap(init))
+            self._update = jax.jit(jax.vmap(update), donate_argnums=0)
+        else:
+            self._keys = keys[0]
+            self._init = jax.jit(init)
+            self._update = jax.jit(update, donate_argnums=0)
+        self._leading_axis = num_devices or len(self.seeds) > 1
+
+    def compile(self) -> tuple[RunnerState, Callable]:
+        """The first state, and the compiled update."""
+        state = jax.block_until_ready(self._init(self._keys))
+        return state, self._update.lower(state).compile()
+
+    def per_seed(self, tree: Any) -> list[Any]:
+        """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""
+        tree = jax.device_get(tree)
+        if not self._leading_axis:
+            return [tree]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
+
+
+class StopOnSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
+
+    `signal` is the number of the signal that asked, or None. Before `training` is set there is
+    nothing to save, so the first one ends the process too.
+    """
+
+    def __init__(self):
+        self.signal = None
+        self.training = False
+
+    def __enter__(self):
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._handle) for number in signals}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self.signal or not self.training:
+            tqdm.write("stopped", file=sys.stderr)
+            # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
+            os._exit(128 + number)
+        self.signal = number
+        tqdm.write("stopping after this update (once more to quit at once)", file=sys.stderr)
+
+
+def train(
+    config: dict[str, Any], program: Program, stop: StopOnSignal
+) -> tuple[RunnerState, list[Metrics]]:
+    """Runs the updates, with a bar, until they are done or a signal asks to stop.
+
+    Returns:
+      the last state, and for each seed the metrics as arrays over the updates that were run.
+    """
+    steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
+    # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
+    # can still take signals.
+    worker = ThreadPoolExecutor(1)
+    print(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
+    start = time.perf_counter()
+    state, update = worker.submit(program.compile).result()
+    print(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    stop.training = True
+    history = []
+    newest_return = np.nan
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=num_updates(config), unit="update", mininterval=interval) as bar:
+        while bar.n < bar.total and not stop.signal:
+            start = time.perf_counter()
+            state, metrics = update(state)
+            metrics = worker.submit(program.per_seed, metrics).result()
+            steps_per_second = steps_per_update / (time.perf_counter() - start)
+            extra = {
+                "steps_per_second": steps_per_second,
+                "env_steps": (bar.n + 1) * steps_per_update,
+            }
+            history.append([one_seed | extra for one_seed in metrics])
+            returns = [one_seed["returned_episode_returns"] for one_seed in metrics]
+            newest_return = np.nanmean(returns) if np.any(np.isfinite(returns)) else newest_return
+            bar.set_postfix_str(
+                f"{steps_per_second:,.0f} steps/s, return {newest_return:.2f}", refresh=False
+            )
+            bar.update()
+    return state, [stack_metrics(curve) for curve in zip(*history, strict=True)]
+
+
+def stack_metrics(curve: list[Metrics]) -> dict[str, np.ndarray]:
+    """A list of metrics, one per update, as one array per name."""
+    return {name: np.array([metrics[name] for metrics in curve]) for name in curve[0]}
+
+
+def fresh_folder(config: dict[str, Any]) -> Path:
+    """Makes the run's folder, with a number behind its name where earlier runs took the name.
+
+    Raises:
+      ConfigError: it can't be made.
+    """
+    suite, name = resolve_name(config["ENV_NAME"])
+    root = Path(config["RESULTS_DIR"] or f"results_{suite}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = root / (name if number == 1 else f"{name}_{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"can't write the results to {root}: {error.strerror}; set RESULTS_DIR to a folder"
+            " that can be written"
+        ) from error
+
+
+def save_seed(
+    folder: Path, seed: int, config: dict[str, Any], curve: dict[str, np.ndarray], params: Any
+) -> None:
+    """Writes one seed's config, metrics and parameters, for `np.load(..., allow_pickle=True).item()`."""
+    for name, content in (("config", config), ("metrics", curve), ("params", params)):
+        write_whole(
+            folder / f"{seed}_{name}.npy", lambda file, content=content: np.save(file, content)
+        )
+
+
+def write_whole(path: Path, write: Callable) -> None:
+    """Calls `write` with a file that takes the name `path` only once it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        write(file)
+    os.replace(partial, path)
+
+
+def save_plot(
+    folder: Path, config: dict[str, Any], seeds: list[int], curves: list[dict[str, np.ndarray]]
+) -> None:
+    """Draws every seed's return curve to return_<seed>.png, and of several seeds their mean."""
+    for seed, curve in zip(seeds, curves, strict=True):
+        plot_returns(folder / f"return_{seed}.png", config["ENV_NAME"], [curve], f"seed {seed}")
+    if len(seeds) > 1:
+        label = f"mean of {len(seeds)} seeds, and their standard deviation"
+        name = f"return_{seeds[0]}_to_{seeds[-1]}.png"
+        plot_returns(folder / name, config["ENV_NAME"], curves, label)
+
+
+def plot_returns(
+    path: Path, title: str, curves: list[dict[str, np.ndarray]], label: str
+) -> None:
+    """Draws the mean return of the episodes that ended in each update, as it is, unsmoothed."""
+    from matplotlib.figure import Figure
+
+    # An update in which no episode ended has no return and takes no place in the curve.
+    returns = np.ma.masked_invalid([curve["returned_episode_returns"] for curve in curves])
+    mean, deviation = returns.mean(axis=0), returns.std(axis=0)
+    ended = ~np.ma.getmaskarray(mean)
+    mean, deviation = mean[ended], deviation[ended]
+    env_steps = curves[0]["env_steps"][ended]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(env_steps, mean, label=label)
+    if len(curves) > 1:
+        axes.fill_between(env_steps, mean - deviation, mean + deviation, alpha=0.25)
+    axes.set(title=title, xlabel="environment steps", ylabel="mean episode return")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def summary(
+    config: dict[str, Any], curves: list[dict[str, np.ndarray]], stopped_by: int | None
+) -> str:
+    """One line on how the run went."""
+    done, total = len(curves[0]["env_steps"]), num_updates(config)
+    tenth = max(1, done // 10)
+    returns = np.array([curve["returned_episode_returns"][-tenth:] for curve in curves])
+    result = f"{np.nanmean(returns):.4f}" if np.any(np.isfinite(returns)) else "none ended"
+    how = f"stopped after {done} of {total} updates" if stopped_by else f"{total} updates"
+    return f"{how}; mean return over the last {tenth}: {result}"

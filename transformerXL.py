@@ -1,0 +1,385 @@
+"""Gated Transformer-XL actor-critic (GTrXL) in Flax Linen.
+
+Dai et al. 2019, "Transformer-XL" (arXiv 1901.02860) gives the relative attention over a memory;
+Parisotto et al. 2019, "Stabilizing Transformers for Reinforcement Learning" (arXiv 1910.06764)
+the pre-norm order and the gates.
+
+One set of parameters is run in two ways that compute the same function:
+
+- `step`, in the rollout: one token per environment against cached keys and values. The parameters do
+  not change during a rollout, so a token's keys and values are computed once.
+- `window`, in the loss: W tokens at a time with gradient, against the M cached hidden states before.
+
+Letters: B environments, T rollout steps, W = window_grad, M = window_mem, K = T / W windows,
+L layers, E = embed_size, H heads, D = qkv_features / H.
+
+A step attends to itself and to its `reach` newest predecessors, 0 <= reach <= M: the number of steps,
+at most M, since the memory boundary before it. This one integer is the whole attention mask.
+"""
+
+from typing import Any, NamedTuple
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from environments import Box, Discrete
+
+LAYER_NORM_EPSILON = 1e-6
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer's last M + 1 steps, as a ring.
+
+    Step t, counted from the rollout's first, is written to slot t mod (M + 1); the memory of age d,
+    d = 1 .. M steps before the first, starts in slot -d mod (M + 1).
+    """
+
+    keys: jax.Array  # (B, M+1, H, D)
+    values: jax.Array  # (B, M+1, H, D)
+    positions: jax.Array  # (2(M+1), H, D), p_d in the order d = -x mod (M+1)
+
+
+def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
+    """R_d = [sin(d f), cos(d f)], f_i = 10000^(-2i/E): (N,) distances to (N, E).
+
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, in the order of Transformer-XL's code.
+    """
+    frequencies = 10000.0 ** (-jnp.arange(0, embed_size, 2) / embed_size)  # (E/2,)
+    angles = distances[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def relative_shift(by_distance: jax.Array, window: int) -> jax.Array:
+    """Moves terms from the axis of distances to the axis of keys (Transformer-XL, appendix B).
+
+    Args:
+      by_distance: (..., W, M+1); entry [i, r] belongs to query i and distance M - r.
+      window: W.
+
+    Returns:
+      (..., W, M+W); entry [i, j] belongs to query i and key j, j = M + i being the query's own
+      step. Where the distance is not in 0..M it is -inf.
+    """
+    *batch, _, reach = by_distance.shape
+    width = reach + window - 1  # M+W
+    pad = [(0, 0)] * (by_distance.ndim - 1) + [(0, window)]
+    padded = jnp.pad(by_distance, pad, constant_values=-jnp.inf)  # (..., W, M+W+1)
+    # Row i starts at i (M+W+1) = i (M+W) + i of the flat array: rows one shorter shift it right by i.
+    flat = padded.reshape(*batch, window * (width + 1))[..., : window * width]
+    return flat.reshape(*batch, window, width)
+
+
+def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -> jax.Array:
+    """(B, S, ...) to (B, count, length, ...): window k starts at step k * stride."""
+    starts = [k * stride for k in range(count)]
+    return jnp.stack([sequence[:, s : s + length] for s in starts], axis=1)
+
+
+class Gate(nn.Module):
+    """GTrXL's gate, a GRU cell that combines a stream x with a sublayer's output y.
+
+    r = sigmoid(Wr y + Ur x), z = sigmoid(Wz y + Uz x - b), h = tanh(Wg y + Ug (r * x)),
+    result (1 - z) * x + z * h (Parisotto et al. 2019, section 3.2, "Gated-Recurrent-Unit-type gating").
+    Matrices applied to the same input are fused into one.
+    """
+
+    bias: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        bias = self.param("bias", nn.initializers.constant(self.bias), (width,))
+        y_r, y_z, y_g = jnp.split(nn.Dense(3 * width, use_bias=False, name="w")(y), 3, axis=-1)
+        x_r, x_z = jnp.split(nn.Dense(2 * width, use_bias=False, name="u")(x), 2, axis=-1)
+        r = nn.sigmoid(y_r + x_r)
+        z = nn.sigmoid(y_z + x_z - bias)
+        h = jnp.tanh(y_g + nn.Dense(width, use_bias=False, name="u_g")(r * x))
+        return (1 - z) * x + z * h
+
+
+class TransformerXLLayer(nn.Module):
+    """One layer: relative attention over [memory; x], then the MLP, each joined to x by a gate."""
+
+    embed_size: int
+    num_heads: int
+    qkv_features: int
+    window_mem: int
+    gating: bool
+    gating_bias: float
+
+    def setup(self):
+        heads = (self.num_heads, self.qkv_features // self.num_heads)
+        self.attention_norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON)
+        self.query = nn.Dense(self.qkv_features)
+        self.key_value = nn.Dense(2 * self.qkv_features)
+        self.position = nn.Dense(self.qkv_features, use_bias=False)
+        self.content_bias = self.param("content_bias", nn.initializers.zeros, heads)  # u
+        self.position_bias = self.param("position_bias", nn.initializers.zeros, heads)  # w
+        self.attention_out = nn.Dense(self.embed_size)
+        self.mlp_norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON)
+        self.mlp_in = nn.Dense(self.embed_size)
+        self.mlp_out = nn.Dense(self.embed_size)
+        if self.gating:
+            self.attention_gate = Gate(self.gating_bias)
+            self.mlp_gate = Gate(self.gating_bias)
+
+    def start_rollout(self, memory: jax.Array) -> LayerCache:
+        """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
+        keys, values = self._keys_and_values(self.attention_norm(memory))  # (B, M, H, D)
+        # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
+        empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
+        ages = -jnp.arange(2 * (self.window_mem + 1)) % (self.window_mem + 1)
+        return LayerCache(
+            jnp.pad(keys, empty_first_slot),
+            jnp.pad(values, empty_first_slot),
+            self._position_terms(ages),
+        )
+
+    def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
+        """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
+        slots = self.window_mem + 1
+        slot = t % slots
+        n = self.attention_norm(x)
+        query = self._split_heads(self.query(n)) * self._scale  # (B, H, D)
+        key, value = self._keys_and_values(n)
+        cache = cache._replace(
+            keys=cache.keys.at[:, slot].set(key), values=cache.values.at[:, slot].set(value)
+        )
+        # Slot s holds age (t - s) mod (M+1): a rotation of p, which stands twice in `positions`.
+        position_terms = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots)
+        logits = jnp.einsum("bhd,bshd->bhs", query + self._scale * self.content_bias, cache.keys)
+        logits += jnp.einsum(
+            "bhd,shd->bhs", query + self._scale * self.position_bias, position_terms
+        )
+        ages = (t - jnp.arange(slots)) % slots
+        visible = ages <= reach[:, None]  # (B, M+1)
+        weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf))
+        attended = jnp.einsum("bhs,bshd->bhd", weights, cache.values)
+        return self._join(x, attended), cache
+
+    def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
+
+        memory: (B, M+T-W, E), this layer's cached inputs at the steps -M .. T-W-1, of which window k
+        sees the M before step k W.
+        """
+        batch, steps = reach.shape
+        count = steps // window_grad
+        by_window = (batch, count, window_grad)
+        n = self.attention_norm(x)
+        query = self._split_heads(self.query(n).reshape(*by_window, -1)) * self._scale
+
+        # Windows overlap in the memory, so it is projected before it is cut.
+        keys_and_values = []
+        for past, now in zip(
+            self._keys_and_values(self.attention_norm(memory)),
+            self._keys_and_values(n),
+            strict=True,
+        ):
+            past = sliding_windows(past, count, window_grad, self.window_mem)
+            now = now.reshape(*by_window, *now.shape[2:])
+            keys_and_values.append(jnp.concatenate([past, now], axis=2))
+        keys, values = keys_and_values  # (B, K, M+W, H, D)
+
+        distances = jnp.arange(self.window_mem, -1, -1)  # (M+1,)
+        position_logits = jnp.einsum(
+            "bkihd,rhd->bkhir",
+            query + self._scale * self.position_bias,
+            self._position_terms(distances),
+        )
+        visible = distances <= reach.reshape(*by_window, 1)  # (B, K, W, M+1)
+        position_logits = jnp.where(visible[:, :, None], position_logits, -jnp.inf)
+        content_logits = jnp.einsum(
+            "bkihd,bkjhd->bkhij", query + self._scale * self.content_bias, keys
+        )
+        weights = jax.nn.softmax(content_logits + relative_shift(position_logits, window_grad))
+        attended = jnp.einsum("bkhij,bkjhd->bkihd", weights, values)
+        return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
+
+    @property
+    def _scale(self) -> float:
+        return (self.qkv_features // self.num_heads) ** -0.5
+
+    def _split_heads(self, features: jax.Array) -> jax.Array:
+        return features.reshape(*features.shape[:-1], self.num_heads, -1)
+
+    def _keys_and_values(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(..., E) normed inputs -> keys and values, (..., H, D) each."""
+        keys, values = jnp.split(self.key_value(n), 2, axis=-1)
+        return self._split_heads(keys), self._split_heads(values)
+
+    def _position_terms(self, distances: jax.Array) -> jax.Array:
+        """p_d = Wp R_d: (N,) -> (N, H, D)."""
+        return self._split_heads(self.position(sinusoid(distances, self.embed_size)))
+
+    def _join(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The layer after its attention: x (..., E), attended heads (..., H, D) -> (..., E)."""
+        a = self.attention_out(attended.reshape(*attended.shape[:-2], self.qkv_features))
+        y = self.attention_gate(x, nn.relu(a)) if self.gating else x + a
+        f = self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(y))))
+        return self.mlp_gate(y, nn.relu(f)) if self.gating else y + f
+
+
+class TransformerXL(nn.Module):
+    """Encoder and L layers, no activation or norm after either."""
+
+    num_layers: int
+    embed_size: int
+    num_heads: int
+    qkv_features: int
+    window_mem: int
+    gating: bool
+    gating_bias: float
+
+    def setup(self):
+        self.encoder = nn.Dense(self.embed_size)
+        self.layers = [
+            TransformerXLLayer(
+                self.embed_size,
+                self.num_heads,
+                self.qkv_features,
+                self.window_mem,
+                self.gating,
+                self.gating_bias,
+            )
+            for _ in range(self.num_layers)
+        ]
+
+    def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
+        """memory: (B, M, L, E) hidden states, oldest first -> one cache per layer."""
+        return tuple(
+            layer.start_rollout(memory[:, :, index]) for index, layer in enumerate(self.layers)
+        )
+
+    def step(self, obs: jax.Array, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+        """obs (B, obs_size), t (), reach (B,) -> output (B, E), caches, hidden (B, L, E).
+
+        `hidden` is what each layer saw as its input: what the memory keeps of this step.
+        """
+        x = self.encoder(obs)
+        hidden, new_caches = [], []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden.append(x)
+            x, cache = layer.step(x, cache, t, reach)
+            new_caches.append(cache)
+        return x, tuple(new_caches), jnp.stack(hidden, axis=1)
+
+    def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> output (B, T, E)."""
+        x = self.encoder(obs)
+        for index, layer in enumerate(self.layers):
+            x = layer.window(x, memory[:, :, index], reach, window_grad)
+        return x
+
+
+class Head(nn.Module):
+    """An MLP of two hidden layers; orthogonal initialisation, gain sqrt 2, the last layer `gain`."""
+
+    width: int
+    outputs: int
+    gain: float
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(2):
+            x = nn.Dense(self.width, kernel_init=nn.initializers.orthogonal(2**0.5))(x)
+            x = ACTIVATIONS[self.activation](x)
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.gain))(x)
+
+
+class ActorCriticTransformer(nn.Module):
+    """A policy and a value on top of a `TransformerXL`.
+
+    The policy is a `distrax.Categorical` for a `Discrete` action space and, for a `Box`, a
+    `distrax.MultivariateNormalDiag` whose log standard deviation does not depend on the state.
+    """
+
+    action_space: Discrete | Box
+    hidden_layers: int
+    activation: str
+    num_layers: int
+    embed_size: int
+    num_heads: int
+    qkv_features: int
+    window_mem: int
+    gating: bool
+    gating_bias: float
+
+    def setup(self):
+        self.transformer = TransformerXL(
+            self.num_layers,
+            self.embed_size,
+            self.num_heads,
+            self.qkv_features,
+            self.window_mem,
+            self.gating,
+            self.gating_bias,
+        )
+        discrete = isinstance(self.action_space, Discrete)
+        outputs = self.action_space.n if discrete else self.action_space.size
+        self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation)
+        self.critic = Head(self.hidden_layers, 1, 1.0, self.activation)
+        if not discrete:
+            self.log_std = self.param("log_std", nn.initializers.zeros, (outputs,))
+
+    def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
+        """Projects the memory (B, M, L, E) to the keys and values that `step` needs."""
+        return self.transformer.start_rollout(memory)
+
+    def step(self, obs: jax.Array, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+        """One step of a rollout.
+
+        Args:
+          obs: (B, obs_size).
+          caches: from `start_rollout` or from the step before.
+          t: (), steps since the rollout's start.
+          reach: (B,), how many of the steps before this one it may attend to, 0..M.
+
+        Returns:
+          policy over (B,), values (B,), caches, hidden states (B, L, E) for the memory.
+        """
+        x, caches, hidden = self.transformer.step(obs, caches, t, reach)
+        return *self._heads(x), caches, hidden
+
+    def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
+
+        Args:
+          obs: (B, T, obs_size).
+          memory: (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1, oldest first.
+          reach: (B, T).
+          window_grad: W, divides T.
+
+        Returns:
+          policy over (B, T), values (B, T).
+        """
+        return self._heads(self.transformer.window(obs, memory, reach, window_grad))
+
+    def _heads(self, x: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+        return self._policy(self.actor(x)), jnp.squeeze(self.critic(x), axis=-1)
+
+    def _policy(self, outputs: jax.Array) -> distrax.Distribution:
+        if isinstance(self.action_space, Discrete):
+            return distrax.Categorical(logits=outputs)
+        scale = jnp.broadcast_to(jnp.exp(self.log_std), outputs.shape)
+        return distrax.MultivariateNormalDiag(outputs, scale)
+
+
+def make_network(config: dict[str, Any], action_space: Discrete | Box) -> ActorCriticTransformer:
+    """The network of a checked config."""
+    return ActorCriticTransformer(
+        action_space=action_space,
+        hidden_layers=config["hidden_layers"],
+        activation=config["ACTIVATION"],
+        num_layers=config["num_layers"],
+        embed_size=config["EMBED_SIZE"],
+        num_heads=config["num_heads"],
+        qkv_features=config["qkv_features"],
+        window_mem=config["WINDOW_MEM"],
+        gating=config["gating"],
+        gating_bias=config["gating_bias"],
+    )
