@@ -86,7 +86,7 @@ def check_config(config: dict[str, Any], num_devices: int = 1) -> dict[str, Any]
       A new dict with every key of `DEFAULTS`, whole numbers as int.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type or out of range, sizes that don't divide.
+      ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
     for key in config:
         if key not in DEFAULTS:
@@ -185,7 +185,9 @@ def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
 
     def divides(divisor_name: str, divisor: int, name: str, size: int) -> None:
         if size % divisor:
-            raise ConfigError(f"{divisor_name} must divide {name}: {divisor} does not divide {size}")
+            raise ConfigError(
+                f"{divisor_name} must divide {name}: {divisor} does not divide {size}"
+            )
 
     divides("num_heads", config["num_heads"], "qkv_features", config["qkv_features"])
     divides("2 (sines and cosines)", 2, "EMBED_SIZE", config["EMBED_SIZE"])

@@ -54,8 +54,8 @@ def make_env(config: dict[str, Any], num_envs: int):
     """Makes the batched environment of a checked config.
 
     Args:
-      config: `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `RESET_STRATEGY` and `RESET_RATIO` of it
-        are used.
+      config: of it `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `RESET_STRATEGY` and
+        `RESET_RATIO` are used.
       num_envs: B, how many environments run here: NUM_ENVS, or one device's share.
 
     Returns:
@@ -143,9 +143,7 @@ class GymnaxAdapter:
         if isinstance(self.action_space, Box):
             low, high = jnp.asarray(self.action_space.low), jnp.asarray(self.action_space.high)
             action = jnp.clip(action, low, high)
-        obs, state, reward, terminated, info = self._env.step_env(
-            key, state, action, self._params
-        )
+        obs, state, reward, terminated, info = self._env.step_env(key, state, action, self._params)
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(self._env.is_truncated(state, self._params), bool)
         if not self.can_truncate:
@@ -210,7 +208,9 @@ def split_env_kwargs(
     for key in env_kwargs:
         if key not in fields and key not in arguments:
             exist = ", ".join([*fields, *(a for a in arguments if a not in fields)])
-            raise ConfigError(f"{name} has no {key!r} for ENV_KWARGS to set; it has: {exist or 'none'}")
+            raise ConfigError(
+                f"{name} has no {key!r} for ENV_KWARGS to set; it has: {exist or 'none'}"
+            )
     of_params = {key: value for key, value in env_kwargs.items() if key in fields}
     of_constructor = {key: value for key, value in env_kwargs.items() if key not in fields}
     return of_params, of_constructor
@@ -265,4 +265,4 @@ def _field_names(params: Any) -> list[str]:
 
 
 def _argument_names(environment_class: type) -> list[str]:
-    return [name for name in inspect.signature(environment_class).parameters]
+    return list(inspect.signature(environment_class).parameters)

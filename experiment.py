@@ -65,8 +65,8 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     config = check_config(config, num_devices)
     if all_devices and config["NUM_SEEDS"] > 1:
         raise ConfigError(
-            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script spreads one"
-            " seed over all devices"
+            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script"
+            " spreads one seed over all devices"
         )
     program = Program(config, num_devices if all_devices else None)
     folder = fresh_folder(config)
@@ -228,7 +228,7 @@ def fresh_folder(config: dict[str, Any]) -> Path:
 def save_seed(
     folder: Path, seed: int, config: dict[str, Any], curve: dict[str, np.ndarray], params: Any
 ) -> None:
-    """Writes one seed's config, metrics and parameters, for `np.load(..., allow_pickle=True).item()`."""
+    """Writes one seed's config, metrics and parameters, each an `.npy` file that holds a dict."""
     for name, content in (("config", config), ("metrics", curve), ("params", params)):
         write_whole(
             folder / f"{seed}_{name}.npy", lambda file, content=content: np.save(file, content)
@@ -255,9 +255,7 @@ def save_plot(
         plot_returns(folder / name, config["ENV_NAME"], curves, label)
 
 
-def plot_returns(
-    path: Path, title: str, curves: list[dict[str, np.ndarray]], label: str
-) -> None:
+def plot_returns(path: Path, title: str, curves: list[dict[str, np.ndarray]], label: str) -> None:
     """Draws the mean return of the episodes that ended in each update, as it is, unsmoothed."""
     from matplotlib.figure import Figure
 

@@ -1,11 +1,11 @@
-"""Trains PPO with a gated Transformer-XL on one device: `python train_PPO_trXL.py [KEY=VALUE ...]`."""
+"""PPO with a gated Transformer-XL, on one device: `python train_PPO_trXL.py [KEY=VALUE ...]`."""
 
 from experiment import main
 
 config = {
     # Environment
-    "ENV_NAME": "MemoryChain-bsuite",  # any of Gymnax's, or craftax
-    "ENV_KWARGS": {"memory_length": 10},  # overrides of its parameters
+    "ENV_NAME": "MemoryChain-bsuite",  # any of gymnax.registered_envs, or craftax
+    "ENV_KWARGS": {},  # overrides of its parameters, such as {"memory_length": 20}
     "RESET_STRATEGY": None,  # auto, optimistic or pool; None: the suite's best
     "RESET_RATIO": 16,  # optimistic and pool generate NUM_ENVS / ratio worlds at a time
     "BOOTSTRAP_TRUNCATED": None,  # value of the final observation at a time limit; None: by task

@@ -17,7 +17,7 @@ import optax
 
 from config import check_config, num_updates
 from environments import make_env
-from transformerXL import ActorCriticTransformer, make_network
+from transformerXL import ActorCriticTransformer, make_network, sample_each
 
 Config = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -225,7 +225,7 @@ def rollout(
         env_state, obs, caches, reach, env_keys = carry
         env_keys, action_keys, step_keys = split_each(env_keys, 3)
         policy, value, caches, hidden = apply(obs, caches, t, reach)
-        action = jax.vmap(lambda p, key: p.sample(seed=key))(policy, action_keys)
+        action = sample_each(policy, action_keys)
         next_obs, env_state, reward, done, info = env.step(step_keys, env_state, action)
 
         # The episode's next step would see this one too.
@@ -297,9 +297,7 @@ def generalised_advantages(
         advantage = delta + carry_on * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(
-        step, jnp.zeros_like(last_value), (delta, carry_on), reverse=True
-    )
+    _, advantages = jax.lax.scan(step, jnp.zeros_like(last_value), (delta, carry_on), reverse=True)
     return advantages
 
 
@@ -350,7 +348,7 @@ def learn(
             params, config, network, minibatch, axis_name
         )
         gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         direction, opt_state = optimizer.update(gradients, opt_state)
         params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
         return (params, opt_state), metrics

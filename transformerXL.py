@@ -6,15 +6,15 @@ the pre-norm order and the gates.
 
 One set of parameters is run in two ways that compute the same function:
 
-- `step`, in the rollout: one token per environment against cached keys and values. The parameters do
-  not change during a rollout, so a token's keys and values are computed once.
-- `window`, in the loss: W tokens at a time with gradient, against the M cached hidden states before.
+- `step`, in the rollout: one token per environment against cached keys and values. The parameters
+  do not change during a rollout, so a token's keys and values are computed once.
+- `window`, in the loss: W tokens at a time with gradient, and the M cached hidden states before.
 
 Letters: B environments, T rollout steps, W = window_grad, M = window_mem, K = T / W windows,
 L layers, E = embed_size, H heads, D = qkv_features / H.
 
-A step attends to itself and to its `reach` newest predecessors, 0 <= reach <= M: the number of steps,
-at most M, since the memory boundary before it. This one integer is the whole attention mask.
+A step attends to itself and to its `reach` newest predecessors, 0 <= reach <= M: the number of
+steps, at most M, since the last memory boundary. This one integer is the whole attention mask.
 """
 
 from typing import Any, NamedTuple
@@ -67,23 +67,26 @@ def relative_shift(by_distance: jax.Array, window: int) -> jax.Array:
     width = reach + window - 1  # M+W
     pad = [(0, 0)] * (by_distance.ndim - 1) + [(0, window)]
     padded = jnp.pad(by_distance, pad, constant_values=-jnp.inf)  # (..., W, M+W+1)
-    # Row i starts at i (M+W+1) = i (M+W) + i of the flat array: rows one shorter shift it right by i.
+    # Row i starts at i (M+W+1) of the flat array; cut into rows of M+W, that is i places right.
     flat = padded.reshape(*batch, window * (width + 1))[..., : window * width]
     return flat.reshape(*batch, window, width)
 
 
 def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -> jax.Array:
     """(B, S, ...) to (B, count, length, ...): window k starts at step k * stride."""
-    starts = [k * stride for k in range(count)]
-    return jnp.stack([sequence[:, s : s + length] for s in starts], axis=1)
+
+    def cut(start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=1)
+
+    return jax.vmap(cut, out_axes=1)(jnp.arange(count) * stride)
 
 
 class Gate(nn.Module):
     """GTrXL's gate, a GRU cell that combines a stream x with a sublayer's output y.
 
     r = sigmoid(Wr y + Ur x), z = sigmoid(Wz y + Uz x - b), h = tanh(Wg y + Ug (r * x)),
-    result (1 - z) * x + z * h (Parisotto et al. 2019, section 3.2, "Gated-Recurrent-Unit-type gating").
-    Matrices applied to the same input are fused into one.
+    result (1 - z) * x + z * h (Parisotto et al. 2019, section 3.2, "Gated-Recurrent-Unit-type
+    gating"). Matrices applied to the same input are fused into one.
     """
 
     bias: float
@@ -163,8 +166,8 @@ class TransformerXLLayer(nn.Module):
     def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
 
-        memory: (B, M+T-W, E), this layer's cached inputs at the steps -M .. T-W-1, of which window k
-        sees the M before step k W.
+        memory: (B, M+T-W, E), this layer's cached inputs at the steps -M .. T-W-1; window k sees
+        the M before step k W.
         """
         batch, steps = reach.shape
         count = steps // window_grad
@@ -204,7 +207,8 @@ class TransformerXLLayer(nn.Module):
         return (self.qkv_features // self.num_heads) ** -0.5
 
     def _split_heads(self, features: jax.Array) -> jax.Array:
-        return features.reshape(*features.shape[:-1], self.num_heads, -1)
+        size = self.qkv_features // self.num_heads
+        return features.reshape(*features.shape[:-1], self.num_heads, size)
 
     def _keys_and_values(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(..., E) normed inputs -> keys and values, (..., H, D) each."""
@@ -276,7 +280,7 @@ class TransformerXL(nn.Module):
 
 
 class Head(nn.Module):
-    """An MLP of two hidden layers; orthogonal initialisation, gain sqrt 2, the last layer `gain`."""
+    """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
 
     width: int
     outputs: int
@@ -367,6 +371,16 @@ class ActorCriticTransformer(nn.Module):
             return distrax.Categorical(logits=outputs)
         scale = jnp.broadcast_to(jnp.exp(self.log_std), outputs.shape)
         return distrax.MultivariateNormalDiag(outputs, scale)
+
+
+def sample_each(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
+    """One action for each row of a policy over (B,), from that row's own key in (B,)."""
+    if isinstance(policy, distrax.Categorical):
+        parameters = {"logits": policy.logits}
+    else:
+        parameters = {"loc": policy.loc, "scale_diag": policy.scale_diag}
+    sample = jax.vmap(lambda parameters, key: type(policy)(**parameters).sample(seed=key))
+    return sample(parameters, keys)
 
 
 def make_network(config: dict[str, Any], action_space: Discrete | Box) -> ActorCriticTransformer:

@@ -1,0 +1,93 @@
+"""Small networks, random parameters, and both ways to run them, for the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from config import check_config
+from environments import Discrete
+from transformerXL import make_network
+
+SMALL = {
+    "NUM_ENVS": 4,
+    "NUM_STEPS": 16,
+    "NUM_MINIBATCHES": 2,
+    "UPDATE_EPOCHS": 2,
+    "TOTAL_TIMESTEPS": 256,
+    "EMBED_SIZE": 16,
+    "qkv_features": 16,
+    "num_heads": 2,
+    "hidden_layers": 16,
+    "WINDOW_MEM": 8,
+    "WINDOW_GRAD": 4,
+}
+
+OBS_SIZE = 3
+
+
+def small_network(**changes):
+    config = check_config({**SMALL, **changes})
+    return config, make_network(config, Discrete(3))
+
+
+def random_params(params, seed=0, scale=0.4):
+    """Every leaf replaced by normal numbers: biases, u, w and LayerNorm scales included."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32), params
+    )
+
+
+def init_random(config, network, obs_size=OBS_SIZE, seed=0):
+    memory = jnp.zeros((1, config["WINDOW_MEM"], config["num_layers"], config["EMBED_SIZE"]))
+    shapes = jax.eval_shape(
+        lambda: network.init(
+            jax.random.key(0),
+            jnp.zeros((1, 1, obs_size)),
+            memory,
+            jnp.zeros((1, 1), jnp.int32),
+            1,
+            method="window",
+        )
+    )
+    return random_params(shapes, seed)
+
+
+def reach_of(boundary, window_mem):
+    """How far back each of the last T steps sees: (B, M+T) boundaries to (B, T)."""
+    reach = np.zeros(boundary.shape, int)
+    for i in range(1, boundary.shape[1]):
+        reach[:, i] = np.where(boundary[:, i - 1], 0, np.minimum(reach[:, i - 1] + 1, window_mem))
+    return reach[:, window_mem:]
+
+
+def make_step_form(network):
+    """(params, obs (B, T, .), memory (B, M, L, E), reach (B, T)) -> outputs, values, hidden."""
+
+    @jax.jit
+    def run(params, obs, memory, reach):
+        caches = network.apply(params, memory, method="start_rollout")
+
+        def step(caches, inputs):
+            t, obs, reach = inputs
+            policy, value, caches, hidden = network.apply(
+                params, obs, caches, t, reach, method="step"
+            )
+            return caches, (policy.logits, value, hidden)
+
+        inputs = jnp.arange(obs.shape[1]), jnp.swapaxes(obs, 0, 1), jnp.swapaxes(reach, 0, 1)
+        _, outputs = jax.lax.scan(step, caches, inputs)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
+
+    return run
+
+
+def make_window_form(network, window_grad):
+    """(params, obs (B, T, .), memory (B, M+T-W, L, E), reach (B, T)) -> outputs, values."""
+
+    @jax.jit
+    def run(params, obs, memory, reach):
+        policy, value = network.apply(params, obs, memory, reach, window_grad, method="window")
+        return policy.logits, value
+
+    return run

@@ -1,0 +1,119 @@
+"""What a config may be, and that a wrong one is one line that says what to change."""
+
+import numpy as np
+import pytest
+
+import train_PPO_trXL
+import train_PPO_trXL_pmap
+from config import DEFAULTS, ConfigError, apply_overrides, check_config, num_updates
+
+
+@pytest.mark.parametrize("script", [train_PPO_trXL, train_PPO_trXL_pmap])
+def test_the_scripts_show_every_key(script):
+    assert set(script.config) == set(DEFAULTS)
+    check_config(script.config)
+
+
+def test_the_pmap_script_has_the_published_craftax_config():
+    config = check_config(train_PPO_trXL_pmap.config, num_devices=8)
+    published = {
+        **{"LR": 2e-4, "NUM_ENVS": 1024, "NUM_STEPS": 128, "TOTAL_TIMESTEPS": 10**9},
+        **{"UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 8, "GAMMA": 0.999, "GAE_LAMBDA": 0.8},
+        **{"CLIP_EPS": 0.2, "ENT_COEF": 0.002, "VF_COEF": 0.5, "MAX_GRAD_NORM": 1.0},
+        **{"ACTIVATION": "relu", "ANNEAL_LR": True, "qkv_features": 256, "EMBED_SIZE": 256},
+        **{"hidden_layers": 256, "num_heads": 8, "num_layers": 2, "WINDOW_MEM": 128},
+        **{"WINDOW_GRAD": 64, "gating": True, "gating_bias": 2.0},
+    }
+    assert published.items() <= config.items()
+    assert num_updates(config) == 7629
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("NUM_ENVS=32", 32),
+        ("TOTAL_TIMESTEPS=1e6", 1_000_000),
+        ("TOTAL_TIMESTEPS=2_000_000", 2_000_000),
+        ("LR=3e-4", 3e-4),
+        ("LR=1", 1.0),
+        ("ANNEAL_LR=false", False),
+        ("ENV_NAME=CartPole-v1", "CartPole-v1"),
+        ("BOOTSTRAP_TRUNCATED=None", None),
+        ("BOOTSTRAP_TRUNCATED=True", True),
+        ("ENV_KWARGS={'memory_length': 20}", {"memory_length": 20}),
+        ('ENV_KWARGS={"always_diamond": false}', {"always_diamond": False}),
+        ("RESULTS_DIR=a=b", "a=b"),
+    ],
+)
+def test_an_override_is_read_by_its_keys_type(argument, value):
+    config = check_config(apply_overrides({"NUM_MINIBATCHES": 1}, [argument]))
+    key = argument.partition("=")[0]
+    assert config[key] == value
+    assert type(config[key]) is type(value)
+
+
+WRONG = [
+    ({"NUM_ENV": 4}, "did you mean NUM_ENVS"),
+    ({"learning_rate": 4}, "unknown config key 'learning_rate'"),
+    ({"NUM_ENVS": 4.5}, "NUM_ENVS must be a whole number, not 4.5"),
+    ({"NUM_ENVS": "4"}, "NUM_ENVS must be a whole number, not '4'"),
+    ({"NUM_ENVS": True}, "NUM_ENVS must be a whole number, not True"),
+    ({"NUM_ENVS": 0}, "NUM_ENVS must be at least 1, not 0"),
+    ({"LR": "fast"}, "LR must be a number, not 'fast'"),
+    ({"LR": float("nan")}, "LR must be a number, not nan"),
+    ({"LR": -1e-3}, "LR must be at least 0"),
+    ({"LR": np.ones(2)}, "LR must be a number"),
+    ({"GAMMA": 1.5}, "GAMMA must be from 0 to 1, not 1.5"),
+    ({"gating": 1}, "gating must be True or False, not 1"),
+    ({"ENV_KWARGS": "a"}, "ENV_KWARGS must be a dict"),
+    ({"ENV_NAME": None}, "ENV_NAME must be a text, not None"),
+    ({"ACTIVATION": "gelu"}, "ACTIVATION must be one of relu, tanh, not 'gelu'"),
+    ({"RESET_STRATEGY": "never"}, "RESET_STRATEGY must be one of auto, optimistic, pool"),
+    ({"num_heads": 3}, "num_heads must divide qkv_features: 3 does not divide 256"),
+    ({"EMBED_SIZE": 33}, "must divide EMBED_SIZE: 2 does not divide 33"),
+    ({"WINDOW_GRAD": 50}, "WINDOW_GRAD must divide NUM_STEPS: 50 does not divide 128"),
+    ({"NUM_MINIBATCHES": 7}, "NUM_MINIBATCHES must divide NUM_ENVS: 7 does not divide 512"),
+    ({"TOTAL_TIMESTEPS": 100}, "TOTAL_TIMESTEPS = 100 is less than one rollout"),
+    (
+        {"RESET_STRATEGY": "optimistic", "RESET_RATIO": 24},
+        "RESET_RATIO must divide NUM_ENVS: 24 does not divide 512",
+    ),
+    ({"seed": -1}, "seed must be from 0"),
+    ({"WINDOW_MEM": -1}, "WINDOW_MEM must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[str(changes) for changes, _ in WRONG])
+def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
+    with pytest.raises(ConfigError) as error:
+        check_config(changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("NUM_ENVS", "'NUM_ENVS' is not of the form KEY=VALUE"),
+        ("NUMENVS=3", "did you mean NUM_ENVS"),
+        ("NUM_ENVS=many", "NUM_ENVS=many is not a whole number"),
+        ("ENV_KWARGS={oops", "ENV_KWARGS={oops is not a dict"),
+        ("gating=yes", "gating=yes is not True or False"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message):
+    with pytest.raises(ConfigError) as error:
+        apply_overrides({}, [argument])
+    assert message in str(error.value)
+
+
+def test_devices_must_divide_the_environments_and_their_shares_the_minibatches():
+    with pytest.raises(ConfigError, match="the number of devices must divide NUM_ENVS"):
+        check_config({}, num_devices=3)
+    with pytest.raises(ConfigError, match="NUM_MINIBATCHES must divide NUM_ENVS / 128 devices"):
+        check_config({}, num_devices=128)
+
+
+@pytest.mark.parametrize("number", [np.int64(8), np.float32(8), np.array(8)])
+def test_numpys_numbers_are_numbers(number):
+    assert check_config({"num_heads": number})["num_heads"] == 8

@@ -1,0 +1,226 @@
+"""Names, parameters, and the suites' own transitions through our wrappers."""
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from craftax.craftax_env import make_craftax_env_from_name
+
+from config import ConfigError, check_config
+from environments import Box, Discrete, make_env, resolve_name
+
+NEEDS_NETWORK = "MNISTBandit-bsuite"
+DISCRETE = [
+    name
+    for name in gymnax.registered_envs
+    if name != NEEDS_NETWORK and hasattr(gymnax.make(name)[0].action_space(None), "n")
+]
+STEPS = 300
+
+
+def make(name, num_envs=2, **changes):
+    return make_env(check_config({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
+
+
+def replay(env, keys, actions):
+    """Actions (T, B) through a batched environment: obs (T+1, B, .), reward, done, info."""
+
+    def run(keys, actions):
+        obs, state = env.reset(keys[0])
+
+        def step(state, inputs):
+            step_keys, action = inputs
+            obs, state, reward, done, info = env.step(step_keys, state, action)
+            return state, (obs, reward, done, info)
+
+        _, (later, reward, done, info) = jax.lax.scan(step, state, (keys[1:], actions))
+        return jnp.concatenate([obs[None], later]), reward, done, info
+
+    return jax.device_get(jax.jit(run)(keys, actions))
+
+
+def replay_in_suite(reset, step, keys, actions):
+    """The same through a suite's own functions, with its own auto-reset."""
+
+    def run(keys, actions):
+        obs, state = jax.vmap(reset)(keys[0])
+
+        def one(state, inputs):
+            obs, state, *rest = jax.vmap(step)(inputs[0], state, inputs[1])
+            return state, (obs, rest)
+
+        _, (later, rest) = jax.lax.scan(one, state, (keys[1:], actions))
+        return jnp.concatenate([obs[None], later]), rest
+
+    return jax.device_get(jax.jit(run)(keys, actions))
+
+
+def keys_and_actions(num_actions, num_envs, steps=STEPS):
+    keys = jax.random.split(jax.random.key(5), (steps + 1, num_envs))
+    actions = jax.random.randint(jax.random.key(6), (steps, num_envs), 0, num_actions)
+    return keys, actions
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_gymnax_replays_as_through_its_own_api(name):
+    """300 steps, its automatic resets included: the keys are split as Gymnax splits them."""
+    own, params = gymnax.make(name)
+    env = make(name)
+    assert env.action_space == Discrete(own.action_space(params).n)
+    keys, actions = keys_and_actions(env.action_space.n, 2)
+    obs, reward, done, info = replay(env, keys, actions)
+    expected_obs, (expected_reward, terminated, truncated, own_info) = replay_in_suite(
+        lambda key: own.reset(key, params),
+        lambda key, state, action: own.step(key, state, action, params),
+        *(keys, actions),
+    )
+    space = own.observation_space(params)
+
+    def flatten(obs):
+        if hasattr(space, "n"):
+            return np.eye(space.n)[obs]
+        return obs.reshape(*obs.shape[:2], -1)
+
+    assert obs.dtype == np.float32
+    assert obs.shape == (STEPS + 1, 2, env.obs_size)
+    np.testing.assert_allclose(obs, flatten(expected_obs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(reward, expected_reward, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(done, terminated | truncated)
+    if env.can_truncate:
+        np.testing.assert_array_equal(info["terminated"], terminated)
+        np.testing.assert_array_equal(info["truncated"], truncated)
+        final = flatten(own_info["final_observation"])
+        np.testing.assert_allclose(info["final_observation"], final, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(info["terminated"], terminated | truncated)
+        assert not info["truncated"].any()
+
+
+def test_which_tasks_end_with_their_clock():
+    ends = [name for name in DISCRETE if not make(name).can_truncate]
+    assert ends == [
+        "DiscountingChain-bsuite",
+        "MetaMaze-misc",
+        "BernoulliBandit-misc",
+        "GaussianBandit-misc",
+    ]
+    assert make("MetaMaze-misc", BOOTSTRAP_TRUNCATED=True).can_truncate
+    assert not make("CartPole-v1", BOOTSTRAP_TRUNCATED=False).can_truncate
+
+
+@pytest.mark.parametrize("name", ["Craftax-Classic-Symbolic-v1", "Craftax-Symbolic-v1"])
+def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
+    own = make_craftax_env_from_name(name, auto_reset=False)
+    params = own.default_params
+    env = make(name, num_envs=4)
+    assert env.obs_size == own.observation_space(params).shape[0]
+    keys, actions = keys_and_actions(env.action_space.n, 4)
+    obs, reward, done, info = replay(env, keys, actions)
+
+    def own_reset(key):
+        # The pool splits a reset key into one for the first world and one for the later ones.
+        return own.reset(jax.random.split(key)[0], params)
+
+    def own_step(key, state, action):
+        return own.step(jax.random.split(key)[0], state, action, params)
+
+    expected_obs, (expected_reward, expected_done, _) = replay_in_suite(
+        own_reset, own_step, keys, actions
+    )
+    assert done.any()
+    for b in range(4):
+        end = int(np.argmax(expected_done[:, b])) if expected_done[:, b].any() else STEPS
+        assert not done[:end, b].any()
+        np.testing.assert_allclose(obs[: end + 1, b], expected_obs[: end + 1, b], atol=1e-6)
+        np.testing.assert_allclose(reward[: end + 1, b], expected_reward[: end + 1, b], atol=1e-6)
+        if end < STEPS:
+            assert done[end, b]
+            assert info["returned_episode_lengths"][end, b] == end + 1
+            np.testing.assert_allclose(
+                *(info["returned_episode_returns"][end, b], expected_reward[: end + 1, b].sum()),
+                rtol=1e-5,
+            )
+    assert not info["truncated"].any()
+    achievements = [key for key in env.episode_metrics if key.startswith("Achievements/")]
+    assert len(achievements) == (22 if "Classic" in name else 67)
+
+
+def test_craftax_by_its_short_name():
+    assert resolve_name("craftax") == ("craftax", "Craftax-Symbolic-v1")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("CartPole", ["unknown environment", "CartPole-v1"]),
+        ("memorychain-bsuit", ["unknown environment", "MemoryChain-bsuite"]),
+        ("Craftax-Symbolik-v1", ["unknown environment", "Craftax-Symbolic-v1"]),
+        ("Craftax-Pixels-v1", ["pixels", "Symbolic"]),
+        ("Craftax-Classic-Pixels-v1", ["pixels", "Symbolic"]),
+    ],
+)
+def test_a_wrong_name_is_one_line_that_helps(name, words):
+    with pytest.raises(ConfigError) as error:
+        make(name)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_env_kwargs_override_parameters_before_constructor_arguments():
+    env = make("MemoryChain-bsuite", ENV_KWARGS={"memory_length": 7, "num_bits": 3})
+    assert env.obs_size == 5
+    keys, actions = keys_and_actions(2, 2, steps=20)
+    _, _, done, info = replay(env, keys, actions)
+    np.testing.assert_array_equal(info["returned_episode_lengths"][done], 8)
+
+
+def test_env_kwargs_reach_craftax():
+    env = make("Craftax-Classic-Symbolic-v1", ENV_KWARGS={"max_timesteps": 5, "map_size": [32, 32]})
+    shapes = jax.eval_shape(env.reset, jax.random.split(jax.random.key(0), 2))
+    assert shapes[1].env_state.running.map.shape == (2, 32, 32)
+    keys, actions = keys_and_actions(17, 2, steps=12)
+    done = replay(env, keys, actions)[2]
+    np.testing.assert_array_equal(done.all(axis=1), [t % 5 == 4 for t in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("name", "env_kwargs", "words"),
+    [
+        (
+            "MemoryChain-bsuite",
+            {"memory_lenght": 7},
+            ["memory_lenght", "memory_length", "num_bits"],
+        ),
+        ("MemoryChain-bsuite", {"memory_length": "long"}, ["memory_length", "'long'"]),
+        ("MemoryChain-bsuite", {"memory_length": 2.5}, ["memory_length", "2.5"]),
+        ("MetaMaze-misc", {"maze_size": 8}, ["MetaMaze-misc", "maze_size"]),
+        ("Acrobot-v1", {"available_torque": [1.0]}, ["available_torque"]),
+        ("Craftax-Symbolic-v1", {"map": 3}, ["max_timesteps", "map_size"]),
+    ],
+)
+def test_wrong_env_kwargs_are_one_line_that_says_what_exists(name, env_kwargs, words):
+    with pytest.raises(ConfigError) as error:
+        make(name, ENV_KWARGS=env_kwargs)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_mnist_without_a_network_is_one_line(monkeypatch):
+    from gymnax.utils import load_mnist
+
+    def no_network(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(load_mnist, "_download", no_network)
+    with pytest.raises(ConfigError, match="MNISTBandit-bsuite could not load its data: no route"):
+        make(NEEDS_NETWORK)
+
+
+def test_continuous_actions_are_clipped_to_the_bounds():
+    env = make("Pendulum-v1")
+    assert env.action_space == Box((-2.0,), (2.0,))
+    keys, _ = keys_and_actions(1, 2, steps=3)
+    far = replay(env, keys, jnp.full((3, 2, 1), 50.0))
+    at_bound = replay(env, keys, jnp.full((3, 2, 1), 2.0))
+    np.testing.assert_array_equal(far[0], at_bound[0])

@@ -1,0 +1,245 @@
+"""A run as its user sees it: the files, the messages, the signals, the devices."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support import SMALL
+
+import experiment
+import trainer_PPO_trXL as trainer
+from experiment import Program, StopOnSignal, main, run, train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
+
+
+def load(path):
+    return np.load(path, allow_pickle=True).item()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two runs of the same config: one of seed 5 alone, then one of seeds 5 and 6 at once."""
+    root = tmp_path_factory.mktemp("results")
+    run({**CHAIN, "seed": 5, "RESULTS_DIR": str(root)})
+    first = {path.name: path.read_bytes() for path in (root / "MemoryChain-bsuite").iterdir()}
+    run({**CHAIN, "seed": 5, "NUM_SEEDS": 2, "RESULTS_DIR": str(root)})
+    return root, first
+
+
+def test_a_run_writes_the_four_files_and_nothing_else(results):
+    root, first = results
+    assert sorted(first) == ["5_config.npy", "5_metrics.npy", "5_params.npy", "return_5.png"]
+    assert first["return_5.png"].startswith(b"\x89PNG")
+    folder = root / "MemoryChain-bsuite"
+    config = load(folder / "5_config.npy")
+    assert config["seed"] == 5
+    assert config["ENV_KWARGS"] == {"memory_length": 3}
+    metrics = load(folder / "5_metrics.npy")
+    assert {
+        *("returned_episode_returns", "returned_episode_lengths", "episodes", "total_loss"),
+        *("actor_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"),
+        *("explained_variance", "learning_rate", "steps_per_second", "env_steps"),
+    } == set(metrics)
+    assert all(values.shape == (3,) for values in metrics.values())
+    np.testing.assert_array_equal(metrics["env_steps"], [64, 128, 192])
+
+
+def test_the_files_open_without_jax(results):
+    root, _ = results
+    code = (
+        "import sys, numpy as np\n"
+        "for name in ('config', 'metrics', 'params'):\n"
+        "    print(np.load(f'5_{name}.npy', allow_pickle=True).item().keys())\n"
+        "assert not any(name.startswith(('jax', 'flax')) for name in sys.modules)"
+    )
+    folder = root / "MemoryChain-bsuite"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def test_a_second_run_takes_a_fresh_folder_and_leaves_the_first_alone(results):
+    root, first = results
+    assert sorted(path.name for path in root.iterdir()) == [
+        "MemoryChain-bsuite",
+        "MemoryChain-bsuite_2",
+    ]
+    now = {path.name: path.read_bytes() for path in (root / "MemoryChain-bsuite").iterdir()}
+    assert now == first
+
+
+def test_each_of_several_seeds_has_the_files_of_a_run_of_its_own(results):
+    root, _ = results
+    alone, together = root / "MemoryChain-bsuite", root / "MemoryChain-bsuite_2"
+    kinds = ("config.npy", "metrics.npy", "params.npy")
+    expected = {f"{seed}_{kind}" for seed in (5, 6) for kind in kinds}
+    expected |= {"return_5.png", "return_6.png", "return_5_to_6.png"}
+    assert {path.name for path in together.iterdir()} == expected
+    assert load(together / "6_config.npy")["seed"] == 6
+    for name in ("metrics", "params"):
+        for a, b in zip(
+            jax.tree.leaves(clockless(load(alone / f"5_{name}.npy"))),
+            jax.tree.leaves(clockless(load(together / f"5_{name}.npy"))),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+
+
+def clockless(tree):
+    return {key: value for key, value in tree.items() if key != "steps_per_second"}
+
+
+@pytest.fixture
+def never_compile(monkeypatch):
+    def compile(self):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(Program, "compile", compile)
+
+
+WRONG = {
+    "NUM_ENV=4": "error: unknown config key 'NUM_ENV'; did you mean NUM_ENVS",
+    "NUM_ENVS=four": "error: NUM_ENVS=four is not a whole number",
+    "ENV_NAME=CartPole": "error: unknown environment 'CartPole'; did you mean CartPole-v1",
+    "ENV_NAME=Craftax-Pixels-v1": "error: Craftax-Pixels-v1 observes pixels",
+    "ENV_KWARGS={'memory': 3}": "error: MemoryChain-bsuite has no 'memory'",
+    "num_heads=3": "error: num_heads must divide qkv_features",
+    "RESULTS_DIR=/dev/null/results": "error: can't write the results to /dev/null/results",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_bad_input_is_one_line_before_anything_compiles(
+    argument, never_compile, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", argument])
+    with pytest.raises(SystemExit) as exit:
+        main({**CHAIN})
+    assert str(exit.value.code).startswith(WRONG[argument])
+    assert "\n" not in exit.value.code
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"NUM_SEEDS": 2, "NUM_MINIBATCHES": 1}, "NUM_SEEDS = 2 needs train_PPO_trXL.py"),
+        ({"NUM_ENVS": 6}, "the number of devices must divide NUM_ENVS: 4 does not divide 6"),
+        ({"NUM_MINIBATCHES": 2}, "NUM_MINIBATCHES must divide NUM_ENVS / 4 devices"),
+    ],
+)
+def test_bad_input_of_the_pmap_script(changes, message, never_compile, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL_pmap.py"])
+    with pytest.raises(SystemExit) as exit:
+        main({**CHAIN, **changes}, all_devices=True)
+    assert f"error: {message}" in exit.value.code
+
+
+def test_the_scripts_exit_with_one_line_and_status_one(tmp_path):
+    script = REPOSITORY / "train_PPO_trXL.py"
+    result = subprocess.run(
+        [sys.executable, script, "NUM_STEPS=0"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: NUM_STEPS must be at least 1, not 0\n"
+
+
+def test_under_pmap_parameters_stay_equal_and_environments_differ():
+    config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256}
+    config = trainer.check_config(config, 4)
+    state, curves = train(config, Program(config, 4), StopOnSignal())
+    for leaf in jax.tree.leaves(state.train_state):
+        leaf = np.asarray(leaf)
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+    assert len(np.unique(jax.random.key_data(state.env_keys).reshape(8, -1), axis=0)) == 8
+    assert len(curves) == 1
+    assert np.isfinite(curves[0]["total_loss"]).all()
+    assert curves[0]["episodes"].sum() == 8 * 32 / 4
+
+
+def test_one_device_and_four_train_the_same():
+    """With one minibatch per epoch nothing depends on how the environments are spread."""
+    config = {**CHAIN, "NUM_ENVS": 8, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 256}
+    config = trainer.check_config(config, 4)
+    one = train(config, Program(config, None), StopOnSignal())[1][0]
+    four = train(config, Program(config, 4), StopOnSignal())[1][0]
+    for name in clockless(one):
+        np.testing.assert_allclose(one[name], four[name], rtol=1e-3, atol=1e-4)
+
+
+class TestSignals:
+    """A real process, stopped in the middle of a long run."""
+
+    @pytest.fixture
+    def start(self, tmp_path):
+        """Starts the script and waits for its first update: (process, lines of its output)."""
+        processes = []
+
+        def start(*arguments):
+            command = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py")]
+            settings = [f"{key}={value}" for key, value in CHAIN.items()]
+            settings += [f"RESULTS_DIR={tmp_path}", "TOTAL_TIMESTEPS=1e9", *arguments]
+            process = subprocess.Popen(
+                command + settings,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                text=True,
+            )
+            processes.append(process)
+            for line in process.stdout:
+                if line.startswith("compiled"):
+                    return process
+            raise AssertionError(process.stderr.read())
+
+        yield start
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_first_saves_what_was_learnt_and_says_where(self, start, tmp_path, number):
+        process = start()
+        time.sleep(1)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+        assert process.returncode == 128 + number, stderr
+        assert "stopping after this update" in stderr
+        folder = tmp_path / "MemoryChain-bsuite"
+        assert f"saved to {folder}" in stdout
+        updates = len(load(folder / "0_metrics.npy")["total_loss"])
+        assert f"stopped after {updates} of" in stdout
+        assert load(folder / "0_params.npy")["params"]
+
+    def test_the_second_quits_at_once(self, start, tmp_path):
+        process = start("NUM_ENVS=4096", "NUM_STEPS=512")  # an update of many seconds
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        began = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert time.perf_counter() - began < 3
+        assert process.returncode == 128 + signal.SIGINT
+        assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_compilation_cache_is_on_and_the_users_own_folder_wins(monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        experiment.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(REPOSITORY / ".jax_cache")
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        experiment.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "elsewhere"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

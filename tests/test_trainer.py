@@ -1,0 +1,259 @@
+"""The training loop: both forms of the network in it, the targets, the transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import SMALL, random_params
+
+import trainer_PPO_trXL as trainer
+import transformerXL
+from config import check_config
+from environments import make_env
+from transformerXL import make_network
+
+# Episodes of four steps: several end inside every window of the rollout.
+CHAIN = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
+
+
+def setup(config):
+    """A checked config, its environment and network, and a first state with random parameters."""
+    config = check_config(config)
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space)
+    init, _ = trainer.make_init_and_update(config)
+    state = jax.jit(init)(jax.random.key(0))
+    params = random_params(state.train_state.params)
+    state = state._replace(train_state=state.train_state._replace(params=params))
+    return config, env, network, state
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """Two rollouts, one after the other, with the same random parameters."""
+    config, env, network, state = setup(CHAIN)
+    roll = jax.jit(lambda state: trainer.rollout(config, env, network, state))
+    first, trajectory_1, last_value_1 = roll(state)
+    _, trajectory_2, _ = roll(first)
+    memories = state.memory.hidden, first.memory.hidden
+    return config, network, state, (trajectory_1, trajectory_2), memories, last_value_1
+
+
+def largest_ratio_error(chain):
+    """max |ratio - 1| of the first minibatch of the second update, before any gradient step."""
+    config, network, state, trajectories, memories, _ = chain
+    trajectory = trajectories[1]
+    assert trajectory.done.sum() > 3 * config["NUM_ENVS"]
+    zeros = jnp.zeros_like(trajectory.value)
+    batch = trainer.make_batch(config, trajectory, zeros, memories[1])
+    batch = jax.tree.map(lambda x: x[: len(x) // config["NUM_MINIBATCHES"]], batch)
+    policy, value = network.apply(
+        state.train_state.params,
+        *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
+        method="window",
+    )
+    ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
+    return max(float(jnp.abs(ratio - 1).max()), float(jnp.abs(value - batch.value).max()))
+
+
+def test_the_ratio_is_one_before_the_first_gradient_step(chain):
+    assert largest_ratio_error(chain) <= 1e-5
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_a_mask_that_is_off_by_one_would_be_seen(chain, offset, monkeypatch):
+    monkeypatch.setattr(transformerXL.TransformerXLLayer, "window", window_with_other_reach(offset))
+    assert largest_ratio_error(chain) > 1e-3
+
+
+def window_with_other_reach(offset):
+    original = transformerXL.TransformerXLLayer.window
+
+    def window(self, x, memory, reach, window_grad):
+        reach = jnp.clip(reach + offset, 0, self.window_mem)
+        return original(self, x, memory, reach, window_grad)
+
+    return window
+
+
+def test_a_relative_shift_that_is_off_by_one_would_be_seen(chain, monkeypatch):
+    original = transformerXL.relative_shift
+
+    def shifted_once_more(by_distance, window):
+        # The finite terms one distance further, the mask as it is.
+        moved = jnp.where(jnp.isfinite(by_distance), jnp.roll(by_distance, 1, axis=-1), -jnp.inf)
+        moved = jnp.where(jnp.isfinite(moved) | ~jnp.isfinite(by_distance), moved, 0.0)
+        return original(moved, window)
+
+    monkeypatch.setattr(transformerXL, "relative_shift", shifted_once_more)
+    assert largest_ratio_error(chain) > 1e-3
+
+
+def test_last_value_is_what_the_next_rollout_computes_for_it(chain):
+    _, _, _, trajectories, _, last_value = chain
+    np.testing.assert_allclose(last_value, trajectories[1].value[0], atol=1e-5)
+
+
+def test_advantages_are_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    steps, envs = 40, 3
+    fields = dict.fromkeys(trainer.Transition._fields)
+    for name in ("value", "reward", "final_value"):
+        fields[name] = rng.standard_normal((steps, envs))
+    terminated = rng.random((steps, envs)) < 0.15
+    at_limit = rng.random((steps, envs)) < 0.15
+    assert (terminated & at_limit).any()
+    fields |= {"terminated": terminated, "done": terminated | at_limit}
+    fields["truncated"] = at_limit & ~terminated
+    last_value = rng.standard_normal(envs)
+    gamma, gae_lambda = 0.9, 0.7
+
+    expected = np.zeros((steps, envs))
+    for b in range(envs):
+        advantage = 0.0
+        for t in reversed(range(steps)):
+            if terminated[t, b]:
+                next_value = 0.0
+            elif at_limit[t, b]:
+                next_value = fields["final_value"][t, b]
+            else:
+                next_value = fields["value"][t + 1, b] if t + 1 < steps else last_value[b]
+            delta = fields["reward"][t, b] + gamma * next_value - fields["value"][t, b]
+            ended = terminated[t, b] or at_limit[t, b]
+            advantage = delta + (0.0 if ended else gamma * gae_lambda * advantage)
+            expected[t, b] = advantage
+
+    trajectory = trainer.Transition(**jax.tree.map(jnp.asarray, fields))
+    advantages = trainer.generalised_advantages(
+        trajectory, jnp.asarray(last_value), gamma, gae_lambda
+    )
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
+
+
+def test_a_truncated_step_is_worth_the_old_episodes_next_value():
+    """CartPole cut off after 3 steps: V of the final observation as step 4 of that episode."""
+    changes = {"ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 3}}
+    config, env, network, state = setup({**SMALL, **changes})
+    env.episode_metrics = (*env.episode_metrics, "final_observation")  # to have it recorded
+    roll = jax.jit(lambda state: trainer.rollout(config, env, network, state))
+    _, trajectory, _ = roll(state)
+    final_observations = trajectory.episode_metrics["final_observation"]
+    for end in (2, 5):
+        assert trajectory.truncated[end].all()
+        assert not trajectory.terminated[end].any()
+        episode = trajectory.obs[end - 2 : end + 1]  # (3, B, .)
+        obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
+        no_memory = trainer.empty_memory(config, config["NUM_ENVS"]).hidden
+        reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))
+        _, value = network.apply(
+            state.train_state.params, obs, no_memory, reach, 4, method="window"
+        )
+        np.testing.assert_allclose(trajectory.final_value[end], value[:, 3], atol=1e-5)
+    np.testing.assert_array_equal(trajectory.final_value[~trajectory.truncated], 0.0)
+
+    # By hand: reward 1, so the last step's advantage is 1 + gamma V(final) - V.
+    advantages = trainer.generalised_advantages(trajectory, trajectory.value[0], 0.9, 0.8)
+    by_hand = 1 + 0.9 * trajectory.final_value[2] - trajectory.value[2]
+    np.testing.assert_allclose(advantages[2], by_hand, atol=1e-6)
+
+
+def test_bootstrap_truncated_false_makes_the_time_limit_an_end():
+    changes = {"ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 3}}
+    config = {**SMALL, **changes, "BOOTSTRAP_TRUNCATED": False}
+    config, env, network, state = setup(config)
+    _, trajectory, _ = jax.jit(lambda s: trainer.rollout(config, env, network, s))(state)
+    assert trajectory.terminated[2::3].all()
+    assert not trajectory.truncated.any()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A whole run of two updates, for one seed and for three at once."""
+    train = trainer.make_train({**CHAIN, "TOTAL_TIMESTEPS": 128, "LR": 5e-4})
+    keys = jax.random.split(jax.random.key(7), 3)
+    alone = jax.jit(train)
+    return [alone(key) for key in keys], jax.jit(jax.vmap(train))(keys)
+
+
+def test_vmap_over_seeds_gives_what_single_runs_give(trained):
+    alone, together = trained
+    assert together["metrics"]["total_loss"].shape == (3, 2)
+    for i, single in enumerate(alone):
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=1e-4),
+            (together["metrics"], together["runner_state"].train_state.params),
+            (single["metrics"], single["runner_state"].train_state.params),
+        )
+
+
+def test_float_hyperparameters_may_be_traced():
+    config = {**CHAIN, "TOTAL_TIMESTEPS": 64}
+    swept = {
+        "LR": [1e-3, 1e-2],
+        "GAMMA": [0.9, 0.8],
+        "GAE_LAMBDA": [0.8, 0.7],
+        "CLIP_EPS": [0.2, 0.1],
+        "ENT_COEF": [0.01, 0.1],
+        "VF_COEF": [0.5, 1.0],
+        "MAX_GRAD_NORM": [1.0, 0.2],
+    }
+
+    def run(values):
+        return trainer.make_train({**config, **values})(jax.random.key(0))["metrics"]
+
+    together = jax.jit(jax.vmap(run))({name: jnp.array(values) for name, values in swept.items()})
+    second = jax.jit(lambda: run({name: values[1] for name, values in swept.items()}))()
+    for name, metric in second.items():
+        np.testing.assert_allclose(together[name][1], metric, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(together["total_loss"][0], together["total_loss"][1])
+
+
+def test_the_learning_rate_is_constant_within_an_update_and_anneals_over_them(trained):
+    alone, _ = trained
+    np.testing.assert_allclose(alone[0]["metrics"]["learning_rate"], [5e-4, 2.5e-4])
+    config = check_config({**CHAIN, "LR": 0.1, "ANNEAL_LR": False})
+    np.testing.assert_allclose(trainer.learning_rate(config, jnp.int32(3)), 0.1)
+
+
+def test_make_train_leaves_the_config_unchanged():
+    config = {**CHAIN, "TOTAL_TIMESTEPS": 1e3}
+    before = dict(config)
+    trainer.make_train(config)
+    assert config == before
+
+
+def test_memory_holds_the_newest_hidden_states(chain):
+    config, _, state, trajectories, memories, _ = chain
+    hidden = jnp.swapaxes(trajectories[0].hidden, 0, 1)
+    expected = jnp.concatenate([state.memory.hidden, hidden], axis=1)[:, -config["WINDOW_MEM"] :]
+    np.testing.assert_array_equal(memories[1], expected)
+
+
+def test_a_box_policy_learns_on_clipped_actions_with_unclipped_log_probabilities():
+    config, env, network, state = setup({**SMALL, "ENV_NAME": "Pendulum-v1"})
+    _, trajectory, _ = jax.jit(lambda s: trainer.rollout(config, env, network, s))(state)
+    assert trajectory.action.shape == (config["NUM_STEPS"], config["NUM_ENVS"], 1)
+    assert np.abs(trajectory.action).max() > 2.0  # beyond Pendulum's bounds
+    _, update = trainer.make_init_and_update(config)
+    metrics = jax.jit(update)(state)[1]
+    assert np.isfinite(metrics["total_loss"])
+
+
+def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
+    _, _, _, trajectories, _, _ = chain
+    trajectory = trajectories[0]
+    returned = trajectory.episode_metrics["returned_episode_returns"]
+    metrics = metrics_of(trajectory)
+    assert metrics["episodes"] == trajectory.done.sum() == 16  # of 4 steps each
+    assert metrics["returned_episode_lengths"] == 4.0
+    np.testing.assert_allclose(
+        metrics["returned_episode_returns"], np.mean(returned[trajectory.done])
+    )
+    none_ended = metrics_of(trajectory._replace(done=jnp.zeros_like(trajectory.done)))
+    assert none_ended["episodes"] == 0
+    assert np.isnan(none_ended["returned_episode_returns"])
+
+
+def metrics_of(trajectory):
+    batch = trainer.Batch(*[trajectory.value] * len(trainer.Batch._fields))
+    return trainer.rollout_metrics(trajectory, batch, None)

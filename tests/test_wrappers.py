@@ -1,0 +1,168 @@
+"""Batching, the reset strategies and the log of returns, on an environment made for the purpose."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wrappers import AutoReset, LogEpisodes, OptimisticReset, WorldPool
+
+B = 6
+
+
+class ToyState(NamedTuple):
+    world: jax.Array  # () uint32, what its reset key said
+    time: jax.Array
+
+
+class Toy:
+    """Ends when the action says so: 1 terminates, 2 truncates. Observes (world, time)."""
+
+    can_truncate = True
+    episode_metrics = ()
+
+    def reset(self, key):
+        state = ToyState(jax.random.bits(key), jnp.int32(0))
+        return self._observe(state), state
+
+    def step(self, key, state, action):
+        state = state._replace(time=state.time + 1)
+        info = {"luck": jax.random.uniform(key)}
+        reward = state.time * 10
+        return self._observe(state), state, reward, action == 1, action == 2, info
+
+    def _observe(self, state):
+        return jnp.stack([state.world, state.time.astype(jnp.uint32)])
+
+
+STRATEGIES = {
+    "auto": lambda: AutoReset(Toy(), B),
+    "optimistic": lambda: OptimisticReset(Toy(), B, ratio=2),
+    "pool": lambda: WorldPool(Toy(), B, batch=2),
+}
+
+
+def play(env, actions, seed=0):
+    """(T, B) actions -> obs (T+1, B, 2), rewards, dones and infos (T, B)."""
+    keys = jax.random.split(jax.random.key(seed), B)
+    obs, state = jax.jit(env.reset)(keys)
+
+    def step(state, inputs):
+        t, action = inputs
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+        obs, state, reward, done, info = env.step(step_keys, state, action)
+        return state, (obs, reward, done, info)
+
+    inputs = jnp.arange(len(actions)), jnp.asarray(actions)
+    _, (later, reward, done, info) = jax.jit(lambda s: jax.lax.scan(step, s, inputs))(state)
+    return np.concatenate([obs[None], later]), *jax.device_get((reward, done, info))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_finished_environment_starts_anew_in_that_step_and_the_others_go_on(strategy):
+    actions = np.zeros((6, B), int)
+    actions[2, 1] = 1
+    actions[2, 4] = 2
+    actions[4, 1] = 1
+    obs, _, done, info = play(STRATEGIES[strategy](), actions)
+    world, time = obs[..., 0], obs[..., 1]
+    np.testing.assert_array_equal(done, actions > 0)
+    np.testing.assert_array_equal(info["terminated"], actions == 1)
+    np.testing.assert_array_equal(info["truncated"], actions == 2)
+    np.testing.assert_array_equal(time[:, 0], np.arange(7))
+    np.testing.assert_array_equal(time[:, 1], [0, 1, 2, 0, 1, 0, 1])
+    np.testing.assert_array_equal(time[:, 4], [0, 1, 2, 0, 1, 2, 3])
+    for b, episodes in {0: 1, 1: 3, 2: 1, 3: 1, 4: 2, 5: 1}.items():
+        assert len(np.unique(world[:, b])) == episodes
+        np.testing.assert_array_equal(np.diff(world[:, b].astype(float)) != 0, done[:, b])
+    # The final observation is of the old episode.
+    np.testing.assert_array_equal(info["final_observation"][2, 1], [world[2, 1], 3])
+    assert len(np.unique(world)) == B + 3
+
+
+def test_the_log_has_returns_and_lengths_of_the_finished_episodes():
+    actions = np.zeros((6, B), int)
+    actions[1, 0] = 1
+    actions[4, 0] = 2
+    env = LogEpisodes(AutoReset(Toy(), B))
+    _, reward, done, info = play(env, actions)
+    assert env.episode_metrics == ("returned_episode_returns", "returned_episode_lengths")
+    np.testing.assert_array_equal(info["returned_episode_returns"][done], [10 + 20, 10 + 20 + 30])
+    np.testing.assert_array_equal(info["returned_episode_lengths"][done], [2, 3])
+    np.testing.assert_array_equal(reward[:, 0], [10, 20, 10, 20, 30, 10])
+
+
+def test_equal_keys_give_equal_transitions_under_every_strategy():
+    actions = np.zeros((5, B), int)
+    lucks = [play(make(), actions)[3]["luck"] for make in STRATEGIES.values()]
+    np.testing.assert_array_equal(lucks[0], lucks[1])
+    np.testing.assert_array_equal(lucks[0], lucks[2])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, B])
+def test_no_world_of_the_pool_is_played_twice_even_when_it_runs_dry(batch):
+    """All environments finish in every step: three times what the pool holds, and more."""
+    obs, _, done, _ = play(WorldPool(Toy(), B, batch), np.ones((9, B), int))
+    assert done.all()
+    assert len(np.unique(obs[..., 0])) == 10 * B
+
+
+def test_a_world_of_the_pool_depends_on_its_environment_and_episode_alone():
+    rng = np.random.default_rng(0)
+    actions = (rng.random((40, B)) < 0.3).astype(int)
+    others = (rng.random((40, B)) < 0.6).astype(int)
+    others[:, 2] = actions[:, 2]
+    obs = play(WorldPool(Toy(), B, 2), actions)[0]
+    np.testing.assert_array_equal(obs, play(WorldPool(Toy(), B, 5), actions)[0])
+    with_others = play(WorldPool(Toy(), B, 2), others)[0]
+    np.testing.assert_array_equal(obs[:, 2], with_others[:, 2])
+
+
+def test_the_pool_generates_one_world_per_episode():
+    """Two resets for each environment at the start; then a batch whenever that many are used."""
+    generated = []
+
+    class Counting(Toy):
+        def reset(self, key):
+            jax.debug.callback(lambda _: generated.append(1), jax.random.bits(key))
+            return super().reset(key)
+
+    rng = np.random.default_rng(0)
+    actions = np.zeros((60, B), int)
+    actions[np.arange(60), np.arange(60) % B] = rng.random(60) < 0.5  # in turn: never dry
+    play(WorldPool(Counting(), B, batch=3), actions)
+    jax.effects_barrier()
+    episodes = int(actions.sum())
+    assert 2 * B + episodes - 3 <= len(generated) <= 2 * B + episodes
+
+
+def test_optimistic_resets_share_worlds_only_when_more_finish_than_were_made():
+    three = np.zeros((1, B), int)
+    three[0, [0, 3, 5]] = 1  # B / ratio = 3 worlds
+    world = play(OptimisticReset(Toy(), B, 2), three)[0][1, :, 0]
+    assert len(np.unique(world)) == B
+    all_of_them = np.ones((1, B), int)
+    world = play(OptimisticReset(Toy(), B, 2), all_of_them)[0][1, :, 0]
+    assert len(np.unique(world)) == 3
+
+
+def test_the_pool_works_under_vmap_over_seeds():
+    actions = (np.random.default_rng(1).random((30, B)) < 0.4).astype(int)
+    env = WorldPool(Toy(), B, 2)
+
+    def run(key):
+        keys = jax.random.split(key, B)
+        _, state = env.reset(keys)
+
+        def step(state, action):
+            obs, state, *_ = env.step(keys, state, action)
+            return state, obs
+
+        return jax.lax.scan(step, state, jnp.asarray(actions))[1]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(jax.vmap(run))(keys)
+    for i, key in enumerate(keys):
+        np.testing.assert_array_equal(together[i], jax.jit(run)(key))
