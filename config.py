@@ -89,8 +89,7 @@ def check_config(config: dict[str, Any], num_devices: int = 1) -> dict[str, Any]
       ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
     for key in config:
-        if key not in DEFAULTS:
-            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, DEFAULTS)}")
+        _check_known(key, DEFAULTS)
     checked = {key: _check_value(key, config.get(key, DEFAULTS[key])) for key in DEFAULTS}
     _check_sizes(checked, num_devices)
     return checked
@@ -101,8 +100,15 @@ def num_updates(config: dict[str, Any]) -> int:
     return config["TOTAL_TIMESTEPS"] // (config["NUM_STEPS"] * config["NUM_ENVS"])
 
 
-def apply_overrides(config: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
+def apply_overrides(
+    config: dict[str, Any], arguments: list[str], defaults: dict[str, Any] = DEFAULTS
+) -> dict[str, Any]:
     """A copy of `config` with the command line's KEY=VALUE arguments in it.
+
+    Args:
+      config: left unchanged.
+      arguments: the command line.
+      defaults: the keys that there are; a value is read as the type of its key's default.
 
     Raises:
       ConfigError: an argument without "=", an unknown key, a value that does not read as its type.
@@ -112,9 +118,8 @@ def apply_overrides(config: dict[str, Any], arguments: list[str]) -> dict[str, A
         key, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
-        if key not in DEFAULTS:
-            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, DEFAULTS)}")
-        config[key] = _read_value(key, text)
+        _check_known(key, defaults)
+        config[key] = _read_value(key, text, _key_type(key, defaults))
     return config
 
 
@@ -125,15 +130,19 @@ def did_you_mean(word: str, candidates) -> str:
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
 
 
-def _key_type(key: str) -> type:
-    return OPTIONAL.get(key, type(DEFAULTS[key]))
+def _check_known(key: str, defaults: dict[str, Any]) -> None:
+    if key not in defaults:
+        raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, defaults)}")
 
 
-def _read_value(key: str, text: str) -> Any:
-    """The value that a command line's text stands for, by the type of its key."""
+def _key_type(key: str, defaults: dict[str, Any]) -> type:
+    return OPTIONAL.get(key, type(defaults[key]))
+
+
+def _read_value(key: str, text: str, kind: type) -> Any:
+    """The value that a command line's text stands for."""
     if key in OPTIONAL and text.lower() == "none":
         return None
-    kind = _key_type(key)
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):
@@ -143,23 +152,23 @@ def _read_value(key: str, text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-    raise ConfigError(f"{key}={text} is not {_describe(key)}")
+    raise ConfigError(f"{key}={text} is not {_describe(key, kind)}")
 
 
-def _describe(key: str) -> str:
+def _describe(key: str, kind: type) -> str:
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
     words[dict] = "a dict such as {'memory_length': 10}"
-    return words[_key_type(key)] + (" or None" if key in OPTIONAL else "")
+    return words[kind] + (" or None" if key in OPTIONAL else "")
 
 
 def _check_value(key: str, value: Any) -> Any:
-    """`value` as its key's type, or a ConfigError."""
+    """`value` as the type of its key, or a ConfigError."""
     if value is None and key in OPTIONAL:
         return None
     if key in TRACED and isinstance(value, jax.core.Tracer):
         return value
-    kind = _key_type(key)
-    wrong = ConfigError(f"{key} must be {_describe(key)}, not {value!r}")
+    kind = _key_type(key, DEFAULTS)
+    wrong = ConfigError(f"{key} must be {_describe(key, kind)}, not {value!r}")
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if kind in (int, float):

@@ -17,6 +17,8 @@ A step attends to itself and to its `reach` newest predecessors, 0 <= reach <= M
 steps, at most M, since the last memory boundary. This one integer is the whole attention mask.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import distrax
@@ -279,6 +281,20 @@ class TransformerXL(nn.Module):
         return x
 
 
+def orthogonal(gain: float) -> Callable:
+    """Flax's orthogonal initialiser, one matrix at a time under vmap.
+
+    jaxlib 0.10.2's CPU runtime can wait for ever for a batched QR decomposition in a program as
+    large as a whole training run vmapped over seeds (seen on 2 cores; 0.11.2 does not).
+    """
+
+    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        one = partial(nn.initializers.orthogonal(gain), shape=shape, dtype=dtype)
+        return jax.custom_batching.sequential_vmap(one)(key)
+
+    return initialise
+
+
 class Head(nn.Module):
     """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
 
@@ -290,9 +306,9 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(2):
-            x = nn.Dense(self.width, kernel_init=nn.initializers.orthogonal(2**0.5))(x)
+            x = nn.Dense(self.width, kernel_init=orthogonal(2**0.5))(x)
             x = ACTIVATIONS[self.activation](x)
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.gain))(x)
+        return nn.Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
 
 
 class ActorCriticTransformer(nn.Module):

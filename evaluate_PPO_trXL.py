@@ -1,0 +1,217 @@
+"""Plays episodes with a saved agent: `python evaluate_PPO_trXL.py FOLDER [KEY=VALUE ...]`.
+
+FOLDER is the folder of a run, such as results_craftax/Craftax-Symbolic-v1.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from config import ConfigError, apply_overrides, check_config
+from environments import make_env, resolve_name
+from experiment import enable_compilation_cache
+from trainer_PPO_trXL import empty_memory
+from transformerXL import LayerCache, make_network, sample_each
+
+options = {
+    "seed": 0,  # of the agent
+    "EPISODES": 1000,  # complete episodes
+    "POLICY": "sampled",  # sampled, greedy, or random: uniform over the actions
+    "EVAL_SEED": 0,  # of the environments and of the sampled actions
+}
+
+STEPS_PER_CALL = 64
+MOST_ENVIRONMENTS = 256
+MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
+"""Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
+
+
+class AgentMemory(NamedTuple):
+    """The keys and values of the last steps, and how many of them are of the running episode."""
+
+    caches: tuple[LayerCache, ...]
+    t: jax.Array  # () int32, the slot that the next step writes
+    reach: jax.Array  # (B,) int32
+
+
+class Agent(NamedTuple):
+    """A trained agent for a loop of one's own; both functions are jitted.
+
+    initial_memory(batch) -> memory of `batch` environments, empty.
+
+    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
+    (batch, obs_size), flat float32; done (batch,) says whose episode ended in the step before, so
+    that the observation is a new episode's first.
+    """
+
+    initial_memory: Callable
+    act: Callable
+    config: dict[str, Any]
+
+
+def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent:
+    """The agent that a run saved.
+
+    Args:
+      folder: of the run.
+      seed: of the agent.
+      greedy: takes the most probable action instead of sampling one.
+
+    Raises:
+      ConfigError: there is no such agent.
+    """
+    try:
+        config, params = (
+            np.load(Path(folder) / f"{seed}_{name}.npy", allow_pickle=True).item()
+            for name in ("config", "params")
+        )
+    except OSError as error:
+        raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
+    config = check_config(config)
+    network = make_network(config, make_env(config, 1).action_space)
+    window_mem = config["WINDOW_MEM"]
+
+    def initial_memory(batch: int) -> AgentMemory:
+        hidden, reach = empty_memory(config, batch)
+        caches = network.apply(params, hidden, method="start_rollout")
+        return AgentMemory(caches, jnp.int32(0), reach)
+
+    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        reach = jnp.where(done, 0, memory.reach)
+        policy, _, caches, _ = network.apply(
+            params, obs, memory.caches, memory.t, reach, method="step"
+        )
+        keys = jax.random.split(key, len(obs))
+        action = policy.mode() if greedy else sample_each(policy, keys)
+        t = (memory.t + 1) % (window_mem + 1)
+        return action, AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+
+    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config)
+
+
+def random_agent(agent: Agent) -> Agent:
+    """An agent for the same environment that takes every action with the same probability."""
+    num_actions = getattr(make_env(agent.config, 1).action_space, "n", None)
+    if num_actions is None:
+        raise ConfigError("POLICY=random needs discrete actions")
+
+    def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return jax.random.randint(key, (len(obs),), 0, num_actions), memory
+
+    return Agent(lambda batch: (), act, agent.config)
+
+
+def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
+    """Plays complete episodes.
+
+    Environments run side by side and each plays the same number of episodes, so that short ones
+    are not counted more often than long ones.
+
+    Returns:
+      {name: (episodes,)} for everything that the environment logs at an episode's end.
+    """
+    num_envs = max(n for n in range(1, MOST_ENVIRONMENTS + 1) if episodes % n == 0)
+    per_env = episodes // num_envs
+    env = make_env(agent.config, num_envs)
+
+    @jax.jit
+    def start(key):
+        obs, env_state = env.reset(jax.random.split(key, num_envs))
+        return env_state, obs, jnp.ones(num_envs, bool), agent.initial_memory(num_envs)
+
+    @jax.jit
+    def run(carry, key):
+        def step(carry, key):
+            env_state, obs, done, memory = carry
+            act_key, step_key = jax.random.split(key)
+            action, memory = agent.act(memory, obs, done, act_key)
+            keys = jax.random.split(step_key, num_envs)
+            obs, env_state, _, done, info = env.step(keys, env_state, action)
+            logged = {name: info[name] for name in env.episode_metrics}
+            return (env_state, obs, done, memory), (done, logged)
+
+        return jax.lax.scan(step, carry, jax.random.split(key, STEPS_PER_CALL))
+
+    carry = start(jax.random.fold_in(key, 0))
+    finished = np.zeros(num_envs, int)
+    results = {name: [] for name in env.episode_metrics}
+    call = 0
+    with tqdm(total=episodes, unit="episode") as bar:
+        while np.any(finished < per_env):
+            call += 1
+            carry, logged = run(carry, jax.random.fold_in(key, call))
+            done, logged = jax.device_get(logged)
+            # How many episodes of its environment each one is, itself counted.
+            ordinal = finished + np.cumsum(done, axis=0)
+            counted = done & (ordinal <= per_env)
+            for name, values in logged.items():
+                results[name].append(values[counted])
+            finished = ordinal[-1]
+            bar.update(int(counted.sum()))
+    return {name: np.concatenate(values) for name, values in results.items()}
+
+
+def describe(values: np.ndarray) -> str:
+    """Mean, its standard error, interquartile mean, minimum and maximum."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    cut = len(values) // 4
+    middle = np.sort(values)[cut : len(values) - cut]
+    return (
+        f"mean {values.mean():.3f} +- {error:.3f}, interquartile mean {middle.mean():.3f},"
+        f" min {values.min():.3f}, max {values.max():.3f}"
+    )
+
+
+def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
+    """What `play` gave, in words, with Craftax's score and its achievements' success rates."""
+    returns = results["returned_episode_returns"]
+    lines = [
+        f"return: {describe(returns)}",
+        f"length: {describe(results['returned_episode_lengths'])}",
+    ]
+    _, name = resolve_name(config["ENV_NAME"])
+    if name in MAX_RETURN:
+        score = 100 * returns.mean() / MAX_RETURN[name]
+        lines.append(f"score: {score:.2f} % of the maximum {MAX_RETURN[name]:.0f}")
+    rates = {key: values.mean() for key, values in results.items() if "/" in key}
+    for key, rate in sorted(rates.items(), key=lambda item: -item[1]):
+        if rate > 0:
+            lines.append(f"  {rate:6.2f} %  {key.partition('/')[2]}")
+    if any(rate == 0 for rate in rates.values()):
+        never = sum(rate == 0 for rate in rates.values())
+        lines.append(f"  never: the other {never} of {len(rates)} achievements")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the command line, plays, and prints the report."""
+    enable_compilation_cache()
+    arguments = sys.argv[1:]
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in options.items())}")
+    try:
+        chosen = apply_overrides(options, arguments[1:], options)
+        if chosen["POLICY"] not in ("sampled", "greedy", "random"):
+            raise ConfigError(f"POLICY must be sampled, greedy or random, not {chosen['POLICY']!r}")
+        if not isinstance(chosen["EPISODES"], int) or chosen["EPISODES"] < 1:
+            raise ConfigError(f"EPISODES must be at least 1, not {chosen['EPISODES']}")
+        agent = load_agent(arguments[0], chosen["seed"], greedy=chosen["POLICY"] == "greedy")
+        if chosen["POLICY"] == "random":
+            agent = random_agent(agent)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))
+    print(
+        f"{chosen['EPISODES']} episodes of {agent.config['ENV_NAME']}, {chosen['POLICY']} actions"
+    )
+    print(report(agent.config, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The saved agent: that it acts as it was trained, and that episodes are counted fairly."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import SMALL, make_window_form, reach_of
+
+import evaluate_PPO_trXL as evaluate
+from config import ConfigError, check_config
+from environments import Discrete
+from experiment import save_seed
+from trainer_PPO_trXL import init_params
+from transformerXL import make_network
+
+CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An agent for MemoryChain with parameters large enough to prefer one action over another."""
+    folder = tmp_path_factory.mktemp("agent")
+    config = check_config(CHAIN)
+    params = init_params(config, make_network(config, Discrete(2)), 3, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), params)
+    params["params"]["actor"]["Dense_2"]["bias"][:] = 0
+    save_seed(folder, 0, config, {"total_loss": np.zeros(1)}, params)
+    return folder
+
+
+def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
+    """Greedy actions over three times the memory's length are those of the window form."""
+    agent = evaluate.load_agent(folder, greedy=True)
+    config = agent.config
+    rng = np.random.default_rng(1)
+    batch, steps = 4, 24
+    obs = rng.standard_normal((batch, steps, 3)).astype(np.float32)
+    done = rng.random((batch, steps)) < 0.15  # in the step before the observation
+    memory = agent.initial_memory(batch)
+    actions = []
+    for t in range(steps):
+        action, memory = agent.act(memory, obs[:, t], done[:, t], jax.random.key(t))
+        actions.append(action)
+
+    boundary = np.pad(done[:, 1:], ((0, 0), (config["WINDOW_MEM"], 1)))
+    boundary[:, config["WINDOW_MEM"] - 1] = True
+    reach = reach_of(boundary, config["WINDOW_MEM"])
+    no_memory = jnp.zeros((batch, config["WINDOW_MEM"], 2, config["EMBED_SIZE"]))
+    params = np.load(folder / "0_params.npy", allow_pickle=True).item()
+    logits, _ = make_window_form(make_network(config, Discrete(2)), steps)(
+        params, obs, no_memory, reach
+    )
+    np.testing.assert_array_equal(np.stack(actions, axis=1), np.argmax(logits, axis=-1))
+    assert 0.1 < np.mean(actions) < 0.9
+
+
+def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
+    monkeypatch.setattr(evaluate, "MOST_ENVIRONMENTS", 8)
+    results = evaluate.play(evaluate.load_agent(folder), 24, jax.random.key(0))
+    assert results["returned_episode_returns"].shape == (24,)
+    np.testing.assert_array_equal(results["returned_episode_lengths"], 5 - 1)
+    assert set(results["returned_episode_returns"]) <= {-1.0, 1.0}
+
+
+def test_random_actions_are_no_better_than_chance(folder):
+    agent = evaluate.random_agent(evaluate.load_agent(folder))
+    returns = evaluate.play(agent, 512, jax.random.key(0))["returned_episode_returns"]
+    assert abs(returns.mean()) < 5 / 512**0.5
+
+
+def test_describe():
+    text = evaluate.describe(np.array([0.0, 1.0, 2.0, 3.0, 100.0, 1.0, 2.0, 3.0]))
+    error = np.std([0, 1, 2, 3, 100, 1, 2, 3], ddof=1) / 8**0.5
+    assert text == (f"mean 14.000 +- {error:.3f}, interquartile mean 2.000, min 0.000, max 100.000")
+
+
+def test_report_gives_craftax_its_score_and_achievements():
+    results = {
+        "returned_episode_returns": np.array([11.3, 33.9]),
+        "returned_episode_lengths": np.array([100, 300]),
+        "Achievements/collect_wood": np.array([100.0, 100.0]),
+        "Achievements/eat_cow": np.array([0.0, 100.0]),
+        "Achievements/defeat_necromancer": np.array([0.0, 0.0]),
+    }
+    text = evaluate.report({"ENV_NAME": "craftax"}, results)
+    assert "score: 10.00 % of the maximum 226" in text
+    assert text.index("100.00 %  collect_wood") < text.index("50.00 %  eat_cow")
+    assert "never: the other 1 of 3 achievements" in text
+
+
+def test_an_agent_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no agent of seed 3 in"):
+        evaluate.load_agent(tmp_path, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage:"),
+        (["nowhere"], "error: no agent of seed 0 in nowhere"),
+        (["nowhere", "POLICY=best"], "error: POLICY must be sampled, greedy or random"),
+        (["nowhere", "EPISODES=0"], "error: EPISODES must be at least 1"),
+        (["nowhere", "EPISODE=1"], "error: unknown config key 'EPISODE'; did you mean EPISODES"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main()
+    assert exit.value.code.startswith(message)
+    assert "\n" not in exit.value.code
