@@ -15,10 +15,10 @@ config = {
     "NUM_STEPS": 64,  # steps of each per rollout
     "UPDATE_EPOCHS": 4,  # passes over a rollout
     "NUM_MINIBATCHES": 8,  # of whole environments, per pass
-    "LR": 1e-3,  # learning rate of Adam
+    "LR": 5e-4,  # learning rate of Adam
     "ANNEAL_LR": True,  # linearly to 0 over the run
     "GAMMA": 0.99,  # discount
-    "GAE_LAMBDA": 0.95,  # of the generalised advantage estimate
+    "GAE_LAMBDA": 0.8,  # of the generalised advantage estimate
     "CLIP_EPS": 0.2,  # of the ratio and of the value
     "ENT_COEF": 0.01,  # weight of the entropy bonus
     "VF_COEF": 0.5,  # weight of the value loss

@@ -234,25 +234,11 @@ class TransformerXL(nn.Module):
 
     num_layers: int
     embed_size: int
-    num_heads: int
-    qkv_features: int
-    window_mem: int
-    gating: bool
-    gating_bias: float
+    make_layer: Callable[[], TransformerXLLayer]
 
     def setup(self):
         self.encoder = nn.Dense(self.embed_size)
-        self.layers = [
-            TransformerXLLayer(
-                self.embed_size,
-                self.num_heads,
-                self.qkv_features,
-                self.window_mem,
-                self.gating,
-                self.gating_bias,
-            )
-            for _ in range(self.num_layers)
-        ]
+        self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
         """memory: (B, M, L, E) hidden states, oldest first -> one cache per layer."""
@@ -318,27 +304,12 @@ class ActorCriticTransformer(nn.Module):
     `distrax.MultivariateNormalDiag` whose log standard deviation does not depend on the state.
     """
 
+    transformer: TransformerXL
     action_space: Discrete | Box
     hidden_layers: int
     activation: str
-    num_layers: int
-    embed_size: int
-    num_heads: int
-    qkv_features: int
-    window_mem: int
-    gating: bool
-    gating_bias: float
 
     def setup(self):
-        self.transformer = TransformerXL(
-            self.num_layers,
-            self.embed_size,
-            self.num_heads,
-            self.qkv_features,
-            self.window_mem,
-            self.gating,
-            self.gating_bias,
-        )
         discrete = isinstance(self.action_space, Discrete)
         outputs = self.action_space.n if discrete else self.action_space.size
         self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation)
@@ -401,15 +372,18 @@ def sample_each(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
 
 def make_network(config: dict[str, Any], action_space: Discrete | Box) -> ActorCriticTransformer:
     """The network of a checked config."""
-    return ActorCriticTransformer(
-        action_space=action_space,
-        hidden_layers=config["hidden_layers"],
-        activation=config["ACTIVATION"],
-        num_layers=config["num_layers"],
+    make_layer = partial(
+        TransformerXLLayer,
         embed_size=config["EMBED_SIZE"],
         num_heads=config["num_heads"],
         qkv_features=config["qkv_features"],
         window_mem=config["WINDOW_MEM"],
         gating=config["gating"],
         gating_bias=config["gating_bias"],
+    )
+    return ActorCriticTransformer(
+        TransformerXL(config["num_layers"], config["EMBED_SIZE"], make_layer),
+        action_space,
+        hidden_layers=config["hidden_layers"],
+        activation=config["ACTIVATION"],
     )

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import SMALL
@@ -152,17 +153,17 @@ def test_the_scripts_exit_with_one_line_and_status_one(tmp_path):
     assert result.stderr == "error: NUM_STEPS must be at least 1, not 0\n"
 
 
-def test_under_pmap_parameters_stay_equal_and_environments_differ():
+def test_make_train_under_pmap_keeps_parameters_equal_and_environments_apart():
     config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256}
-    config = trainer.check_config(config, 4)
-    state, curves = train(config, Program(config, 4), StopOnSignal())
-    for leaf in jax.tree.leaves(state.train_state):
+    keys = jnp.stack([jax.random.key(0)] * 4)
+    out = jax.pmap(trainer.make_train(config, "devices"), "devices")(keys)
+    state, metrics = out["runner_state"], out["metrics"]
+    for leaf in jax.tree.leaves((state.train_state, metrics)):
         leaf = np.asarray(leaf)
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
-    assert len(np.unique(jax.random.key_data(state.env_keys).reshape(8, -1), axis=0)) == 8
-    assert len(curves) == 1
-    assert np.isfinite(curves[0]["total_loss"]).all()
-    assert curves[0]["episodes"].sum() == 8 * 32 / 4
+    streams = jax.random.key_data(state.env_keys).reshape(8, -1)
+    assert len(np.unique(streams, axis=0)) == 8
+    assert metrics["episodes"][0].sum() == 8 * 32 / 4
 
 
 def test_one_device_and_four_train_the_same():

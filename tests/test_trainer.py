@@ -1,5 +1,10 @@
 """The training loop: both forms of the network in it, the targets, the transforms."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +16,8 @@ import transformerXL
 from config import check_config
 from environments import make_env
 from transformerXL import make_network
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Episodes of four steps: several end inside every window of the rollout.
 CHAIN = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
@@ -184,6 +191,19 @@ def test_vmap_over_seeds_gives_what_single_runs_give(trained):
             (together["metrics"], together["runner_state"].train_state.params),
             (single["metrics"], single["runner_state"].train_state.params),
         )
+
+
+def test_seeds_of_the_default_config_train_in_one_program():
+    """At its real size: jaxlib 0.10.2 hung there, see `transformerXL.orthogonal`."""
+    code = (
+        "import jax, trainer_PPO_trXL, train_PPO_trXL\n"
+        "train = trainer_PPO_trXL.make_train({**train_PPO_trXL.config, 'TOTAL_TIMESTEPS': 4096})\n"
+        "out = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 3))\n"
+        "jax.block_until_ready(out)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=240)
 
 
 def test_float_hyperparameters_may_be_traced():
