@@ -71,7 +71,7 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     program = Program(config, num_devices if all_devices else None)
     folder = fresh_folder(config)
     try:
-        with StopOnSignal() as stop:
+        with StopOnSignal(folder) as stop:
             state, curves = train(config, program, stop)
             for seed, curve, params in zip(
                 program.seeds, curves, program.per_seed(state.train_state.params), strict=True
@@ -79,8 +79,7 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
                 save_seed(folder, seed, {**config, "seed": seed, "NUM_SEEDS": 1}, curve, params)
             save_plot(folder, config, program.seeds, curves)
     finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        remove_if_empty(folder)
     print(summary(config, curves, stop.signal))
     print(f"saved to {folder}")
     return stop.signal
@@ -130,10 +129,11 @@ class StopOnSignal:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
 
     `signal` is the number of the signal that asked, or None. Before `training` is set there is
-    nothing to save, so the first one ends the process too.
+    nothing to save, so the first one ends the process too. The run's folder goes if it is empty.
     """
 
-    def __init__(self):
+    def __init__(self, folder: Path):
+        self._folder = folder
         self.signal = None
         self.training = False
 
@@ -148,7 +148,8 @@ class StopOnSignal:
 
     def _handle(self, number: int, _frame: Any) -> None:
         if self.signal or not self.training:
-            tqdm.write("stopped", file=sys.stderr)
+            tqdm.write("stopped, nothing saved", file=sys.stderr)
+            remove_if_empty(self._folder)
             # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
             os._exit(128 + number)
         self.signal = number
@@ -223,6 +224,11 @@ def fresh_folder(config: dict[str, Any]) -> Path:
             f"can't write the results to {root}: {error.strerror}; set RESULTS_DIR to a folder"
             " that can be written"
         ) from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def save_seed(

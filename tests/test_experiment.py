@@ -166,12 +166,12 @@ def test_make_train_under_pmap_keeps_parameters_equal_and_environments_apart():
     assert metrics["episodes"][0].sum() == 8 * 32 / 4
 
 
-def test_one_device_and_four_train_the_same():
+def test_one_device_and_four_train_the_same(tmp_path):
     """With one minibatch per epoch nothing depends on how the environments are spread."""
     config = {**CHAIN, "NUM_ENVS": 8, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 256}
     config = trainer.check_config(config, 4)
-    one = train(config, Program(config, None), StopOnSignal())[1][0]
-    four = train(config, Program(config, 4), StopOnSignal())[1][0]
+    one = train(config, Program(config, None), StopOnSignal(tmp_path))[1][0]
+    four = train(config, Program(config, 4), StopOnSignal(tmp_path))[1][0]
     for name in clockless(one):
         np.testing.assert_allclose(one[name], four[name], rtol=1e-3, atol=1e-4)
 
@@ -181,10 +181,10 @@ class TestSignals:
 
     @pytest.fixture
     def start(self, tmp_path):
-        """Starts the script and waits for its first update: (process, lines of its output)."""
+        """Starts the script and waits for a line of its output."""
         processes = []
 
-        def start(*arguments):
+        def start(*arguments, until="compiled"):
             command = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py")]
             settings = [f"{key}={value}" for key, value in CHAIN.items()]
             settings += [f"RESULTS_DIR={tmp_path}", "TOTAL_TIMESTEPS=1e9", *arguments]
@@ -197,7 +197,7 @@ class TestSignals:
             )
             processes.append(process)
             for line in process.stdout:
-                if line.startswith("compiled"):
+                if line.startswith(until):
                     return process
             raise AssertionError(process.stderr.read())
 
@@ -230,7 +230,16 @@ class TestSignals:
         process.communicate(timeout=30)
         assert time.perf_counter() - began < 3
         assert process.returncode == 128 + signal.SIGINT
-        assert not list(tmp_path.rglob("*.npy"))
+        assert not list(tmp_path.iterdir())
+
+    def test_one_while_it_compiles_quits_at_once(self, start, tmp_path):
+        process = start(until="compiling")
+        began = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert time.perf_counter() - began < 3
+        assert process.returncode == 128 + signal.SIGINT
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_compilation_cache_is_on_and_the_users_own_folder_wins(monkeypatch):
