@@ -41,10 +41,18 @@ DEFAULTS = {
     "seed": 0,
     "NUM_SEEDS": 1,
     "RESULTS_DIR": None,
+    "CHECKPOINT_EVERY": 50,
+    "KEEP_CHECKPOINTS": 2,
+    "RESUME": None,
 }
 """What a key is worth where a config does not have it: the published setting for Gymnax's tasks."""
 
-OPTIONAL = {"RESET_STRATEGY": str, "BOOTSTRAP_TRUNCATED": bool, "RESULTS_DIR": str}
+OPTIONAL = {
+    "RESET_STRATEGY": str,
+    "BOOTSTRAP_TRUNCATED": bool,
+    "RESULTS_DIR": str,
+    "RESUME": str,
+}
 """The keys that may be None, with their type otherwise."""
 
 TRACED = ("LR", "GAMMA", "GAE_LAMBDA", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM")
@@ -59,6 +67,7 @@ BOUNDS = {
             *("TOTAL_TIMESTEPS", "NUM_ENVS", "NUM_STEPS", "UPDATE_EPOCHS", "NUM_MINIBATCHES"),
             *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers"),
             *("WINDOW_GRAD", "NUM_SEEDS", "RESET_RATIO"),
+            *("CHECKPOINT_EVERY", "KEEP_CHECKPOINTS"),
         ],
         (1, None),
     ),
@@ -100,27 +109,24 @@ def num_updates(config: dict[str, Any]) -> int:
     return config["TOTAL_TIMESTEPS"] // (config["NUM_STEPS"] * config["NUM_ENVS"])
 
 
-def apply_overrides(
-    config: dict[str, Any], arguments: list[str], defaults: dict[str, Any] = DEFAULTS
-) -> dict[str, Any]:
-    """A copy of `config` with the command line's KEY=VALUE arguments in it.
+def read_overrides(arguments: list[str], defaults: dict[str, Any] = DEFAULTS) -> dict[str, Any]:
+    """The command line's KEY=VALUE arguments as a dict.
 
     Args:
-      config: left unchanged.
       arguments: the command line.
       defaults: the keys that there are; a value is read as the type of its key's default.
 
     Raises:
       ConfigError: an argument without "=", an unknown key, a value that does not read as its type.
     """
-    config = dict(config)
+    overrides = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
         _check_known(key, defaults)
-        config[key] = _read_value(key, text, _key_type(key, defaults))
-    return config
+        overrides[key] = _read_value(key, text, _key_type(key, defaults))
+    return overrides
 
 
 def did_you_mean(word: str, candidates) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from config import ConfigError, apply_overrides, check_config
+from config import ConfigError, check_config, read_overrides
 from environments import make_env, resolve_name
 from experiment import enable_compilation_cache
 from trainer_PPO_trXL import empty_memory
@@ -196,7 +196,7 @@ def main() -> None:
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in options.items())}")
     try:
-        chosen = apply_overrides(options, arguments[1:], options)
+        chosen = options | read_overrides(arguments[1:], options)
         if chosen["POLICY"] not in ("sampled", "greedy", "random"):
             raise ConfigError(f"POLICY must be sampled, greedy or random, not {chosen['POLICY']!r}")
         if not isinstance(chosen["EPISODES"], int) or chosen["EPISODES"] < 1:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,11 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from config import ConfigError, apply_overrides, check_config, num_updates
+from checkpoints import Checkpoints, CurveFile, resumed_config, save_run_config
+from config import ConfigError, check_config, num_updates, read_overrides
 from environments import resolve_name
 from trainer_PPO_trXL import Metrics, RunnerState, make_init_and_update
 
 REPOSITORY = Path(__file__).resolve().parent
+
+MUST_BE_FINITE = (
+    *("total_loss", "actor_loss", "value_loss", "entropy", "approx_kl", "grad_norm"),
+    "param_norm",
+)
+"""The metrics that are numbers as long as the agent is whole."""
 
 
 def main(config: dict[str, Any], all_devices: bool = False) -> None:
@@ -38,8 +46,12 @@ def main(config: dict[str, Any], all_devices: bool = False) -> None:
         return
     enable_compilation_cache()
     try:
-        stopped_by = run(apply_overrides(config, sys.argv[1:]), all_devices)
-    except ConfigError as error:
+        overrides = read_overrides(sys.argv[1:])
+        config = {**config, **overrides}
+        if config.get("RESUME"):
+            config = resumed_config(Path(config["RESUME"]), overrides)
+        stopped_by = run(config, all_devices)
+    except (ConfigError, NotFiniteError) as error:
         sys.exit(f"error: {error}")
     if stopped_by:
         sys.exit(128 + stopped_by)
@@ -60,6 +72,7 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     Raises:
       ConfigError: the config can't be run or its results folder can't be written; nothing was
         compiled, and no folder is left behind.
+      NotFiniteError: a loss or a parameter stopped being finite.
     """
     num_devices = jax.device_count() if all_devices else 1
     config = check_config(config, num_devices)
@@ -69,19 +82,18 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
             " spreads one seed over all devices"
         )
     program = Program(config, num_devices if all_devices else None)
-    folder = fresh_folder(config)
-    try:
-        with StopOnSignal(folder) as stop:
-            state, curves = train(config, program, stop)
-            for seed, curve, params in zip(
-                program.seeds, curves, program.per_seed(state.train_state.params), strict=True
-            ):
-                save_seed(folder, seed, {**config, "seed": seed, "NUM_SEEDS": 1}, curve, params)
-            save_plot(folder, config, program.seeds, curves)
-    finally:
-        remove_if_empty(folder)
+    record = Record(config, program.seeds)
+    with StopOnSignal(record) as stop:
+        state = train(config, program, record, stop)
+        curves = record.curves()
+        params = program.per_seed(state.train_state.params)
+        for seed, *results in zip(program.seeds, curves, params, strict=True):
+            save_seed(record.folder, seed, {**config, "seed": seed, "NUM_SEEDS": 1}, *results)
+        save_plot(record.folder, config, program.seeds, curves)
     print(summary(config, curves, stop.signal))
-    print(f"saved to {folder}")
+    print(f"saved to {record.folder}")
+    if stop.signal:
+        print(f"go on with RESUME={record.folder}")
     return stop.signal
 
 
@@ -112,9 +124,12 @@ class Program:
             self._update = jax.jit(update, donate_argnums=0)
         self._leading_axis = num_devices or len(self.seeds) > 1
 
-    def compile(self) -> tuple[RunnerState, Callable]:
-        """The first state, and the compiled update."""
-        state = jax.block_until_ready(self._init(self._keys))
+    def compile(self, restore: Callable | None) -> tuple[RunnerState, Callable]:
+        """The first state, or what `restore` makes of its shapes, and the compiled update."""
+        if restore:
+            state = restore(jax.eval_shape(self._init, self._keys))
+        else:
+            state = jax.block_until_ready(self._init(self._keys))
         return state, self._update.lower(state).compile()
 
     def per_seed(self, tree: Any) -> list[Any]:
@@ -125,15 +140,81 @@ class Program:
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
 
 
+class NotFiniteError(Exception):
+    """A loss or a parameter is infinite or not a number."""
+
+
+class Record:
+    """What a run leaves on the disk while it goes: its folder, checkpoints, and curves.
+
+    Args:
+      config: checked; with RESUME the folder is that run's, else a fresh one.
+      seeds: of the run.
+
+    Raises:
+      ConfigError: the folder can't be written, or there is nothing to resume in it.
+    """
+
+    def __init__(self, config: dict[str, Any], seeds: list[int]):
+        self.resumed = config["RESUME"] is not None
+        self.folder = Path(config["RESUME"]) if self.resumed else fresh_folder(config)
+        self.checkpoints = Checkpoints(self.folder, config["KEEP_CHECKPOINTS"])
+        self.updates = self.checkpoints.newest() or 0
+        if self.resumed and not self.updates:
+            raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
+        if self.updates >= num_updates(config):
+            raise ConfigError(
+                f"RESUME: {self.folder} has done its {self.updates} updates; set a larger"
+                " TOTAL_TIMESTEPS to go on"
+            )
+        self._curves = [CurveFile(self.folder, seed, self.updates) for seed in seeds]
+        save_run_config(self.folder, config)
+
+    def append(self, metrics: list[Metrics]) -> None:
+        """Notes an update's metrics, one dict per seed.
+
+        Raises:
+          NotFiniteError: one of them shows that the update broke the agent.
+        """
+        self.updates += 1
+        for curve, one_seed in zip(self._curves, metrics, strict=True):
+            curve.append(one_seed)
+            broken = [name for name in MUST_BE_FINITE if not np.isfinite(one_seed[name])]
+            if broken:
+                name, newest = broken[0], self.checkpoints.newest()
+                kept = (
+                    f"the checkpoint of update {newest} is kept" if newest else "no checkpoint yet"
+                )
+                raise NotFiniteError(
+                    f"{name} is {one_seed[name]} after update {self.updates}; {kept} in"
+                    f" {self.folder}"
+                )
+
+    def save_checkpoint(self, state: RunnerState) -> None:
+        """Writes the state of this update, and makes sure of the curve up to it before."""
+        for curve in self._curves:
+            curve.sync()
+        self.checkpoints.save(self.updates, state)
+
+    def curves(self) -> list[dict[str, np.ndarray]]:
+        """For each seed the metrics of the whole run, {name: (updates,)}."""
+        return [curve.read() for curve in self._curves]
+
+    def discard_if_empty(self) -> None:
+        """Removes the folder of a run that has not done anything yet."""
+        if not self.updates:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class StopOnSignal:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
 
     `signal` is the number of the signal that asked, or None. Before `training` is set there is
-    nothing to save, so the first one ends the process too. The run's folder goes if it is empty.
+    nothing to save, so the first one ends the process too.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, record: Record):
+        self._record = record
         self.signal = None
         self.training = False
 
@@ -148,8 +229,8 @@ class StopOnSignal:
 
     def _handle(self, number: int, _frame: Any) -> None:
         if self.signal or not self.training:
-            tqdm.write("stopped, nothing saved", file=sys.stderr)
-            remove_if_empty(self._folder)
+            tqdm.write("stopped at once", file=sys.stderr)
+            self._record.discard_if_empty()
             # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
             os._exit(128 + number)
         self.signal = number
@@ -157,12 +238,12 @@ class StopOnSignal:
 
 
 def train(
-    config: dict[str, Any], program: Program, stop: StopOnSignal
-) -> tuple[RunnerState, list[Metrics]]:
+    config: dict[str, Any], program: Program, record: Record, stop: StopOnSignal
+) -> RunnerState:
     """Runs the updates, with a bar, until they are done or a signal asks to stop.
 
     Returns:
-      the last state, and for each seed the metrics as arrays over the updates that were run.
+      the last state; its checkpoint is written, and the metrics are in the record.
     """
     steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
     # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
@@ -170,36 +251,37 @@ def train(
     worker = ThreadPoolExecutor(1)
     print(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
-    state, update = worker.submit(program.compile).result()
+    restore = record.checkpoints.restore if record.resumed else None
+    state, update = worker.submit(program.compile, restore).result()
     print(f"compiled in {time.perf_counter() - start:.1f} s")
+    if record.resumed:
+        print(f"going on after update {record.updates} of {record.folder}")
 
     stop.training = True
-    history = []
     newest_return = np.nan
     interval = 0.1 if sys.stderr.isatty() else 30
-    with tqdm(total=num_updates(config), unit="update", mininterval=interval) as bar:
-        while bar.n < bar.total and not stop.signal:
+    total = num_updates(config)
+    with tqdm(total=total, initial=record.updates, unit="update", mininterval=interval) as bar:
+        while record.updates < total and not stop.signal:
             start = time.perf_counter()
             state, metrics = update(state)
             metrics = worker.submit(program.per_seed, metrics).result()
             steps_per_second = steps_per_update / (time.perf_counter() - start)
             extra = {
                 "steps_per_second": steps_per_second,
-                "env_steps": (bar.n + 1) * steps_per_update,
+                "env_steps": (record.updates + 1) * steps_per_update,
             }
-            history.append([one_seed | extra for one_seed in metrics])
+            record.append([one_seed | extra for one_seed in metrics])
+            if record.updates % config["CHECKPOINT_EVERY"] == 0:
+                record.save_checkpoint(state)
             returns = [one_seed["returned_episode_returns"] for one_seed in metrics]
             newest_return = np.nanmean(returns) if np.any(np.isfinite(returns)) else newest_return
             bar.set_postfix_str(
                 f"{steps_per_second:,.0f} steps/s, return {newest_return:.2f}", refresh=False
             )
             bar.update()
-    return state, [stack_metrics(curve) for curve in zip(*history, strict=True)]
-
-
-def stack_metrics(curve: list[Metrics]) -> dict[str, np.ndarray]:
-    """A list of metrics, one per update, as one array per name."""
-    return {name: np.array([metrics[name] for metrics in curve]) for name in curve[0]}
+    record.save_checkpoint(state)
+    return state
 
 
 def fresh_folder(config: dict[str, Any]) -> Path:
@@ -224,11 +306,6 @@ def fresh_folder(config: dict[str, Any]) -> Path:
             f"can't write the results to {root}: {error.strerror}; set RESULTS_DIR to a folder"
             " that can be written"
         ) from error
-
-
-def remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def save_seed(

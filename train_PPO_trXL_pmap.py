@@ -41,6 +41,9 @@ config = {
     "seed": 0,
     "NUM_SEEDS": 1,  # one; several are for train_PPO_trXL.py
     "RESULTS_DIR": None,  # None: results_gymnax or results_craftax
+    "CHECKPOINT_EVERY": 50,  # updates between checkpoints
+    "KEEP_CHECKPOINTS": 2,  # how many of the newest are kept
+    "RESUME": None,  # folder of a run to go on with
 }
 
 if __name__ == "__main__":

@@ -359,7 +359,8 @@ def learn(
     (params, opt_state), metrics = jax.lax.scan(
         gradient_step, (train_state.params, train_state.opt_state), rows
     )
-    metrics = jax.tree.map(jnp.mean, metrics) | {"learning_rate": rate}
+    metrics = jax.tree.map(jnp.mean, metrics)
+    metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
     return TrainState(params, opt_state, train_state.updates + 1), metrics
 
 

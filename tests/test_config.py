@@ -5,7 +5,7 @@ import pytest
 
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from config import DEFAULTS, ConfigError, apply_overrides, check_config, num_updates
+from config import DEFAULTS, ConfigError, check_config, num_updates, read_overrides
 
 
 @pytest.mark.parametrize("script", [train_PPO_trXL, train_PPO_trXL_pmap])
@@ -46,7 +46,7 @@ def test_the_pmap_script_has_the_published_craftax_config():
     ],
 )
 def test_an_override_is_read_by_its_keys_type(argument, value):
-    config = check_config(apply_overrides({"NUM_MINIBATCHES": 1}, [argument]))
+    config = check_config({"NUM_MINIBATCHES": 1, **read_overrides([argument])})
     key = argument.partition("=")[0]
     assert config[key] == value
     assert type(config[key]) is type(value)
@@ -103,7 +103,7 @@ def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message):
     with pytest.raises(ConfigError) as error:
-        apply_overrides({}, [argument])
+        read_overrides([argument])
     assert message in str(error.value)
 
 

@@ -15,10 +15,15 @@ from support import SMALL
 
 import experiment
 import trainer_PPO_trXL as trainer
-from experiment import Program, StopOnSignal, main, run, train
+from experiment import Program, Record, StopOnSignal, main, run, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
+
+
+def contents(folder):
+    """The files of a run, checkpoints left out."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def load(path):
@@ -30,14 +35,15 @@ def results(tmp_path_factory):
     """Two runs of the same config: one of seed 5 alone, then one of seeds 5 and 6 at once."""
     root = tmp_path_factory.mktemp("results")
     run({**CHAIN, "seed": 5, "RESULTS_DIR": str(root)})
-    first = {path.name: path.read_bytes() for path in (root / "MemoryChain-bsuite").iterdir()}
+    first = contents(root / "MemoryChain-bsuite")
     run({**CHAIN, "seed": 5, "NUM_SEEDS": 2, "RESULTS_DIR": str(root)})
     return root, first
 
 
-def test_a_run_writes_the_four_files_and_nothing_else(results):
+def test_a_run_writes_its_files_and_nothing_else(results):
     root, first = results
-    assert sorted(first) == ["5_config.npy", "5_metrics.npy", "5_params.npy", "return_5.png"]
+    kinds = ("config.npy", "metrics.jsonl", "metrics.npy", "params.npy")
+    assert sorted(first) == [*(f"5_{kind}" for kind in kinds), "return_5.png", "run.json"]
     assert first["return_5.png"].startswith(b"\x89PNG")
     folder = root / "MemoryChain-bsuite"
     config = load(folder / "5_config.npy")
@@ -47,7 +53,7 @@ def test_a_run_writes_the_four_files_and_nothing_else(results):
     assert {
         *("returned_episode_returns", "returned_episode_lengths", "episodes", "total_loss"),
         *("actor_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"),
-        *("explained_variance", "learning_rate", "steps_per_second", "env_steps"),
+        *("explained_variance", "learning_rate", "steps_per_second", "env_steps", "param_norm"),
     } == set(metrics)
     assert all(values.shape == (3,) for values in metrics.values())
     np.testing.assert_array_equal(metrics["env_steps"], [64, 128, 192])
@@ -71,17 +77,16 @@ def test_a_second_run_takes_a_fresh_folder_and_leaves_the_first_alone(results):
         "MemoryChain-bsuite",
         "MemoryChain-bsuite_2",
     ]
-    now = {path.name: path.read_bytes() for path in (root / "MemoryChain-bsuite").iterdir()}
-    assert now == first
+    assert contents(root / "MemoryChain-bsuite") == first
 
 
 def test_each_of_several_seeds_has_the_files_of_a_run_of_its_own(results):
     root, _ = results
     alone, together = root / "MemoryChain-bsuite", root / "MemoryChain-bsuite_2"
-    kinds = ("config.npy", "metrics.npy", "params.npy")
+    kinds = ("config.npy", "metrics.jsonl", "metrics.npy", "params.npy")
     expected = {f"{seed}_{kind}" for seed in (5, 6) for kind in kinds}
-    expected |= {"return_5.png", "return_6.png", "return_5_to_6.png"}
-    assert {path.name for path in together.iterdir()} == expected
+    expected |= {"return_5.png", "return_6.png", "return_5_to_6.png", "run.json"}
+    assert set(contents(together)) == expected
     assert load(together / "6_config.npy")["seed"] == 6
     for name in ("metrics", "params"):
         for a, b in zip(
@@ -98,7 +103,7 @@ def clockless(tree):
 
 @pytest.fixture
 def never_compile(monkeypatch):
-    def compile(self):
+    def compile(self, restore):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(Program, "compile", compile)
@@ -170,10 +175,17 @@ def test_one_device_and_four_train_the_same(tmp_path):
     """With one minibatch per epoch nothing depends on how the environments are spread."""
     config = {**CHAIN, "NUM_ENVS": 8, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 256}
     config = trainer.check_config(config, 4)
-    one = train(config, Program(config, None), StopOnSignal(tmp_path))[1][0]
-    four = train(config, Program(config, 4), StopOnSignal(tmp_path))[1][0]
+    one, four = (curve_of(config, devices, tmp_path / str(devices)) for devices in (None, 4))
     for name in clockless(one):
         np.testing.assert_allclose(one[name], four[name], rtol=1e-3, atol=1e-4)
+
+
+def curve_of(config, num_devices, folder):
+    config = {**config, "RESULTS_DIR": str(folder)}
+    program = Program(config, num_devices)
+    record = Record(config, program.seeds)
+    train(config, program, record, StopOnSignal(record))
+    return record.curves()[0]
 
 
 class TestSignals:
@@ -230,7 +242,7 @@ class TestSignals:
         process.communicate(timeout=30)
         assert time.perf_counter() - began < 3
         assert process.returncode == 128 + signal.SIGINT
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.rglob("*.npy"))
 
     def test_one_while_it_compiles_quits_at_once(self, start, tmp_path):
         process = start(until="compiling")

@@ -32,10 +32,10 @@ def test_its_python_runs(block, monkeypatch):
 
 def test_the_files_it_names_exist():
     linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    in_tables = re.findall(r"^\| ((?:`[^`<]+`(?:, )?)+) \|", README, re.MULTILINE)
-    named = [name for cell in in_tables for name in re.findall(r"`([^`]+)`", cell)]
-    files = linked + [name for name in named if "." in name or name.endswith("/")]
+    what_is_where = README.partition("## What is where")[2].partition("\n## ")[0]
+    files = linked + re.findall(r"`(\S+(?:\.py|/))`", what_is_where)
     assert "transformerXL.py" in files
+    assert "tests/" in files
     assert [name for name in files if not (REPOSITORY / name).exists()] == []
 
 

@@ -1,0 +1,123 @@
+"""Checkpoints of a run, with Orbax, and what a resumed run may change.
+
+A checkpoint is the whole `RunnerState`: parameters, optimiser, environment states, memory, random
+keys, counters. The metrics so far stand beside it, see `CurveFile`. Orbax writes into a temporary
+folder and renames it, so that a checkpoint is either whole or absent, whenever the process dies.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from config import ConfigError, check_config
+
+MEANING_OF_THE_STATE = (
+    *("ENV_NAME", "ENV_KWARGS", "RESET_STRATEGY", "RESET_RATIO", "NUM_ENVS", "NUM_STEPS"),
+    *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers", "ACTIVATION"),
+    *("WINDOW_MEM", "gating", "gating_bias", "seed", "NUM_SEEDS", "RESULTS_DIR"),
+)
+"""The keys that a resumed run can't change: sizes, the environment, the network, the seeds."""
+
+
+class Checkpoints:
+    """The newest few states of a run, in its folder's `checkpoints/<updates done>`.
+
+    Args:
+      folder: of the run.
+      keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(
+            (folder / "checkpoints").resolve(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        )
+
+    def save(self, updates: int, state: Any) -> None:
+        """Writes the state after so many updates; returns when it is on the disk."""
+        if updates == self.newest():
+            return
+        self._manager.save(updates, args=ocp.args.StandardSave(state), force=True)
+        # The next update takes the state's buffers for its own.
+        self._manager.wait_until_finished()
+
+    def newest(self) -> int | None:
+        """After how many updates the newest whole checkpoint was taken, None if there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, shapes: Any) -> Any:
+        """The newest state, as the tree of `jax.ShapeDtypeStruct` that it is."""
+        return self._manager.restore(self.newest(), args=ocp.args.StandardRestore(shapes))
+
+
+class CurveFile:
+    """A seed's metrics on the disk, `<seed>_metrics.jsonl`: a line per update, as the run goes.
+
+    Args:
+      folder: of the run.
+      seed: whose metrics.
+      updates: how many of the lines that are there to go on from; later ones are cut off.
+
+    Raises:
+      ConfigError: there are fewer.
+    """
+
+    def __init__(self, folder: Path, seed: int, updates: int):
+        path = folder / f"{seed}_metrics.jsonl"
+        self._file = open(path, "a+")  # noqa: SIM115, open as long as the run
+        self._file.seek(0)
+        for _ in range(updates):
+            if not self._file.readline().endswith("\n"):
+                raise ConfigError(f"{path} has fewer lines than the checkpoint has updates")
+        self._file.truncate(self._file.tell())
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Adds an update's metrics, {name: number}."""
+        # float32 has an exact double, and JSON's decimals read back as the same double.
+        self._file.write(json.dumps({name: np.asarray(v).item() for name, v in metrics.items()}))
+        self._file.write("\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32."""
+        self._file.seek(0)
+        rows = [json.loads(line) for line in self._file]
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        return {
+            name: column.astype(np.float32) if column.dtype == np.float64 else column
+            for name, column in columns.items()
+        }
+
+
+def save_run_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes the config that `resumed_config` reads."""
+    partial = folder / "run.json.partial"
+    partial.write_text(json.dumps({**config, "RESUME": None}, indent=1))
+    os.replace(partial, folder / "run.json")
+
+
+def resumed_config(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The config of the run in `folder`, with the overrides of the command line.
+
+    Raises:
+      ConfigError: there is no run, or an override that would change the meaning of its state.
+    """
+    try:
+        saved = check_config(json.loads((folder / "run.json").read_text()))
+    except OSError as error:
+        raise ConfigError(f"RESUME: no run in {folder}: {error.strerror}") from error
+    asked = check_config({**saved, **overrides})
+    changed = [key for key in MEANING_OF_THE_STATE if asked[key] != saved[key]]
+    if changed:
+        was = ", ".join(f"{key} = {saved[key]!r}" for key in changed)
+        raise ConfigError(f"RESUME: {', '.join(changed)} can't change; the run has {was}")
+    return asked

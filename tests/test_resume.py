@@ -1,0 +1,207 @@
+"""Checkpoints and resuming, with processes that are really killed.
+
+`KILLS=10 python -m pytest tests/test_resume.py` kills ten times at random moments; the suite three.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support import SMALL
+
+from checkpoints import Checkpoints, CurveFile, resumed_config
+from config import ConfigError, check_config
+from experiment import NotFiniteError, Record, main, run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
+STEPS_PER_UPDATE = SMALL["NUM_ENVS"] * SMALL["NUM_STEPS"]
+KILLS = int(os.environ.get("KILLS", 3))
+
+
+def load(folder, seed=0):
+    """Metrics without the clock, and parameters."""
+    metrics, params = (
+        np.load(folder / f"{seed}_{name}.npy", allow_pickle=True).item()
+        for name in ("metrics", "params")
+    )
+    del metrics["steps_per_second"]
+    return metrics, params
+
+
+def assert_bitwise_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+class Process:
+    """The script, started with a config, in a process that can be killed."""
+
+    def __init__(self, *settings):
+        command = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py"), *settings]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def wait_for(self, condition):
+        while not condition():
+            assert self._process.poll() is None, self._process.stdout.read()
+            time.sleep(0.0005)
+
+    def kill(self, number):
+        """Sends the signal and waits for the end: the exit status."""
+        self._process.send_signal(number)
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+    def finish(self):
+        output, _ = self._process.communicate(timeout=300)
+        assert self._process.returncode == 0, output
+        return output
+
+
+def whole_checkpoints(folder):
+    return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}
+
+
+def being_written(folder):
+    return list(folder.glob("checkpoints/*tmp*"))
+
+
+def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_path):
+    updates = 40 + 12 * KILLS
+    settings = [f"{key}={value}" for key, value in CHAIN.items() if key != "TOTAL_TIMESTEPS"]
+    settings.append(f"TOTAL_TIMESTEPS={updates * STEPS_PER_UPDATE}")
+    Process(*settings, f"RESULTS_DIR={tmp_path / 'whole'}").finish()
+
+    folder = tmp_path / "killed" / "MemoryChain-bsuite"
+    process = Process(*settings, f"RESULTS_DIR={tmp_path / 'killed'}")
+    moments = ["in an update", "by SIGTERM", "while a checkpoint is written"]
+    written_when_killed = 0
+    for kill in range(KILLS):
+        before = whole_checkpoints(folder)
+        process.wait_for(lambda before=before: whole_checkpoints(folder) - before)
+        moment = moments[kill % len(moments)]
+        if moment == "by SIGTERM":
+            assert process.kill(signal.SIGTERM) == 128 + signal.SIGTERM
+        else:
+            if moment == "in an update":
+                time.sleep(random.uniform(0, 0.5))
+            else:
+                process.wait_for(lambda: being_written(folder))
+            assert process.kill(signal.SIGKILL) == -signal.SIGKILL
+            written_when_killed += bool(being_written(folder))
+        process = Process(f"RESUME={folder}")
+    assert "going on after update" in process.finish()
+    assert written_when_killed >= KILLS // 3
+
+    whole = load(tmp_path / "whole" / "MemoryChain-bsuite")
+    killed = load(folder)
+    assert len(killed[0]["total_loss"]) == updates
+    assert_bitwise_equal(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "all_devices"),
+    [({"NUM_SEEDS": 2}, False), ({"NUM_ENVS": 8}, True)],
+    ids=["two seeds under vmap", "four devices under pmap"],
+)
+def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
+    updates = SMALL["NUM_STEPS"] * changes.get("NUM_ENVS", SMALL["NUM_ENVS"])
+    config = {**CHAIN, **changes, "ANNEAL_LR": False}
+    run({**config, "TOTAL_TIMESTEPS": 4 * updates, "RESULTS_DIR": str(tmp_path / "a")}, all_devices)
+    run({**config, "TOTAL_TIMESTEPS": 2 * updates, "RESULTS_DIR": str(tmp_path / "b")}, all_devices)
+    whole, stopped = (tmp_path / name / "MemoryChain-bsuite" for name in "ab")
+    resumed = resumed_config(stopped, {"TOTAL_TIMESTEPS": 4 * updates})
+    run({**resumed, "RESUME": str(stopped)}, all_devices)
+    for seed in range(config.get("NUM_SEEDS", 1)):
+        assert_bitwise_equal(load(whole, seed), load(stopped, seed))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four updates with a learning rate that anneals."""
+    root = tmp_path_factory.mktemp("finished")
+    run({**CHAIN, "LR": 0.004, "RESULTS_DIR": str(root)})
+    return root / "MemoryChain-bsuite"
+
+
+def test_the_learning_rate_follows_the_new_total(finished, tmp_path):
+    config = resumed_config(finished, {"TOTAL_TIMESTEPS": 8 * STEPS_PER_UPDATE})
+    run({**config, "RESUME": str(finished)})
+    rates = load(finished)[0]["learning_rate"]
+    np.testing.assert_allclose(rates, [4e-3, 3e-3, 2e-3, 1e-3, 2e-3, 1.5e-3, 1e-3, 5e-4], rtol=1e-6)
+
+
+def test_a_run_that_breaks_says_where_and_keeps_its_last_checkpoint(finished, tmp_path):
+    config = resumed_config(finished, {"TOTAL_TIMESTEPS": 100 * STEPS_PER_UPDATE, "LR": 1e30})
+    newest = Checkpoints(finished, 2).newest()
+    with pytest.raises(NotFiniteError) as error:
+        run({**config, "RESUME": str(finished)})
+    assert f"after update {newest + 1}; the checkpoint of update {newest} is kept" in str(
+        error.value
+    )
+    assert Checkpoints(finished, 2).newest() == newest
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"NUM_ENVS": 8}, "RESUME: NUM_ENVS can't change; the run has NUM_ENVS = 4"),
+        ({"ENV_NAME": "CartPole-v1"}, "RESUME: ENV_NAME can't change"),
+        ({"num_layers": 3, "seed": 1}, "RESUME: num_layers, seed can't change"),
+    ],
+)
+def test_what_would_change_the_states_meaning_is_refused_by_name(finished, override, message):
+    with pytest.raises(ConfigError) as error:
+        resumed_config(finished, override)
+    assert message in str(error.value)
+
+
+def test_other_keys_may_change(finished):
+    changes = {"TOTAL_TIMESTEPS": 10**6, "LR": 1e-5, "CHECKPOINT_EVERY": 7, "KEEP_CHECKPOINTS": 1}
+    config = resumed_config(finished, changes)
+    assert changes.items() <= config.items()
+    assert config["NUM_ENVS"] == CHAIN["NUM_ENVS"]
+
+
+def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", f"RESUME={tmp_path / 'nowhere'}"])
+    with pytest.raises(SystemExit) as exit:
+        main({})
+    assert exit.value.code.startswith("error: RESUME: no run in")
+    (tmp_path / "run.json").write_text((finished / "run.json").read_text())
+    with pytest.raises(ConfigError, match="has no whole checkpoint to go on from"):
+        Record(check_config({**CHAIN, "RESUME": str(tmp_path)}), [0])
+
+
+def test_only_the_newest_checkpoints_are_kept(finished):
+    assert len(whole_checkpoints(finished)) == 2
+
+
+def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
+    curve = CurveFile(tmp_path, 0, 0)
+    values = np.float32([0.1, np.nan, 1e-30, 3.0])
+    for i, value in enumerate(values):
+        curve.append({"loss": value, "episodes": np.int32(i)})
+    with open(tmp_path / "0_metrics.jsonl", "a") as file:
+        file.write('{"loss": 0.')  # what a kill leaves behind
+    resumed = CurveFile(tmp_path, 0, 3)
+    resumed.append({"loss": np.float32(0.7), "episodes": np.int32(9)})
+    read = resumed.read()
+    np.testing.assert_array_equal(read["loss"], np.float32([*values[:3], 0.7]))
+    np.testing.assert_array_equal(read["episodes"], [0, 1, 2, 9])
+    lines = (tmp_path / "0_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["episodes"] for line in lines] == [0, 1, 2, 9]
+    with pytest.raises(ConfigError, match="fewer lines than the checkpoint has updates"):
+        CurveFile(tmp_path, 0, 5)
