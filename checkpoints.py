@@ -1,15 +1,19 @@
-"""Checkpoints of a run, with Orbax, and what a resumed run may change.
+"""Checkpoints of a run, and what a resumed run may change.
 
-A checkpoint is the whole `RunnerState`: parameters, optimiser, environment states, memory, random
-keys, counters. The metrics so far stand beside it, see `CurveFile`. Orbax writes into a temporary
-folder and renames it, so that a checkpoint is either whole or absent, whenever the process dies.
+A full checkpoint is the whole `RunnerState`: parameters, optimiser, environment states, memory,
+random keys, counters. A learner-only one is its `TrainState`, with or without the optimiser's part,
+in files small enough to be carried anywhere. The metrics so far stand beside either, see
+`CurveFile`. A checkpoint is either whole or absent, whenever the process dies.
 """
 
+import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -23,8 +27,11 @@ MEANING_OF_THE_STATE = (
 """The keys that a resumed run can't change: sizes, the environment, the network, the seeds."""
 
 
-class Checkpoints:
-    """The newest few states of a run, in its folder's `checkpoints/<updates done>`.
+PART_BYTES = 15_000_000
+
+
+class FullCheckpoints:
+    """The newest few states of a run, in its folder's `checkpoints/<updates done>`, with Orbax.
 
     Args:
       folder: of the run.
@@ -53,6 +60,64 @@ class Checkpoints:
     def restore(self, shapes: Any) -> Any:
         """The newest state, as the tree of `jax.ShapeDtypeStruct` that it is."""
         return self._manager.restore(self.newest(), args=ocp.args.StandardRestore(shapes))
+
+
+class LearnerCheckpoints:
+    """The newest few train states of a run, in its folder's `learner/<updates done>/`.
+
+    One is an `.npz` archive of the parameters and, where asked, the optimiser's state, cut into
+    files `part_000`, `part_001` ... of at most 15 MB.
+
+    Args:
+      folder: of the run.
+      keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._root = folder / "learner"
+        self._keep = keep
+
+    def save(self, updates: int, params: Any, opt_state: Any = None) -> None:
+        """Writes NumPy trees; `opt_state` may be None."""
+        target = self._root / str(updates)
+        if target.exists():
+            return
+        leaves = jax.tree.leaves({"opt_state": opt_state, "params": params})
+        archive = io.BytesIO()
+        np.savez(archive, *leaves)
+        data = archive.getbuffer()
+        partial = self._root / f"{updates}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for index, start in enumerate(range(0, len(data), PART_BYTES)):
+            with open(partial / f"part_{index:03}", "wb") as file:
+                file.write(data[start : start + PART_BYTES])
+                os.fsync(file.fileno())
+        os.rename(partial, target)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(self._root / str(old))
+
+    def newest(self) -> int | None:
+        """After how many updates the newest one was taken, None if there is none."""
+        return max(self._all(), default=None)
+
+    def restore(self, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """The newest one in the trees of `params` and `opt_state`.
+
+        Returns:
+          params, and opt_state or None where it was not saved.
+        """
+        parts = sorted((self._root / str(self.newest())).glob("part_*"))
+        archive = np.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
+        leaves = [archive[f"arr_{i}"] for i in range(len(archive.files))]
+        tree = {"opt_state": opt_state, "params": params}
+        if len(leaves) == len(jax.tree.leaves(params)):
+            tree["opt_state"] = None
+        tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        return tree["params"], tree["opt_state"]
+
+    def _all(self) -> list[int]:
+        return sorted(int(path.name) for path in self._root.glob("*") if path.name.isdigit())
 
 
 class CurveFile:

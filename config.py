@@ -43,7 +43,9 @@ DEFAULTS = {
     "RESULTS_DIR": None,
     "CHECKPOINT_EVERY": 50,
     "KEEP_CHECKPOINTS": 2,
+    "CHECKPOINT_KIND": "full",
     "RESUME": None,
+    "TRACK": None,
 }
 """What a key is worth where a config does not have it: the published setting for Gymnax's tasks."""
 
@@ -52,13 +54,19 @@ OPTIONAL = {
     "BOOTSTRAP_TRUNCATED": bool,
     "RESULTS_DIR": str,
     "RESUME": str,
+    "TRACK": str,
 }
 """The keys that may be None, with their type otherwise."""
 
 TRACED = ("LR", "GAMMA", "GAE_LAMBDA", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM")
 """The keys whose value may be traced, so that `jax.vmap` sweeps them."""
 
-CHOICES = {"ACTIVATION": ("relu", "tanh"), "RESET_STRATEGY": ("auto", "optimistic", "pool")}
+CHOICES = {
+    "ACTIVATION": ("relu", "tanh"),
+    "RESET_STRATEGY": ("auto", "optimistic", "pool"),
+    "CHECKPOINT_KIND": ("full", "learner", "params"),
+    "TRACK": ("wandb", "tensorboard"),
+}
 
 # Inclusive bounds of a key's value; None is no bound.
 BOUNDS = {

@@ -5,7 +5,10 @@ Observations leave here as flat float32 vectors.
 """
 
 import dataclasses
+import importlib
 import inspect
+import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +41,8 @@ CRAFTAX_NAMES = {
     "craftax-symbolic-v1": "Craftax-Symbolic-v1",
     "craftax-classic-symbolic-v1": "Craftax-Classic-Symbolic-v1",
 }
+
+CRAFTAX_BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
 
 # Tasks that are their time limit and show the agent the clock: nothing is cut off at the end, so
 # truncation counts as termination (Pardo et al. 2018, arXiv 1712.00378, time-aware tasks).
@@ -151,6 +156,35 @@ class GymnaxAdapter:
         obs = self._flatten(obs)
         return obs, state, jnp.asarray(reward, jnp.float32), terminated, truncated, info
 
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by Gymnax's visualiser.
+
+        Raises:
+          ConfigError: it has none for this environment.
+        """
+        import matplotlib
+
+        matplotlib.use("Agg")
+        # The classic-control tasks are drawn by pygame, which need not find a screen or a speaker.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+        from gymnax.visualize import Visualizer
+
+        visualizer = Visualizer(self._env, self._params, [None])
+
+        def render(state: Any) -> np.ndarray:
+            visualizer.state_seq = [state]
+            if not hasattr(visualizer, "im"):
+                visualizer.init()
+                if not hasattr(visualizer, "im"):
+                    raise ConfigError(f"Gymnax can't draw {self._env.name}")
+            visualizer.update(0)
+            visualizer.ax.set_title("")
+            visualizer.fig.canvas.draw()
+            return np.asarray(visualizer.fig.canvas.buffer_rgba())[..., :3].copy()
+
+        return render
+
     def _flatten(self, obs: jax.Array) -> jax.Array:
         if self._num_categories:
             return jax.nn.one_hot(obs, self._num_categories)
@@ -191,6 +225,13 @@ class CraftaxAdapter:
     def step(self, key: jax.Array, state: Any, action: jax.Array):
         obs, state, reward, done, info = self._env.step_env(key, state, action, self._params)
         return obs, state, reward, done, jnp.zeros_like(done), info
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by Craftax itself."""
+        package = "craftax_classic" if "Classic" in self._env.name else "craftax"
+        module = importlib.import_module(f"craftax.{package}.renderer")
+        render = jax.jit(module.make_craftax_pixel_renderer(CRAFTAX_BLOCK_PIXELS))
+        return lambda state: np.asarray(render(state)).astype(np.uint8)
 
     def _own_step(self, key: jax.Array):
         _, state = self._env.reset_env(key, self._params)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from config import ConfigError, check_config, read_overrides
@@ -24,9 +25,12 @@ options = {
     "EPISODES": 1000,  # complete episodes
     "POLICY": "sampled",  # sampled, greedy, or random: uniform over the actions
     "EVAL_SEED": 0,  # of the environments and of the sampled actions
+    "GIF": "",  # where to write a picture of one more episode; empty: nowhere
 }
 
 STEPS_PER_CALL = 64
+FRAME_MILLISECONDS = 100
+CAPTION_PIXELS = 18
 MOST_ENVIRONMENTS = 256
 MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
 """Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
@@ -107,6 +111,32 @@ def random_agent(agent: Agent) -> Agent:
     return Agent(lambda batch: (), act, agent.config)
 
 
+def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
+    """An agent in a batched environment.
+
+    Returns:
+      start(key) -> carry, whose first entry is the environment's state, and
+      step(carry, key) -> (carry, (done, reward, {name: (B,)} of the environment's log)).
+    """
+    num_envs = env.num_envs
+
+    @jax.jit
+    def start(key: jax.Array):
+        obs, env_state = env.reset(jax.random.split(key, num_envs))
+        return env_state, obs, jnp.ones(num_envs, bool), agent.initial_memory(num_envs)
+
+    def step(carry: Any, key: jax.Array):
+        env_state, obs, done, memory = carry
+        act_key, step_key = jax.random.split(key)
+        action, memory = agent.act(memory, obs, done, act_key)
+        keys = jax.random.split(step_key, num_envs)
+        obs, env_state, reward, done, info = env.step(keys, env_state, action)
+        logged = {name: info[name] for name in env.episode_metrics}
+        return (env_state, obs, done, memory), (done, reward, logged)
+
+    return start, step
+
+
 def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
     """Plays complete episodes.
 
@@ -119,23 +149,10 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
     num_envs = max(n for n in range(1, MOST_ENVIRONMENTS + 1) if episodes % n == 0)
     per_env = episodes // num_envs
     env = make_env(agent.config, num_envs)
-
-    @jax.jit
-    def start(key):
-        obs, env_state = env.reset(jax.random.split(key, num_envs))
-        return env_state, obs, jnp.ones(num_envs, bool), agent.initial_memory(num_envs)
+    start, step = make_loop(agent, env)
 
     @jax.jit
     def run(carry, key):
-        def step(carry, key):
-            env_state, obs, done, memory = carry
-            act_key, step_key = jax.random.split(key)
-            action, memory = agent.act(memory, obs, done, act_key)
-            keys = jax.random.split(step_key, num_envs)
-            obs, env_state, _, done, info = env.step(keys, env_state, action)
-            logged = {name: info[name] for name in env.episode_metrics}
-            return (env_state, obs, done, memory), (done, logged)
-
         return jax.lax.scan(step, carry, jax.random.split(key, STEPS_PER_CALL))
 
     carry = start(jax.random.fold_in(key, 0))
@@ -146,7 +163,7 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
         while np.any(finished < per_env):
             call += 1
             carry, logged = run(carry, jax.random.fold_in(key, call))
-            done, logged = jax.device_get(logged)
+            done, _, logged = jax.device_get(logged)
             # How many episodes of its environment each one is, itself counted.
             ordinal = finished + np.cumsum(done, axis=0)
             counted = done & (ordinal <= per_env)
@@ -155,6 +172,42 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
             finished = ordinal[-1]
             bar.update(int(counted.sum()))
     return {name: np.concatenate(values) for name, values in results.items()}
+
+
+def save_gif(agent: Agent, path: Path, key: jax.Array) -> float:
+    """Plays one episode and writes it as a GIF, with the step and the return so far below.
+
+    Returns:
+      the episode's return.
+
+    Raises:
+      ConfigError: the environment can't be drawn.
+    """
+    env = make_env(agent.config, 1)
+    start, step = make_loop(agent, env)
+    step, render = jax.jit(step), env.renderer()
+    carry = start(jax.random.fold_in(key, 0))
+    frames, total, done = [], 0.0, False
+    with tqdm(unit="step") as bar:
+        while not done:
+            state = jax.tree.map(lambda x: x[0], env.single_states(carry[0]))
+            frames.append(with_caption(render(state), f"step {len(frames)}  return {total:.1f}"))
+            carry, ((done,), (reward,), _) = step(carry, jax.random.fold_in(key, len(frames)))
+            total += float(reward)
+            bar.update()
+    frames[-1] = with_caption(render(state), f"step {len(frames)}  return {total:.1f}")
+    first, *others = [frame.quantize(64) for frame in frames]
+    first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    return total
+
+
+def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
+    """A picture (height, width, 3) with a line of text below it."""
+    height, width, _ = pixels.shape
+    picture = Image.new("RGB", (width, height + CAPTION_PIXELS))
+    picture.paste(Image.fromarray(pixels))
+    ImageDraw.Draw(picture).text((4, height + 3), text, fill="white")
+    return picture
 
 
 def describe(values: np.ndarray) -> str:
@@ -211,6 +264,12 @@ def main() -> None:
         f"{chosen['EPISODES']} episodes of {agent.config['ENV_NAME']}, {chosen['POLICY']} actions"
     )
     print(report(agent.config, results))
+    if chosen["GIF"]:
+        try:
+            total = save_gif(agent, Path(chosen["GIF"]), jax.random.key(chosen["EVAL_SEED"] + 1))
+        except (ConfigError, OSError) as error:
+            sys.exit(f"error: GIF: {error}")
+        print(f"an episode with return {total:.1f} is in {chosen['GIF']}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints import Checkpoints, CurveFile, resumed_config, save_run_config
+from checkpoints import (
+    CurveFile,
+    FullCheckpoints,
+    LearnerCheckpoints,
+    resumed_config,
+    save_run_config,
+)
 from config import ConfigError, check_config, num_updates, read_overrides
 from environments import resolve_name
-from trainer_PPO_trXL import Metrics, RunnerState, make_init_and_update
+from tracking import make_tracker
+from trainer_PPO_trXL import Metrics, RunnerState, TrainState, make_init_and_update
 
 REPOSITORY = Path(__file__).resolve().parent
 
@@ -85,6 +92,7 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     record = Record(config, program.seeds)
     with StopOnSignal(record) as stop:
         state = train(config, program, record, stop)
+        record.close()
         curves = record.curves()
         params = program.per_seed(state.train_state.params)
         for seed, *results in zip(program.seeds, curves, params, strict=True):
@@ -122,20 +130,33 @@ class Program:
             self._keys = keys[0]
             self._init = jax.jit(init)
             self._update = jax.jit(update, donate_argnums=0)
-        self._leading_axis = num_devices or len(self.seeds) > 1
+        self._num_devices = num_devices
 
-    def compile(self, restore: Callable | None) -> tuple[RunnerState, Callable]:
-        """The first state, or what `restore` makes of its shapes, and the compiled update."""
-        if restore:
-            state = restore(jax.eval_shape(self._init, self._keys))
-        else:
-            state = jax.block_until_ready(self._init(self._keys))
-        return state, self._update.lower(state).compile()
+    def init(self, stream: int = 0) -> RunnerState:
+        """A first state; another `stream` has other environments and actions."""
+        keys = self._keys
+        if stream:
+            keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
+        return jax.block_until_ready(self._init(keys))
+
+    def shapes(self) -> RunnerState:
+        """The state's tree, of `jax.ShapeDtypeStruct`."""
+        return jax.eval_shape(self._init, self._keys)
+
+    def compile(self, state: RunnerState) -> Callable:
+        """The update, compiled for such a state."""
+        return self._update.lower(state).compile()
+
+    def learner(self, train_state: TrainState) -> TrainState:
+        """The parameters and the optimiser's state as NumPy arrays, of one device."""
+        if self._num_devices:
+            train_state = jax.tree.map(lambda x: x[0], train_state)
+        return jax.device_get(train_state)
 
     def per_seed(self, tree: Any) -> list[Any]:
         """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""
         tree = jax.device_get(tree)
-        if not self._leading_axis:
+        if not self._num_devices and len(self.seeds) == 1:
             return [tree]
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
 
@@ -158,8 +179,10 @@ class Record:
     def __init__(self, config: dict[str, Any], seeds: list[int]):
         self.resumed = config["RESUME"] is not None
         self.folder = Path(config["RESUME"]) if self.resumed else fresh_folder(config)
-        self.checkpoints = Checkpoints(self.folder, config["KEEP_CHECKPOINTS"])
-        self.updates = self.checkpoints.newest() or 0
+        self._kind = config["CHECKPOINT_KIND"]
+        self._full = FullCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
+        self._learner = LearnerCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
+        self.updates = self.newest_checkpoint()
         if self.resumed and not self.updates:
             raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
         if self.updates >= num_updates(config):
@@ -168,7 +191,33 @@ class Record:
                 " TOTAL_TIMESTEPS to go on"
             )
         self._curves = [CurveFile(self.folder, seed, self.updates) for seed in seeds]
+        try:
+            self._tracker = make_tracker(config, self.folder, seeds)
+        except ConfigError:
+            self.discard_if_empty()
+            raise
         save_run_config(self.folder, config)
+
+    def newest_checkpoint(self) -> int:
+        """After how many updates the newest checkpoint was taken, 0 if there is none."""
+        return max(self._full.newest() or 0, self._learner.newest() or 0)
+
+    def first_state(self, program: Program) -> RunnerState:
+        """The state that the run starts or goes on from; says so."""
+        if not self.resumed:
+            return program.init()
+        print(f"going on after update {self.updates} of {self.folder}")
+        if self._full.newest() == self.updates:
+            return self._full.restore(program.shapes())
+        state = program.init(stream=self.updates)
+        fresh = state.train_state
+        params, opt_state = self._learner.restore(fresh.params, fresh.opt_state)
+        kept = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
+        print(f"a learner-only checkpoint: every environment starts a fresh episode, {kept}")
+        saved = TrainState(params, opt_state or fresh.opt_state, np.int32(self.updates))
+        # Under pmap every device gets the same.
+        train_state = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), saved, fresh)
+        return state._replace(train_state=train_state)
 
     def append(self, metrics: list[Metrics]) -> None:
         """Notes an update's metrics, one dict per seed.
@@ -177,11 +226,12 @@ class Record:
           NotFiniteError: one of them shows that the update broke the agent.
         """
         self.updates += 1
+        self._tracker.log(metrics)
         for curve, one_seed in zip(self._curves, metrics, strict=True):
             curve.append(one_seed)
             broken = [name for name in MUST_BE_FINITE if not np.isfinite(one_seed[name])]
             if broken:
-                name, newest = broken[0], self.checkpoints.newest()
+                name, newest = broken[0], self.newest_checkpoint()
                 kept = (
                     f"the checkpoint of update {newest} is kept" if newest else "no checkpoint yet"
                 )
@@ -190,11 +240,20 @@ class Record:
                     f" {self.folder}"
                 )
 
-    def save_checkpoint(self, state: RunnerState) -> None:
+    def save_checkpoint(self, program: Program, state: RunnerState) -> None:
         """Writes the state of this update, and makes sure of the curve up to it before."""
         for curve in self._curves:
             curve.sync()
-        self.checkpoints.save(self.updates, state)
+        if self._kind == "full":
+            self._full.save(self.updates, state)
+        else:
+            learner = program.learner(state.train_state)
+            opt_state = learner.opt_state if self._kind == "learner" else None
+            self._learner.save(self.updates, learner.params, opt_state)
+
+    def close(self) -> None:
+        """Ends the live metrics."""
+        self._tracker.close()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
         """For each seed the metrics of the whole run, {name: (updates,)}."""
@@ -251,11 +310,9 @@ def train(
     worker = ThreadPoolExecutor(1)
     print(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
-    restore = record.checkpoints.restore if record.resumed else None
-    state, update = worker.submit(program.compile, restore).result()
+    state = worker.submit(record.first_state, program).result()
+    update = worker.submit(program.compile, state).result()
     print(f"compiled in {time.perf_counter() - start:.1f} s")
-    if record.resumed:
-        print(f"going on after update {record.updates} of {record.folder}")
 
     stop.training = True
     newest_return = np.nan
@@ -273,14 +330,14 @@ def train(
             }
             record.append([one_seed | extra for one_seed in metrics])
             if record.updates % config["CHECKPOINT_EVERY"] == 0:
-                record.save_checkpoint(state)
+                record.save_checkpoint(program, state)
             returns = [one_seed["returned_episode_returns"] for one_seed in metrics]
             newest_return = np.nanmean(returns) if np.any(np.isfinite(returns)) else newest_return
             bar.set_postfix_str(
                 f"{steps_per_second:,.0f} steps/s, return {newest_return:.2f}", refresh=False
             )
             bar.update()
-    record.save_checkpoint(state)
+    record.save_checkpoint(program, state)
     return state
 
 

@@ -40,7 +40,9 @@ config = {
     "RESULTS_DIR": None,  # None: results_gymnax or results_craftax
     "CHECKPOINT_EVERY": 50,  # updates between checkpoints
     "KEEP_CHECKPOINTS": 2,  # how many of the newest are kept
+    "CHECKPOINT_KIND": "full",  # full; learner: parameters and optimiser; params: parameters
     "RESUME": None,  # folder of a run to go on with
+    "TRACK": None,  # wandb or tensorboard
 }
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class BatchedReset(Wrapper):
         super().__init__(env)
         self.num_envs = num_envs
 
+    def single_states(self, state: Any) -> Any:
+        """The single environments' own states in `state`, leaves (B, ...)."""
+        return state
+
     def _split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         pairs = jax.vmap(jax.random.split)(keys)
         return pairs[:, 0], pairs[:, 1]
@@ -157,6 +161,9 @@ class WorldPool(BatchedReset):
         pool = pool._replace(used=pool.used | done)
         return obs, PoolState(running, pool), reward, done, info
 
+    def single_states(self, state: PoolState) -> Any:
+        return state.running
+
     def _generate(self, key: jax.Array, episode: jax.Array):
         return self._env.reset(jax.random.fold_in(key, episode))
 
@@ -228,6 +235,10 @@ class LogEpisodes(Wrapper):
             env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
         )
         return obs, state, reward, done, info
+
+    def single_states(self, state: EpisodeLogState) -> Any:
+        """The single environments' own states in `state`, leaves (B, ...)."""
+        return self._env.single_states(state.env_state)
 
 
 def _where(mask: jax.Array, if_true: Any, if_false: Any) -> Any:

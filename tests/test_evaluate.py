@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from support import SMALL, make_window_form, reach_of
 
 import evaluate_PPO_trXL as evaluate
 from config import ConfigError, check_config
-from environments import Discrete
+from environments import Discrete, make_env
 from experiment import save_seed
 from trainer_PPO_trXL import init_params
 from transformerXL import make_network
@@ -89,6 +90,39 @@ def test_report_gives_craftax_its_score_and_achievements():
     assert "score: 10.00 % of the maximum 226" in text
     assert text.index("100.00 %  collect_wood") < text.index("50.00 %  eat_cow")
     assert "never: the other 1 of 3 achievements" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "env_kwargs", "frames"),
+    [("Catch-bsuite", {}, 9), ("Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, 3)],
+)
+def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_path):
+    config = check_config({**SMALL, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
+    env = make_env(config, 1)
+    network = make_network(config, env.action_space)
+    save_seed(
+        tmp_path, 0, config, {}, init_params(config, network, env.obs_size, jax.random.key(0))
+    )
+    agent = evaluate.load_agent(tmp_path)
+    evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
+    gif = Image.open(tmp_path / "episode.gif")
+    assert gif.n_frames == frames
+    pictures = []
+    for index in range(frames):
+        gif.seek(index)
+        pictures.append(np.asarray(gif.convert("L"), float))
+    scene, caption = (
+        pictures[0][: -evaluate.CAPTION_PIXELS],
+        pictures[0][-evaluate.CAPTION_PIXELS :],
+    )
+    assert scene.std() > 10
+    assert caption.max() > 200
+    assert (pictures[0] != pictures[1])[-evaluate.CAPTION_PIXELS :].any()  # it counts
+
+
+def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
+    with pytest.raises(ConfigError, match="Gymnax can't draw MemoryChain-bsuite"):
+        evaluate.save_gif(evaluate.load_agent(folder), tmp_path / "no.gif", jax.random.key(0))
 
 
 def test_an_agent_that_is_not_there_is_one_line(tmp_path):

@@ -103,7 +103,7 @@ def clockless(tree):
 
 @pytest.fixture
 def never_compile(monkeypatch):
-    def compile(self, restore):
+    def compile(self, state):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(Program, "compile", compile)

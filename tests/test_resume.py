@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from support import SMALL
 
-from checkpoints import Checkpoints, CurveFile, resumed_config
+import checkpoints
+from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, resumed_config
 from config import ConfigError, check_config
 from experiment import NotFiniteError, Record, main, run
 
@@ -145,13 +146,13 @@ def test_the_learning_rate_follows_the_new_total(finished, tmp_path):
 
 def test_a_run_that_breaks_says_where_and_keeps_its_last_checkpoint(finished, tmp_path):
     config = resumed_config(finished, {"TOTAL_TIMESTEPS": 100 * STEPS_PER_UPDATE, "LR": 1e30})
-    newest = Checkpoints(finished, 2).newest()
+    newest = FullCheckpoints(finished, 2).newest()
     with pytest.raises(NotFiniteError) as error:
         run({**config, "RESUME": str(finished)})
     assert f"after update {newest + 1}; the checkpoint of update {newest} is kept" in str(
         error.value
     )
-    assert Checkpoints(finished, 2).newest() == newest
+    assert FullCheckpoints(finished, 2).newest() == newest
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,35 @@ def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeyp
     (tmp_path / "run.json").write_text((finished / "run.json").read_text())
     with pytest.raises(ConfigError, match="has no whole checkpoint to go on from"):
         Record(check_config({**CHAIN, "RESUME": str(tmp_path)}), [0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "all_devices"), [("learner", False), ("params", False), ("learner", True)]
+)
+def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
+    kind, all_devices, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "PART_BYTES", 20_000)
+    config = {**CHAIN, "NUM_ENVS": 8, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
+    run({**config, "TOTAL_TIMESTEPS": 256}, all_devices)
+    folder = tmp_path / "MemoryChain-bsuite"
+    assert not whole_checkpoints(folder)
+    parts = sorted((folder / "learner" / "2").iterdir())
+    assert len(parts) > 2
+    assert max(part.stat().st_size for part in parts) == 20_000
+    saved = np.load(folder / "0_params.npy", allow_pickle=True).item()
+    restored, opt_state = LearnerCheckpoints(folder, 2).restore(saved, (saved, saved, 0))
+    assert_bitwise_equal(saved, restored)
+    assert (opt_state is None) == (kind == "params")
+
+    resumed = resumed_config(folder, {"TOTAL_TIMESTEPS": 512, "LR": 0.0})
+    run({**resumed, "RESUME": str(folder)}, all_devices)
+    printed = capsys.readouterr().out
+    assert "every environment starts a fresh episode" in printed
+    assert ("the optimiser starts afresh" in printed) == (kind == "params")
+    metrics, params = load(folder)
+    np.testing.assert_array_equal(metrics["env_steps"], [128, 256, 384, 512])
+    assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
 
 
 def test_only_the_newest_checkpoints_are_kept(finished):

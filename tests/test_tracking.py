@@ -1,0 +1,73 @@
+"""Live metrics in TensorBoard's and Weights & Biases' own files."""
+
+import struct
+import sys
+
+import numpy as np
+import pytest
+from support import SMALL
+
+from config import ConfigError
+from experiment import run
+
+CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
+
+
+def test_tensorboard_reads_the_event_files(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run({**CHAIN, "TRACK": "tensorboard", "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    events = EventAccumulator(str(folder / "tensorboard" / "0"))
+    events.Reload()
+    metrics = np.load(folder / "0_metrics.npy", allow_pickle=True).item()
+    for name in ("total_loss", "returned_episode_returns"):
+        logged = events.Tensors(name)
+        assert [event.step for event in logged] == [64, 128, 192]
+        values = [event.tensor_proto.float_val[0] for event in logged]
+        np.testing.assert_allclose(values, metrics[name], rtol=1e-6)
+
+
+def test_wandb_writes_its_run_offline(tmp_path, monkeypatch):
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run({**CHAIN, "TRACK": "wandb", "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    rows = []
+    for data in log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({item.key or item.nested_key[0]: item.value_json for item in items})
+    assert [int(row["_step"]) for row in rows] == [64, 128, 192]
+    metrics = np.load(folder / "0_metrics.npy", allow_pickle=True).item()
+    losses = [float(row["total_loss"]) for row in rows]
+    np.testing.assert_allclose(losses, metrics["total_loss"], rtol=1e-6)
+
+
+def log_records(data):
+    """The records of a LevelDB log behind wandb's 7-byte header: (crc, length, type, payload)."""
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # a block's rest is too short for a header
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full or last
+            yield record
+            record = b""
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_missing_package_is_one_line_and_leaves_no_folder(package, tmp_path, monkeypatch):
+    for name in (package, "tensorboard.summary"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
+        run({**CHAIN, "TRACK": package, "RESULTS_DIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
