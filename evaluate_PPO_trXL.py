@@ -17,7 +17,8 @@ from tqdm import tqdm
 from config import ConfigError, check_config, read_overrides
 from environments import make_env, resolve_name
 from experiment import enable_compilation_cache
-from trainer_PPO_trXL import empty_memory
+from results import load_results
+from trainer_PPO_trXL import empty_memory, init_params
 from transformerXL import LayerCache, make_network, sample_each
 
 options = {
@@ -68,18 +69,23 @@ def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent
       greedy: takes the most probable action instead of sampling one.
 
     Raises:
-      ConfigError: there is no such agent.
+      ConfigError: there is no such agent, or its files are broken or don't fit together.
     """
     try:
         config, params = (
-            np.load(Path(folder) / f"{seed}_{name}.npy", allow_pickle=True).item()
-            for name in ("config", "params")
+            load_results(Path(folder) / f"{seed}_{name}.npy") for name in ("config", "params")
         )
     except OSError as error:
         raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     config = check_config(config)
-    network = make_network(config, make_env(config, 1).action_space)
+    env = make_env(config, 1)
+    network = make_network(config, env.action_space)
     window_mem = config["WINDOW_MEM"]
+    expected = jax.eval_shape(lambda: init_params(config, network, env.obs_size, jax.random.key(0)))
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
 
     def initial_memory(batch: int) -> AgentMemory:
         hidden, reach = empty_memory(config, batch)

@@ -1,5 +1,6 @@
 """The saved agent: that it acts as it was trained, and that episodes are counted fairly."""
 
+import shutil
 import sys
 
 import jax
@@ -128,6 +129,18 @@ def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
 def test_an_agent_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no agent of seed 3 in"):
         evaluate.load_agent(tmp_path, 3)
+
+
+def test_files_that_do_not_fit_together_are_one_line(folder, tmp_path):
+    for name in ("config", "params"):
+        shutil.copy(folder / f"0_{name}.npy", tmp_path)
+    config = np.load(tmp_path / "0_config.npy", allow_pickle=True).item()
+    np.save(tmp_path / "0_config.npy", {**config, "num_layers": 3})
+    with pytest.raises(ConfigError, match=r"0_params.npy does not fit 0_config.npy"):
+        evaluate.load_agent(tmp_path)
+    (tmp_path / "0_params.npy").write_bytes(b"something else")
+    with pytest.raises(ConfigError, match=r"0_params.npy is cut off or not a run's file"):
+        evaluate.load_agent(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Opens the files of a run without running what a stranger may have put into them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# What a pickle of NumPy arrays and scalars refers to, by NumPy's old and new names.
+ALLOWED = {
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in [
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        ]
+    ),
+}
+
+
+class UnsafeFileError(ValueError):
+    """A file that holds something else than NumPy arrays, numbers, strings and plain containers."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise UnsafeFileError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """The dict in one of a run's `.npy` files.
+
+    Such a file holds a pickle, and `np.load(allow_pickle=True)` runs any code that it asks for.
+    This reads the same files and refuses what is not plain data.
+
+    Args:
+      path: of a `<seed>_config.npy`, `<seed>_metrics.npy` or `<seed>_params.npy`.
+
+    Raises:
+      UnsafeFileError: the file refers to anything but NumPy's arrays, dtypes and scalars.
+      ValueError: it is cut off, or holds no dict.
+      OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = getattr(np.lib.format, "read_array_header_{}_{}".format(*version))
+            shape, _, dtype = read_header(file)
+            content = _PlainUnpickler(file).load() if dtype.hasobject else None
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{path} is not a run's file: {error}") from None
+        except Exception as error:  # a broken pickle raises almost anything
+            raise ValueError(f"{path} is cut off or not a run's file: {error}") from error
+    if not (isinstance(content, np.ndarray) and shape == () and isinstance(content.item(), dict)):
+        raise ValueError(f"{path} is not a run's file: it holds no dict")
+    return content.item()

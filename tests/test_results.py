@@ -1,0 +1,73 @@
+"""Reading a run's files, and refusing what is not one."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from results import UnsafeFileError, load_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMITTED = sorted(REPOSITORY.glob("results_*/**/*.npy"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_it_reads_what_numpy_reads(path):
+    ours, numpys = load_results(path), np.load(path, allow_pickle=True).item()
+    assert jax.tree.structure(ours) == jax.tree.structure(numpys)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(numpys), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scalars_strings_and_containers_are_plain(tmp_path):
+    content = {"a": np.float32(1.5), "b": [1, "x", None, (True, 2.0)], "c": {"d": np.arange(3)}}
+    np.save(tmp_path / "plain.npy", content)
+    loaded = load_results(tmp_path / "plain.npy")
+    assert loaded["a"] == 1.5
+    assert loaded["b"] == content["b"]
+    np.testing.assert_array_equal(loaded["c"]["d"], [0, 1, 2])
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_a_malicious_file_is_refused_by_name_and_does_nothing(tmp_path):
+    target = tmp_path / "it_ran"
+    path = tmp_path / "0_params.npy"
+    np.save(path, {"params": Malicious(target)})
+    with pytest.raises(UnsafeFileError, match=r"refers to (posix|nt)\.system"):
+        load_results(path)
+    assert not target.exists()
+    np.load(path, allow_pickle=True)
+    assert target.exists()  # the file does work
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "numpy.load", "functools.partial"])
+def test_other_references_are_refused_by_name(name, tmp_path):
+    module, _, attribute = name.partition(".")
+    path = tmp_path / "0_config.npy"
+    np.save(path, {"x": 0})
+    header = path.read_bytes()[:128]
+    path.write_bytes(header + f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(UnsafeFileError, match=name):
+        load_results(path)
+
+
+def test_a_file_that_is_cut_off_or_something_else_is_one_line(tmp_path):
+    path = tmp_path / "0_config.npy"
+    np.save(path, {"a": np.arange(1000)})
+    data = path.read_bytes()
+    for broken in (b"", data[:50], data[:200], data[:-10], b"hello" * 100):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="is cut off or not a run's file"):
+            load_results(path)
+    np.save(path, np.arange(3))
+    with pytest.raises(ValueError, match="holds no dict"):
+        load_results(path)
