@@ -144,12 +144,14 @@ class WorldPool(BatchedReset):
 
     def reset(self, keys: jax.Array):
         first_keys, world_keys = self._split(keys)
-        obs, running = jax.vmap(self._env.reset)(first_keys)
         episode = jnp.ones(self.num_envs, jnp.int32)
-        worlds = jax.vmap(self._generate)(world_keys, episode)
-        return obs, PoolState(
-            running, Pool(worlds, jnp.zeros(self.num_envs, bool), world_keys, episode)
-        )
+        # All in one call: world generation takes long to compile.
+        all_keys = jnp.concatenate([first_keys, self._episode_keys(world_keys, episode)])
+        generated = jax.vmap(self._env.reset)(all_keys)
+        obs, running = jax.tree.map(lambda x: x[: self.num_envs], generated)
+        worlds = jax.tree.map(lambda x: x[self.num_envs :], generated)
+        used = jnp.zeros(self.num_envs, bool)
+        return obs, PoolState(running, Pool(worlds, used, world_keys, episode))
 
     def step(self, keys: jax.Array, state: PoolState, action: jax.Array):
         step_keys, _ = self._split(keys)
@@ -164,8 +166,8 @@ class WorldPool(BatchedReset):
     def single_states(self, state: PoolState) -> Any:
         return state.running
 
-    def _generate(self, key: jax.Array, episode: jax.Array):
-        return self._env.reset(jax.random.fold_in(key, episode))
+    def _episode_keys(self, world_keys: jax.Array, episode: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in)(world_keys, episode)
 
     def _refill(self, pool: Pool, needed: jax.Array) -> Pool:
         """Replaces worlds while a whole batch is used, or one is that is needed now."""
@@ -178,7 +180,8 @@ class WorldPool(BatchedReset):
             rows = jnp.argsort(urgency)[: self._batch]
             rows = jnp.where(pool.used[rows], rows, self.num_envs)  # past the end: dropped
             episode = pool.episode.at[rows].add(1, mode="drop")
-            worlds = jax.vmap(self._generate)(_rows(pool.keys, rows), _rows(episode, rows))
+            keys = self._episode_keys(_rows(pool.keys, rows), _rows(episode, rows))
+            worlds = jax.vmap(self._env.reset)(keys)
             return pool._replace(
                 worlds=_write_rows(pool.worlds, rows, worlds),
                 used=pool.used.at[rows].set(False, mode="drop"),
