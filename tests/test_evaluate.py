@@ -101,9 +101,8 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
     config = check_config({**SMALL, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
     env = make_env(config, 1)
     network = make_network(config, env.action_space)
-    save_seed(
-        tmp_path, 0, config, {}, init_params(config, network, env.obs_size, jax.random.key(0))
-    )
+    params = init_params(config, network, env.obs_size, jax.random.key(0))
+    save_seed(tmp_path, 0, config, {}, jax.device_get(params))
     agent = evaluate.load_agent(tmp_path)
     evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
     gif = Image.open(tmp_path / "episode.gif")
