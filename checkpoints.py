@@ -177,9 +177,12 @@ def resumed_config(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
       ConfigError: there is no run, or an override that would change the meaning of its state.
     """
     try:
-        saved = check_config(json.loads((folder / "run.json").read_text()))
+        saved = json.loads((folder / "run.json").read_text())
     except OSError as error:
         raise ConfigError(f"RESUME: no run in {folder}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"RESUME: {folder / 'run.json'} is broken: {error}") from error
+    saved = check_config(saved)
     asked = check_config({**saved, **overrides})
     changed = [key for key in MEANING_OF_THE_STATE if asked[key] != saved[key]]
     if changed:

@@ -181,6 +181,9 @@ def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeyp
     with pytest.raises(SystemExit) as exit:
         main({})
     assert exit.value.code.startswith("error: RESUME: no run in")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run.json is broken"):
+        resumed_config(tmp_path, {})
     (tmp_path / "run.json").write_text((finished / "run.json").read_text())
     with pytest.raises(ConfigError, match="has no whole checkpoint to go on from"):
         Record(check_config({**CHAIN, "RESUME": str(tmp_path)}), [0])
