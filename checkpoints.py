@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,20 @@ class FullCheckpoints:
         return self._manager.latest_step()
 
     def restore(self, shapes: Any) -> Any:
-        """The newest state, as the tree of `jax.ShapeDtypeStruct` that it is."""
-        return self._manager.restore(self.newest(), args=ocp.args.StandardRestore(shapes))
+        """The newest state, as the tree of `jax.ShapeDtypeStruct` that it is.
+
+        Raises:
+          ConfigError: the checkpoint is broken, or of a run with other shapes.
+        """
+        newest = self.newest()
+        # When one read fails, those under way in Orbax's threads fail too, each with a traceback.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            state = self._manager.restore(newest, args=ocp.args.StandardRestore(shapes))
+            sys.unraisablehook = hook
+            return state
+        except Exception as error:  # a broken folder raises almost anything
+            raise unreadable(self.folder / "checkpoints" / str(newest), error) from error
 
 
 class LearnerCheckpoints:
@@ -106,18 +119,38 @@ class LearnerCheckpoints:
 
         Returns:
           params, and opt_state or None where it was not saved.
+
+        Raises:
+          ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
-        parts = sorted((self._root / str(self.newest())).glob("part_*"))
-        archive = np.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
-        leaves = [archive[f"arr_{i}"] for i in range(len(archive.files))]
+        folder = self._root / str(self.newest())
+        parts = sorted(folder.glob("part_*"))
+        try:
+            archive = np.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
+            leaves = [archive[f"arr_{i}"] for i in range(len(archive.files))]
+        except Exception as error:  # a broken archive raises almost anything
+            raise unreadable(folder, error) from error
         tree = {"opt_state": opt_state, "params": params}
         if len(leaves) == len(jax.tree.leaves(params)):
             tree["opt_state"] = None
-        tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        wanted, structure = jax.tree.flatten(tree)
+        if [np.shape(x) for x in leaves] != [np.shape(x) for x in wanted]:
+            raise unreadable(folder, ValueError("the arrays have other shapes than the network's"))
+        tree = jax.tree.unflatten(structure, leaves)
         return tree["params"], tree["opt_state"]
 
     def _all(self) -> list[int]:
         return sorted(int(path.name) for path in self._root.glob("*") if path.name.isdigit())
+
+
+def unreadable(path: Path, error: Exception) -> ConfigError:
+    """What to say of a checkpoint that can't be restored."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0][:120] if lines else type(error).__name__
+    return ConfigError(
+        f"RESUME: {path} is broken or of another run ({reason}); move it away to go on from the"
+        " checkpoint before it"
+    )
 
 
 class CurveFile:
@@ -126,20 +159,28 @@ class CurveFile:
     Args:
       folder: of the run.
       seed: whose metrics.
-      updates: how many of the lines that are there to go on from; later ones are cut off.
+      updates: how many of the lines that are there to go on from.
 
     Raises:
-      ConfigError: there are fewer.
+      ConfigError: there are fewer, or they can't be read.
     """
 
     def __init__(self, folder: Path, seed: int, updates: int):
         path = folder / f"{seed}_metrics.jsonl"
-        self._file = open(path, "a+")  # noqa: SIM115, open as long as the run
-        self._file.seek(0)
-        for _ in range(updates):
-            if not self._file.readline().endswith("\n"):
-                raise ConfigError(f"{path} has fewer lines than the checkpoint has updates")
-        self._file.truncate(self._file.tell())
+        try:
+            self._file = open(path, "r+" if updates else "a+")  # noqa: SIM115, as long as the run
+            for _ in range(updates):
+                json.loads(self._file.readline())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} has fewer lines than the checkpoint has updates") from error
+        self._length = self._file.tell()
+
+    def cut_off(self) -> None:
+        """Removes the lines behind those to go on from."""
+        self._file.truncate(self._length)
+        self._file.seek(self._length)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Adds an update's metrics, {name: number}."""

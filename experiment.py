@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from tqdm import tqdm
 
 from checkpoints import (
@@ -139,19 +141,31 @@ class Program:
             keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
         return jax.block_until_ready(self._init(keys))
 
-    def shapes(self) -> RunnerState:
-        """The state's tree, of `jax.ShapeDtypeStruct`."""
-        return jax.eval_shape(self._init, self._keys)
-
     def compile(self, state: RunnerState) -> Callable:
         """The update, compiled for such a state."""
         return self._update.lower(state).compile()
 
-    def learner(self, train_state: TrainState) -> TrainState:
-        """The parameters and the optimiser's state as NumPy arrays, of one device."""
-        if self._num_devices:
-            train_state = jax.tree.map(lambda x: x[0], train_state)
-        return jax.device_get(train_state)
+    def join(self, state: RunnerState) -> RunnerState:
+        """The state without the axis of the devices, the same however many they are."""
+        if not self._num_devices:
+            return state
+        return jax.jit(join_devices, out_shardings=self._shardings())(state)
+
+    def split(self, joined: RunnerState) -> RunnerState:
+        """Undoes `join`, for the devices of this program."""
+        if not self._num_devices:
+            return joined
+        by_device = NamedSharding(self._mesh(), PartitionSpec("devices"))
+        split = jax.jit(partial(split_devices, self._num_devices), out_shardings=by_device)
+        return split(joined)
+
+    def joined_shapes(self) -> RunnerState:
+        """A joined state as a tree of `jax.ShapeDtypeStruct`, which say where each leaf goes."""
+        shapes = jax.eval_shape(self._init, self._keys)
+        if not self._num_devices:
+            return with_sharding(shapes, SingleDeviceSharding(jax.devices()[0]))
+        joined = jax.eval_shape(join_devices, shapes)
+        return RunnerState(*map(with_sharding, joined, self._shardings()))
 
     def per_seed(self, tree: Any) -> list[Any]:
         """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""
@@ -159,6 +173,40 @@ class Program:
         if not self._num_devices and len(self.seeds) == 1:
             return [tree]
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
+
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(jax.devices()), ("devices",))
+
+    def _shardings(self) -> RunnerState:
+        """Where each part of a joined state is: everywhere, or its rows spread over the devices."""
+        everywhere = NamedSharding(self._mesh(), PartitionSpec())
+        rows = NamedSharding(self._mesh(), PartitionSpec("devices"))
+        parts = dict.fromkeys(RunnerState._fields, rows)
+        return RunnerState(**{**parts, "train_state": everywhere, "permutation_key": everywhere})
+
+
+def join_devices(state: RunnerState) -> RunnerState:
+    """(devices, B, ...) to (devices * B, ...), and what all devices have alike once."""
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state)
+    first = jax.tree.map(lambda x: x[0], (state.train_state, state.permutation_key))
+    return joined._replace(train_state=first[0], permutation_key=first[1])
+
+
+def split_devices(num_devices: int, joined: RunnerState) -> RunnerState:
+    """Undoes `join_devices`."""
+
+    def repeat(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (num_devices, *x.shape))
+
+    alike = {name: getattr(joined, name) for name in ("train_state", "permutation_key")}
+    rows = joined._replace(**dict.fromkeys(alike))
+    state = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
+    return state._replace(**jax.tree.map(repeat, alike))
+
+
+def with_sharding(shapes: Any, sharding: Sharding) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`, placed."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 class NotFiniteError(Exception):
@@ -179,7 +227,7 @@ class Record:
     def __init__(self, config: dict[str, Any], seeds: list[int]):
         self.resumed = config["RESUME"] is not None
         self.folder = Path(config["RESUME"]) if self.resumed else fresh_folder(config)
-        self._kind = config["CHECKPOINT_KIND"]
+        self._config = config
         self._full = FullCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
         self._learner = LearnerCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
         self.updates = self.newest_checkpoint()
@@ -190,34 +238,43 @@ class Record:
                 f"RESUME: {self.folder} has done its {self.updates} updates; set a larger"
                 " TOTAL_TIMESTEPS to go on"
             )
-        self._curves = [CurveFile(self.folder, seed, self.updates) for seed in seeds]
         try:
             self._tracker = make_tracker(config, self.folder, seeds)
         except ConfigError:
             self.discard_if_empty()
             raise
-        save_run_config(self.folder, config)
+        self._curves = [CurveFile(self.folder, seed, self.updates) for seed in seeds]
 
     def newest_checkpoint(self) -> int:
         """After how many updates the newest checkpoint was taken, 0 if there is none."""
         return max(self._full.newest() or 0, self._learner.newest() or 0)
 
     def first_state(self, program: Program) -> RunnerState:
-        """The state that the run starts or goes on from; says so."""
-        if not self.resumed:
-            return program.init()
+        """The state that the run starts or goes on from; says so.
+
+        Raises:
+          ConfigError: the checkpoint is broken or of another run; the folder is left as it was.
+        """
+        state = self._restored(program) if self.resumed else program.init()
+        for curve in self._curves:
+            curve.cut_off()
+        save_run_config(self.folder, self._config)
+        return state
+
+    def _restored(self, program: Program) -> RunnerState:
         print(f"going on after update {self.updates} of {self.folder}")
         if self._full.newest() == self.updates:
-            return self._full.restore(program.shapes())
-        state = program.init(stream=self.updates)
-        fresh = state.train_state
-        params, opt_state = self._learner.restore(fresh.params, fresh.opt_state)
+            return program.split(self._full.restore(program.joined_shapes()))
+        fresh = program.init(stream=self.updates)
+        state = program.join(fresh)
+        params, opt_state = self._learner.restore(
+            state.train_state.params, state.train_state.opt_state
+        )
         kept = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
         print(f"a learner-only checkpoint: every environment starts a fresh episode, {kept}")
-        saved = TrainState(params, opt_state or fresh.opt_state, np.int32(self.updates))
-        # Under pmap every device gets the same.
-        train_state = jax.tree.map(lambda new, old: jnp.broadcast_to(new, old.shape), saved, fresh)
-        return state._replace(train_state=train_state)
+        opt_state = opt_state or state.train_state.opt_state
+        updates = jnp.full_like(state.train_state.updates, self.updates)
+        return program.split(state._replace(train_state=TrainState(params, opt_state, updates)))
 
     def append(self, metrics: list[Metrics]) -> None:
         """Notes an update's metrics, one dict per seed.
@@ -244,11 +301,11 @@ class Record:
         """Writes the state of this update, and makes sure of the curve up to it before."""
         for curve in self._curves:
             curve.sync()
-        if self._kind == "full":
-            self._full.save(self.updates, state)
+        if self._config["CHECKPOINT_KIND"] == "full":
+            self._full.save(self.updates, program.join(state))
         else:
-            learner = program.learner(state.train_state)
-            opt_state = learner.opt_state if self._kind == "learner" else None
+            learner = jax.device_get(program.join(state).train_state)
+            opt_state = learner.opt_state if self._config["CHECKPOINT_KIND"] == "learner" else None
             self._learner.save(self.updates, learner.params, opt_state)
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class RunnerState(NamedTuple):
     obs: jax.Array  # (B, obs_size)
     memory: Memory
     env_keys: jax.Array  # (B,), each environment's random stream, its actions included
-    permutation_key: jax.Array
+    permutation_key: jax.Array  # the same on every device
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
@@ -128,10 +128,12 @@ def make_init_and_update(
     network = make_network(config, env.action_space)
     optimizer = make_optimizer(config)
 
+    def device_index() -> jax.Array | int:
+        return jax.lax.axis_index(axis_name) if axis_name else 0
+
     def init(rng: jax.Array) -> RunnerState:
         params_key, envs_key, permutation_key = jax.random.split(rng, 3)
-        device = jax.lax.axis_index(axis_name) if axis_name else 0
-        global_index = device * num_envs + jnp.arange(num_envs)
+        global_index = device_index() * num_envs + jnp.arange(num_envs)
         env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, global_index)
         env_keys, reset_keys = split_each(env_keys, 2)
         obs, env_state = env.reset(reset_keys)
@@ -142,7 +144,7 @@ def make_init_and_update(
             obs,
             empty_memory(config, num_envs),
             env_keys,
-            jax.random.fold_in(permutation_key, device),
+            permutation_key,
         )
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
@@ -158,6 +160,7 @@ def make_init_and_update(
         # UPDATE NETWORK
         batch = make_batch(config, trajectory, advantage, old_memory)
         permutation_key, key = jax.random.split(state.permutation_key)
+        key = jax.random.fold_in(key, device_index())
         train_state, metrics = learn(
             config, network, optimizer, state.train_state, batch, key, axis_name
         )

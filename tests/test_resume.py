@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,68 @@ def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeyp
         Record(check_config({**CHAIN, "RESUME": str(tmp_path)}), [0])
 
 
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def cut_off(folder):
+    """Halves the largest file."""
+    path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_another(folder):
+    """Puts in the checkpoint of a network of another size."""
+    root = folder.parents[2] / "another"
+    kind = "full" if folder.parent.name == "checkpoints" else "learner"
+    run({**CHAIN, "EMBED_SIZE": 8, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(root)})
+    shutil.rmtree(folder)
+    shutil.copytree(
+        root / "MemoryChain-bsuite" / folder.relative_to(folder.parents[1]).with_name("4"), folder
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "learner"])
+@pytest.mark.parametrize("breaks", [cut_off, replace_by_another])
+def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
+    kind, breaks, tmp_path, monkeypatch
+):
+    run({**CHAIN, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    newest = folder / {"full": "checkpoints", "learner": "learner"}[kind] / "4"
+    breaks(newest)
+    before = files_of(folder)
+    settings = [f"RESUME={folder}", "TOTAL_TIMESTEPS=1e4", "LR=1"]
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", *settings])
+    with pytest.raises(SystemExit) as exit:
+        main({})
+    assert exit.value.code.startswith(f"error: RESUME: {newest} is broken or of another run (")
+    assert "\n" not in exit.value.code
+    assert files_of(folder) == before
+
+    if breaks == cut_off:
+        shutil.rmtree(newest)  # what the message says
+        main({})
+        assert len(load(folder)[0]["total_loss"]) == 10**4 // STEPS_PER_UPDATE
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256, "NUM_MINIBATCHES": 1}
+    curves = {}
+    for first, second in [(False, False), (False, True), (True, False)]:
+        name = f"{first}_{second}"
+        run({**config, "RESULTS_DIR": str(tmp_path / name)}, all_devices=first)
+        folder = tmp_path / name / "MemoryChain-bsuite"
+        resumed = resumed_config(folder, {"TOTAL_TIMESTEPS": 512})
+        run({**resumed, "RESUME": str(folder)}, all_devices=second)
+        curves[name] = load(folder)[0]
+    for name in ("False_True", "True_False"):
+        for metric in ("returned_episode_returns", "episodes", "total_loss", "grad_norm"):
+            np.testing.assert_allclose(
+                curves[name][metric], curves["False_False"][metric], rtol=1e-3, atol=1e-5
+            )
+
+
 @pytest.mark.parametrize(
     ("kind", "all_devices"), [("learner", False), ("params", False), ("learner", True)]
 )
@@ -204,7 +267,7 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     assert len(parts) > 2
     assert max(part.stat().st_size for part in parts) == 20_000
     saved = np.load(folder / "0_params.npy", allow_pickle=True).item()
-    restored, opt_state = LearnerCheckpoints(folder, 2).restore(saved, (saved, saved, 0))
+    restored, opt_state = LearnerCheckpoints(folder, 2).restore(saved, (0, saved, saved))
     assert_bitwise_equal(saved, restored)
     assert (opt_state is None) == (kind == "params")
 
@@ -230,6 +293,7 @@ def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
     with open(tmp_path / "0_metrics.jsonl", "a") as file:
         file.write('{"loss": 0.')  # what a kill leaves behind
     resumed = CurveFile(tmp_path, 0, 3)
+    resumed.cut_off()
     resumed.append({"loss": np.float32(0.7), "episodes": np.int32(9)})
     read = resumed.read()
     np.testing.assert_array_equal(read["loss"], np.float32([*values[:3], 0.7]))
