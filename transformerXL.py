@@ -39,9 +39,9 @@ class LayerCache(NamedTuple):
     d = 1 .. M steps before the first, starts in slot -d mod (M + 1).
     """
 
-    keys: jax.Array  # (B, M+1, H, D)
-    values: jax.Array  # (B, M+1, H, D)
-    positions: jax.Array  # (2(M+1), H, D), p_d in the order d = -x mod (M+1)
+    keys: jax.Array  # (B, H, D, M+1)
+    values: jax.Array  # (B, H, M+1, D)
+    positions: jax.Array  # (H, D, 2(M+1)), p_d in the order d = -x mod (M+1)
 
 
 def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
@@ -83,6 +83,88 @@ def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -
     return jax.vmap(cut, out_axes=1)(jnp.arange(count) * stride)
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x (..., N) times w (N, K), with the gradient of w in the form that XLA's CPU products like.
+
+    As JAX writes it, XLA first copies the gradient of the result, transposed, to memory; as it
+    stands here, x. A result is wider than x, so that is less, and several products share it.
+    """
+    return x @ w
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array):
+    return x @ w, (x, w)
+
+
+def _matmul_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    x, w = residuals
+    rows, gradient_rows = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+    gradient_of_x = (gradient_rows @ w.T).reshape(x.shape)
+    return gradient_of_x, jax.lax.dot_general(rows, gradient_rows, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def standardise(x: jax.Array) -> jax.Array:
+    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) over the last axis, without scale and bias."""
+    return _standardise_forward(x)[0]
+
+
+def _standardise_forward(x: jax.Array):
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    return centred * inverse, (centred * inverse, inverse)
+
+
+def _standardise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    n, inverse = residuals
+    mean = jnp.mean(gradient, axis=-1, keepdims=True)
+    along_n = jnp.mean(gradient * n, axis=-1, keepdims=True)
+    return (inverse * (gradient - mean - n * along_n),)
+
+
+standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+class Norm(nn.Module):
+    """LayerNorm's scale and bias, (width,) each, for the `Dense` that reads what is normed."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        scale = self.param("scale", nn.initializers.ones, (self.width,))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return scale, bias
+
+
+class Dense(nn.Module):
+    """x W + b; with a `norm`, of the standardised x after that norm's scale and bias.
+
+    They are folded into the matrix: (scale * x + shift) W + b = x (scale * W) + (shift W + b). That
+    saves two passes over x, and where x is a constant, as a memory is, a product in the gradient.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = 0.0
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if norm is not None:
+            scale, shift = norm
+            kernel, bias = scale[:, None] * kernel, shift @ kernel + bias
+        return matmul(x, kernel) + bias
+
+
 class Gate(nn.Module):
     """GTrXL's gate, a GRU cell that combines a stream x with a sublayer's output y.
 
@@ -97,11 +179,11 @@ class Gate(nn.Module):
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         width = x.shape[-1]
         bias = self.param("bias", nn.initializers.constant(self.bias), (width,))
-        y_r, y_z, y_g = jnp.split(nn.Dense(3 * width, use_bias=False, name="w")(y), 3, axis=-1)
-        x_r, x_z = jnp.split(nn.Dense(2 * width, use_bias=False, name="u")(x), 2, axis=-1)
+        y_r, y_z, y_g = jnp.split(Dense(3 * width, use_bias=False, name="w")(y), 3, axis=-1)
+        x_r, x_z = jnp.split(Dense(2 * width, use_bias=False, name="u")(x), 2, axis=-1)
         r = nn.sigmoid(y_r + x_r)
         z = nn.sigmoid(y_z + x_z - bias)
-        h = jnp.tanh(y_g + nn.Dense(width, use_bias=False, name="u_g")(r * x))
+        h = jnp.tanh(y_g + Dense(width, use_bias=False, name="u_g")(r * x))
         return (1 - z) * x + z * h
 
 
@@ -117,53 +199,53 @@ class TransformerXLLayer(nn.Module):
 
     def setup(self):
         heads = (self.num_heads, self.qkv_features // self.num_heads)
-        self.attention_norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON)
-        self.query = nn.Dense(self.qkv_features)
-        self.key_value = nn.Dense(2 * self.qkv_features)
-        self.position = nn.Dense(self.qkv_features, use_bias=False)
+        self.attention_norm = Norm(self.embed_size)
+        self.query = Dense(self.qkv_features)
+        self.key_value = Dense(2 * self.qkv_features)
+        self.position = Dense(self.qkv_features, use_bias=False)
         self.content_bias = self.param("content_bias", nn.initializers.zeros, heads)  # u
         self.position_bias = self.param("position_bias", nn.initializers.zeros, heads)  # w
-        self.attention_out = nn.Dense(self.embed_size)
-        self.mlp_norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON)
-        self.mlp_in = nn.Dense(self.embed_size)
-        self.mlp_out = nn.Dense(self.embed_size)
+        self.attention_out = Dense(self.embed_size)
+        self.mlp_norm = Norm(self.embed_size)
+        self.mlp_in = Dense(self.embed_size)
+        self.mlp_out = Dense(self.embed_size)
         if self.gating:
             self.attention_gate = Gate(self.gating_bias)
             self.mlp_gate = Gate(self.gating_bias)
 
     def start_rollout(self, memory: jax.Array) -> LayerCache:
         """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
-        keys, values = self._keys_and_values(self.attention_norm(memory))  # (B, M, H, D)
+        features = self.key_value(standardise(memory), self.attention_norm())
+        keys, values = self._split_keys_and_values(features)  # (B, M, H, D)
         # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
+        keys, values = jnp.pad(keys, empty_first_slot), jnp.pad(values, empty_first_slot)
         ages = -jnp.arange(2 * (self.window_mem + 1)) % (self.window_mem + 1)
         return LayerCache(
-            jnp.pad(keys, empty_first_slot),
-            jnp.pad(values, empty_first_slot),
-            self._position_terms(ages),
+            jnp.transpose(keys, (0, 2, 3, 1)),
+            jnp.transpose(values, (0, 2, 1, 3)),
+            jnp.transpose(self._position_terms(ages), (1, 2, 0)),
         )
 
     def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
         """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
         slots = self.window_mem + 1
         slot = t % slots
-        n = self.attention_norm(x)
-        query = self._split_heads(self.query(n)) * self._scale  # (B, H, D)
-        key, value = self._keys_and_values(n)
-        cache = cache._replace(
-            keys=cache.keys.at[:, slot].set(key), values=cache.values.at[:, slot].set(value)
-        )
+        n = standardise(x)
+        query = self._split_heads(self.query(n, self.attention_norm())) * self._scale  # (B, H, D)
+        key, value = self._split_keys_and_values(self.key_value(n, self.attention_norm()))
+        write = jax.lax.dynamic_update_index_in_dim
+        keys = write(cache.keys, key, slot, axis=3)
+        values = write(cache.values, value, slot, axis=2)
         # Slot s holds age (t - s) mod (M+1): a rotation of p, which stands twice in `positions`.
-        position_terms = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots)
-        logits = jnp.einsum("bhd,bshd->bhs", query + self._scale * self.content_bias, cache.keys)
-        logits += jnp.einsum(
-            "bhd,shd->bhs", query + self._scale * self.position_bias, position_terms
-        )
+        positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=2)
+        logits = jnp.einsum("bhd,bhds->bhs", query + self._scale * self.content_bias, keys)
+        logits += jnp.einsum("bhd,hds->bhs", query + self._scale * self.position_bias, positions)
         ages = (t - jnp.arange(slots)) % slots
         visible = ages <= reach[:, None]  # (B, M+1)
         weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf))
-        attended = jnp.einsum("bhs,bshd->bhd", weights, cache.values)
-        return self._join(x, attended), cache
+        attended = jnp.einsum("bhs,bhsd->bhd", weights, values)
+        return self._join(x, attended), cache._replace(keys=keys, values=values)
 
     def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
@@ -174,34 +256,34 @@ class TransformerXLLayer(nn.Module):
         batch, steps = reach.shape
         count = steps // window_grad
         by_window = (batch, count, window_grad)
-        n = self.attention_norm(x)
-        query = self._split_heads(self.query(n).reshape(*by_window, -1)) * self._scale
+        n = standardise(x)
+        query = self.query(n, self.attention_norm()) * self._scale
+        query = self._split_heads(query.reshape(*by_window, -1))  # (B, K, W, H, D)
 
         # Windows overlap in the memory, so it is projected before it is cut.
-        keys_and_values = []
-        for past, now in zip(
-            self._keys_and_values(self.attention_norm(memory)),
-            self._keys_and_values(n),
-            strict=True,
-        ):
-            past = sliding_windows(past, count, window_grad, self.window_mem)
-            now = now.reshape(*by_window, *now.shape[2:])
-            keys_and_values.append(jnp.concatenate([past, now], axis=2))
-        keys, values = keys_and_values  # (B, K, M+W, H, D)
+        past = self.key_value(standardise(memory), self.attention_norm())
+        past = sliding_windows(past, count, window_grad, self.window_mem)
+        now = self.key_value(n, self.attention_norm()).reshape(*by_window, -1)
+        keys_and_values = jnp.concatenate([past, now], axis=2)  # (B, K, M+W, 2HD)
+        keys, values = map(heads_first, self._split_keys_and_values(keys_and_values))
 
         distances = jnp.arange(self.window_mem, -1, -1)  # (M+1,)
         position_logits = jnp.einsum(
-            "bkihd,rhd->bkhir",
-            query + self._scale * self.position_bias,
+            "hbkid,rhd->hbkir",
+            heads_first(query + self._scale * self.position_bias),
             self._position_terms(distances),
         )
         visible = distances <= reach.reshape(*by_window, 1)  # (B, K, W, M+1)
-        position_logits = jnp.where(visible[:, :, None], position_logits, -jnp.inf)
+        position_logits = jnp.where(visible, position_logits, -jnp.inf)
         content_logits = jnp.einsum(
-            "bkihd,bkjhd->bkhij", query + self._scale * self.content_bias, keys
+            "hbkid,hbkjd->hbkij", heads_first(query + self._scale * self.content_bias), keys
         )
-        weights = jax.nn.softmax(content_logits + relative_shift(position_logits, window_grad))
-        attended = jnp.einsum("bkhij,bkjhd->bkihd", weights, values)
+        logits = content_logits + relative_shift(position_logits, window_grad)
+        # Softmax, normalised after the product: D columns are fewer than M+W.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        attended = jnp.einsum("hbkij,hbkjd->hbkid", weights, values)
+        attended /= jnp.sum(weights, axis=-1, keepdims=True)
+        attended = jnp.moveaxis(attended, 0, 3)  # (B, K, W, H, D)
         return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
 
     @property
@@ -212,9 +294,9 @@ class TransformerXLLayer(nn.Module):
         size = self.qkv_features // self.num_heads
         return features.reshape(*features.shape[:-1], self.num_heads, size)
 
-    def _keys_and_values(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(..., E) normed inputs -> keys and values, (..., H, D) each."""
-        keys, values = jnp.split(self.key_value(n), 2, axis=-1)
+    def _split_keys_and_values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(..., 2HD), what `key_value` gives -> keys and values, (..., H, D) each."""
+        keys, values = jnp.split(features, 2, axis=-1)
         return self._split_heads(keys), self._split_heads(values)
 
     def _position_terms(self, distances: jax.Array) -> jax.Array:
@@ -225,8 +307,13 @@ class TransformerXLLayer(nn.Module):
         """The layer after its attention: x (..., E), attended heads (..., H, D) -> (..., E)."""
         a = self.attention_out(attended.reshape(*attended.shape[:-2], self.qkv_features))
         y = self.attention_gate(x, nn.relu(a)) if self.gating else x + a
-        f = self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(y))))
+        f = self.mlp_out(nn.gelu(self.mlp_in(standardise(y), self.mlp_norm())))
         return self.mlp_gate(y, nn.relu(f)) if self.gating else y + f
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    """(B, K, N, H, D) to (H, B, K, N, D)."""
+    return jnp.moveaxis(x, 3, 0)
 
 
 class TransformerXL(nn.Module):
@@ -237,7 +324,7 @@ class TransformerXL(nn.Module):
     make_layer: Callable[[], TransformerXLLayer]
 
     def setup(self):
-        self.encoder = nn.Dense(self.embed_size)
+        self.encoder = Dense(self.embed_size)
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
@@ -274,7 +361,7 @@ def orthogonal(gain: float) -> Callable:
     large as a whole training run vmapped over seeds (seen on 2 cores; 0.11.2 does not).
     """
 
-    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
         one = partial(nn.initializers.orthogonal(gain), shape=shape, dtype=dtype)
         return jax.custom_batching.sequential_vmap(one)(key)
 
@@ -292,9 +379,9 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(2):
-            x = nn.Dense(self.width, kernel_init=orthogonal(2**0.5))(x)
+            x = Dense(self.width, kernel_init=orthogonal(2**0.5))(x)
             x = ACTIVATIONS[self.activation](x)
-        return nn.Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
+        return Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
 
 
 class ActorCriticTransformer(nn.Module):
