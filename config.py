@@ -38,6 +38,7 @@ DEFAULTS = {
     "WINDOW_GRAD": 64,
     "gating": True,
     "gating_bias": 2.0,
+    "COMPUTE_DTYPE": "float32",
     "seed": 0,
     "NUM_SEEDS": 1,
     "RESULTS_DIR": None,
@@ -63,6 +64,7 @@ TRACED = ("LR", "GAMMA", "GAE_LAMBDA", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_G
 
 CHOICES = {
     "ACTIVATION": ("relu", "tanh"),
+    "COMPUTE_DTYPE": ("float32", "bfloat16"),
     "RESET_STRATEGY": ("auto", "optimistic", "pool"),
     "CHECKPOINT_KIND": ("full", "learner", "params"),
     "TRACK": ("wandb", "tensorboard"),

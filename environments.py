@@ -36,6 +36,23 @@ class Box(NamedTuple):
         return len(self.low)
 
 
+class StoredObs(NamedTuple):
+    """Observations (..., obs_size) in the smallest types that hold them exactly."""
+
+    binary: jax.Array  # (..., num_binary) bool, the leading entries, which are 0 or 1
+    real: jax.Array  # (..., obs_size - num_binary) float32, the others
+
+
+def store_obs(obs: jax.Array, num_binary: int) -> StoredObs:
+    """(..., obs_size) float32, the first `num_binary` of them 0 or 1, in fewer bytes."""
+    return StoredObs(obs[..., :num_binary].astype(bool), obs[..., num_binary:])
+
+
+def restore_obs(stored: StoredObs) -> jax.Array:
+    """Undoes `store_obs`."""
+    return jnp.concatenate([stored.binary.astype(jnp.float32), stored.real], axis=-1)
+
+
 CRAFTAX_NAMES = {
     "craftax": "Craftax-Symbolic-v1",
     "craftax-symbolic-v1": "Craftax-Symbolic-v1",
@@ -65,7 +82,8 @@ def make_env(config: dict[str, Any], num_envs: int):
 
     Returns:
       An environment as the head of wrappers.py describes it, with the attributes `action_space`,
-      `obs_size` and `episode_metrics`, the names of what it logs in info at an episode's end.
+      `obs_size`, `num_binary` (so many leading entries of an observation are always 0 or 1) and
+      `episode_metrics`, the names of what it logs in info at an episode's end.
 
     Raises:
       ConfigError: an unknown environment, one that can't be made or has actions of no supported
@@ -136,6 +154,9 @@ class GymnaxAdapter:
         obs_space = self._env.observation_space(self._params)
         self._num_categories = getattr(obs_space, "n", None)
         self.obs_size = self._num_categories or int(np.prod(obs_space.shape))
+        obs, _ = jax.eval_shape(self._env.reset_env, jax.random.key(0), self._params)
+        binary = self._num_categories or obs.dtype == bool
+        self.num_binary = self.obs_size if binary else 0
         if bootstrap_truncated is None:
             bootstrap_truncated = name not in ENDS_WITH_ITS_CLOCK
         self.can_truncate = bootstrap_truncated
@@ -217,6 +238,8 @@ class CraftaxAdapter:
         self.action_space = Discrete(env.num_actions)
         obs, _, _, _, info = jax.eval_shape(self._own_step, jax.random.key(0))
         self.obs_size = obs.size
+        # The map comes first: one-hot blocks, items and creatures, and whether there is light.
+        self.num_binary = importlib.import_module(type(env).__module__).get_flat_map_obs_shape()
         self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
 
     def reset(self, key: jax.Array):

@@ -34,6 +34,7 @@ config = {
     "WINDOW_GRAD": 32,  # steps that a gradient flows through, divides NUM_STEPS
     "gating": True,  # GTrXL's gates; False: residual sums
     "gating_bias": 2.0,  # how closed the gates start
+    "COMPUTE_DTYPE": "float32",  # of matrix products: float32 or bfloat16
     # Run
     "seed": 0,
     "NUM_SEEDS": 1,  # seeds trained at once, from `seed` on

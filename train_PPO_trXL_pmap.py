@@ -37,6 +37,7 @@ config = {
     "WINDOW_GRAD": 64,  # steps that a gradient flows through, divides NUM_STEPS
     "gating": True,  # GTrXL's gates; False: residual sums
     "gating_bias": 2.0,  # how closed the gates start
+    "COMPUTE_DTYPE": "float32",  # of matrix products: float32 or bfloat16
     # Run
     "seed": 0,
     "NUM_SEEDS": 1,  # one; several are for train_PPO_trXL.py

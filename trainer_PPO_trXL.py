@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from config import check_config, num_updates
-from environments import make_env
+from environments import StoredObs, make_env, restore_obs, store_obs
 from transformerXL import ActorCriticTransformer, make_network, sample_each
 
 Config = dict[str, Any]
@@ -33,7 +33,7 @@ class Memory(NamedTuple):
 class Transition(NamedTuple):
     """One step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
 
-    obs: jax.Array  # (B, obs_size)
+    obs: StoredObs  # (B, obs_size)
     action: jax.Array  # (B,) or (B, action_size)
     log_prob: jax.Array  # (B,)
     value: jax.Array  # (B,)
@@ -50,7 +50,7 @@ class Transition(NamedTuple):
 class Batch(NamedTuple):
     """A rollout as the loss reads it, one row per environment."""
 
-    obs: jax.Array  # (B, T, obs_size)
+    obs: StoredObs  # (B, T, obs_size)
     action: jax.Array  # (B, T) or (B, T, action_size)
     log_prob: jax.Array  # (B, T)
     value: jax.Array  # (B, T)
@@ -105,13 +105,17 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 
 def make_init_and_update(
-    config: Config, axis_name: str | None = None, num_devices: int | None = None
+    config: Config,
+    axis_name: str | None = None,
+    num_devices: int | None = None,
+    make_network: Callable = make_network,
 ) -> tuple[Callable, Callable]:
     """The two functions that a run is made of.
 
     Args:
       config, axis_name: as for `make_train`.
       num_devices: how many devices the axis has; by default all of them.
+      make_network: from the checked config and the action space to the network.
 
     Returns:
       init(rng) -> RunnerState, and update(RunnerState) -> (RunnerState, metrics), a rollout and the
@@ -242,7 +246,7 @@ def rollout(
                 lambda: final_value,
             )
         transition = Transition(
-            obs=obs,
+            obs=store_obs(obs, env.num_binary),
             action=action,
             log_prob=policy.log_prob(action),
             value=value,
@@ -304,9 +308,9 @@ def generalised_advantages(
     return advantages
 
 
-def by_environment(x: jax.Array) -> jax.Array:
+def by_environment(tree: Any) -> Any:
     """(T, B, ...) to (B, T, ...)."""
-    return jnp.swapaxes(x, 0, 1)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def make_batch(
@@ -380,8 +384,9 @@ def ppo_loss(
     advantages normalised over the minibatch and L_value = mean(max((v - R)^2, (v_clip - R)^2)) / 2,
     v_clip at most CLIP_EPS from the rollout's value (Engstrom et al. 2020, arXiv 2005.12729).
     """
+    obs = restore_obs(batch.obs)
     policy, value = network.apply(
-        params, batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"], method="window"
+        params, obs, batch.memory, batch.reach, config["WINDOW_GRAD"], method="window"
     )
     clip_eps = config["CLIP_EPS"]
 

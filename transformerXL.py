@@ -152,17 +152,18 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32  # of the product and its result; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = 0.0
+        bias = jnp.zeros(())
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if norm is not None:
             scale, shift = norm
             kernel, bias = scale[:, None] * kernel, shift @ kernel + bias
-        return matmul(x, kernel) + bias
+        return matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Gate(nn.Module):
@@ -174,16 +175,18 @@ class Gate(nn.Module):
     """
 
     bias: float
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         width = x.shape[-1]
+        dense = partial(Dense, use_bias=False, dtype=self.dtype)
         bias = self.param("bias", nn.initializers.constant(self.bias), (width,))
-        y_r, y_z, y_g = jnp.split(Dense(3 * width, use_bias=False, name="w")(y), 3, axis=-1)
-        x_r, x_z = jnp.split(Dense(2 * width, use_bias=False, name="u")(x), 2, axis=-1)
+        y_r, y_z, y_g = jnp.split(dense(3 * width, name="w")(y), 3, axis=-1)
+        x_r, x_z = jnp.split(dense(2 * width, name="u")(x), 2, axis=-1)
         r = nn.sigmoid(y_r + x_r)
         z = nn.sigmoid(y_z + x_z - bias)
-        h = jnp.tanh(y_g + Dense(width, use_bias=False, name="u_g")(r * x))
+        h = jnp.tanh(y_g + dense(width, name="u_g")(r * x))
         return (1 - z) * x + z * h
 
 
@@ -196,22 +199,24 @@ class TransformerXLLayer(nn.Module):
     window_mem: int
     gating: bool
     gating_bias: float
+    dtype: Any = jnp.float32  # of products; norms, softmax and the stream stay float32
 
     def setup(self):
+        dense = partial(Dense, dtype=self.dtype)
         heads = (self.num_heads, self.qkv_features // self.num_heads)
         self.attention_norm = Norm(self.embed_size)
-        self.query = Dense(self.qkv_features)
-        self.key_value = Dense(2 * self.qkv_features)
-        self.position = Dense(self.qkv_features, use_bias=False)
+        self.query = dense(self.qkv_features)
+        self.key_value = dense(2 * self.qkv_features)
+        self.position = dense(self.qkv_features, use_bias=False)
         self.content_bias = self.param("content_bias", nn.initializers.zeros, heads)  # u
         self.position_bias = self.param("position_bias", nn.initializers.zeros, heads)  # w
-        self.attention_out = Dense(self.embed_size)
+        self.attention_out = dense(self.embed_size)
         self.mlp_norm = Norm(self.embed_size)
-        self.mlp_in = Dense(self.embed_size)
-        self.mlp_out = Dense(self.embed_size)
+        self.mlp_in = dense(self.embed_size)
+        self.mlp_out = dense(self.embed_size)
         if self.gating:
-            self.attention_gate = Gate(self.gating_bias)
-            self.mlp_gate = Gate(self.gating_bias)
+            self.attention_gate = Gate(self.gating_bias, self.dtype)
+            self.mlp_gate = Gate(self.gating_bias, self.dtype)
 
     def start_rollout(self, memory: jax.Array) -> LayerCache:
         """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
@@ -232,19 +237,19 @@ class TransformerXLLayer(nn.Module):
         slots = self.window_mem + 1
         slot = t % slots
         n = standardise(x)
-        query = self._split_heads(self.query(n, self.attention_norm())) * self._scale  # (B, H, D)
+        content_query, position_query = self._queries(n)  # (B, H, D)
         key, value = self._split_keys_and_values(self.key_value(n, self.attention_norm()))
         write = jax.lax.dynamic_update_index_in_dim
         keys = write(cache.keys, key, slot, axis=3)
         values = write(cache.values, value, slot, axis=2)
         # Slot s holds age (t - s) mod (M+1): a rotation of p, which stands twice in `positions`.
         positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=2)
-        logits = jnp.einsum("bhd,bhds->bhs", query + self._scale * self.content_bias, keys)
-        logits += jnp.einsum("bhd,hds->bhs", query + self._scale * self.position_bias, positions)
+        logits = einsum32("bhd,bhds->bhs", content_query, keys)
+        logits += einsum32("bhd,hds->bhs", position_query, positions)
         ages = (t - jnp.arange(slots)) % slots
         visible = ages <= reach[:, None]  # (B, M+1)
         weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf))
-        attended = jnp.einsum("bhs,bhsd->bhd", weights, values)
+        attended = einsum32("bhs,bhsd->bhd", weights.astype(self.dtype), values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 
     def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
@@ -257,8 +262,8 @@ class TransformerXLLayer(nn.Module):
         count = steps // window_grad
         by_window = (batch, count, window_grad)
         n = standardise(x)
-        query = self.query(n, self.attention_norm()) * self._scale
-        query = self._split_heads(query.reshape(*by_window, -1))  # (B, K, W, H, D)
+        queries = self._queries(n.reshape(*by_window, self.embed_size))  # (B, K, W, H, D)
+        content_query, position_query = map(heads_first, queries)
 
         # Windows overlap in the memory, so it is projected before it is cut.
         past = self.key_value(standardise(memory), self.attention_norm())
@@ -268,27 +273,25 @@ class TransformerXLLayer(nn.Module):
         keys, values = map(heads_first, self._split_keys_and_values(keys_and_values))
 
         distances = jnp.arange(self.window_mem, -1, -1)  # (M+1,)
-        position_logits = jnp.einsum(
-            "hbkid,rhd->hbkir",
-            heads_first(query + self._scale * self.position_bias),
-            self._position_terms(distances),
-        )
+        positions = self._position_terms(distances)
+        position_logits = einsum32("hbkid,rhd->hbkir", position_query, positions)
         visible = distances <= reach.reshape(*by_window, 1)  # (B, K, W, M+1)
         position_logits = jnp.where(visible, position_logits, -jnp.inf)
-        content_logits = jnp.einsum(
-            "hbkid,hbkjd->hbkij", heads_first(query + self._scale * self.content_bias), keys
-        )
-        logits = content_logits + relative_shift(position_logits, window_grad)
+        logits = einsum32("hbkid,hbkjd->hbkij", content_query, keys)
+        logits += relative_shift(position_logits, window_grad)
         # Softmax, normalised after the product: D columns are fewer than M+W.
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        attended = jnp.einsum("hbkij,hbkjd->hbkid", weights, values)
+        attended = einsum32("hbkij,hbkjd->hbkid", weights.astype(self.dtype), values)
         attended /= jnp.sum(weights, axis=-1, keepdims=True)
         attended = jnp.moveaxis(attended, 0, 3)  # (B, K, W, H, D)
         return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
 
-    @property
-    def _scale(self) -> float:
-        return (self.qkv_features // self.num_heads) ** -0.5
+    def _queries(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(..., E) standardised inputs -> (q + u) / sqrt(D) and (q + w) / sqrt(D), (..., H, D)."""
+        query = self._split_heads(self.query(n, self.attention_norm()))
+        scale = query.shape[-1] ** -0.5
+        biases = self.content_bias, self.position_bias
+        return tuple(((query + bias) * scale).astype(self.dtype) for bias in biases)
 
     def _split_heads(self, features: jax.Array) -> jax.Array:
         size = self.qkv_features // self.num_heads
@@ -311,6 +314,11 @@ class TransformerXLLayer(nn.Module):
         return self.mlp_gate(y, nn.relu(f)) if self.gating else y + f
 
 
+def einsum32(subscripts: str, *operands: jax.Array) -> jax.Array:
+    """An einsum of the operands' dtype, as float32."""
+    return jnp.einsum(subscripts, *operands).astype(jnp.float32)
+
+
 def heads_first(x: jax.Array) -> jax.Array:
     """(B, K, N, H, D) to (H, B, K, N, D)."""
     return jnp.moveaxis(x, 3, 0)
@@ -322,9 +330,10 @@ class TransformerXL(nn.Module):
     num_layers: int
     embed_size: int
     make_layer: Callable[[], TransformerXLLayer]
+    dtype: Any = jnp.float32
 
     def setup(self):
-        self.encoder = Dense(self.embed_size)
+        self.encoder = Dense(self.embed_size, dtype=self.dtype)
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
@@ -338,7 +347,7 @@ class TransformerXL(nn.Module):
 
         `hidden` is what each layer saw as its input: what the memory keeps of this step.
         """
-        x = self.encoder(obs)
+        x = self.encoder(obs).astype(jnp.float32)
         hidden, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden.append(x)
@@ -348,7 +357,7 @@ class TransformerXL(nn.Module):
 
     def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> output (B, T, E)."""
-        x = self.encoder(obs)
+        x = self.encoder(obs).astype(jnp.float32)
         for index, layer in enumerate(self.layers):
             x = layer.window(x, memory[:, :, index], reach, window_grad)
         return x
@@ -375,11 +384,12 @@ class Head(nn.Module):
     outputs: int
     gain: float
     activation: str
+    dtype: Any = jnp.float32  # of the hidden layers
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(2):
-            x = Dense(self.width, kernel_init=orthogonal(2**0.5))(x)
+            x = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(x)
             x = ACTIVATIONS[self.activation](x)
         return Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
 
@@ -395,12 +405,13 @@ class ActorCriticTransformer(nn.Module):
     action_space: Discrete | Box
     hidden_layers: int
     activation: str
+    dtype: Any = jnp.float32
 
     def setup(self):
         discrete = isinstance(self.action_space, Discrete)
         outputs = self.action_space.n if discrete else self.action_space.size
-        self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation)
-        self.critic = Head(self.hidden_layers, 1, 1.0, self.activation)
+        self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation, self.dtype)
+        self.critic = Head(self.hidden_layers, 1, 1.0, self.activation, self.dtype)
         if not discrete:
             self.log_std = self.param("log_std", nn.initializers.zeros, (outputs,))
 
@@ -457,20 +468,25 @@ def sample_each(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
     return sample(parameters, keys)
 
 
-def make_network(config: dict[str, Any], action_space: Discrete | Box) -> ActorCriticTransformer:
-    """The network of a checked config."""
+def make_network(
+    config: dict[str, Any], action_space: Discrete | Box, layer: type = TransformerXLLayer
+) -> ActorCriticTransformer:
+    """The network of a checked config; `layer` may be another class with the same interface."""
+    dtype = jnp.dtype(config["COMPUTE_DTYPE"])
     make_layer = partial(
-        TransformerXLLayer,
+        layer,
         embed_size=config["EMBED_SIZE"],
         num_heads=config["num_heads"],
         qkv_features=config["qkv_features"],
         window_mem=config["WINDOW_MEM"],
         gating=config["gating"],
         gating_bias=config["gating_bias"],
+        dtype=dtype,
     )
     return ActorCriticTransformer(
-        TransformerXL(config["num_layers"], config["EMBED_SIZE"], make_layer),
+        TransformerXL(config["num_layers"], config["EMBED_SIZE"], make_layer, dtype),
         action_space,
         hidden_layers=config["hidden_layers"],
         activation=config["ACTIVATION"],
+        dtype=dtype,
     )

@@ -8,7 +8,7 @@ import pytest
 from craftax.craftax_env import make_craftax_env_from_name
 
 from config import ConfigError, check_config
-from environments import Box, Discrete, make_env, resolve_name
+from environments import Box, Discrete, make_env, resolve_name, restore_obs, store_obs
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"
 DISCRETE = [
@@ -84,6 +84,8 @@ def test_gymnax_replays_as_through_its_own_api(name):
 
     assert obs.dtype == np.float32
     assert obs.shape == (STEPS + 1, 2, env.obs_size)
+    np.testing.assert_array_equal(restore_obs(store_obs(obs, env.num_binary)), obs)
+    assert env.num_binary == (env.obs_size if hasattr(space, "n") else 0)
     np.testing.assert_allclose(obs, flatten(expected_obs), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(reward, expected_reward, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(done, terminated | truncated)
@@ -117,6 +119,8 @@ def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     assert env.obs_size == own.observation_space(params).shape[0]
     keys, actions = keys_and_actions(env.action_space.n, 4)
     obs, reward, done, info = replay(env, keys, actions)
+    np.testing.assert_array_equal(restore_obs(store_obs(obs, env.num_binary)), obs)
+    assert 0.9 * env.obs_size < env.num_binary < env.obs_size
 
     def own_reset(key):
         # The pool splits a reset key into one for the first world and one for the later ones.

@@ -14,7 +14,7 @@ from support import SMALL, random_params
 import trainer_PPO_trXL as trainer
 import transformerXL
 from config import check_config
-from environments import make_env
+from environments import make_env, restore_obs
 from transformerXL import make_network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def largest_ratio_error(chain):
     batch = jax.tree.map(lambda x: x[: len(x) // config["NUM_MINIBATCHES"]], batch)
     policy, value = network.apply(
         state.train_state.params,
-        *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
+        *(restore_obs(batch.obs), batch.memory, batch.reach, config["WINDOW_GRAD"]),
         method="window",
     )
     ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
@@ -148,7 +148,7 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
     for end in (2, 5):
         assert trajectory.truncated[end].all()
         assert not trajectory.terminated[end].any()
-        episode = trajectory.obs[end - 2 : end + 1]  # (3, B, .)
+        episode = restore_obs(trajectory.obs)[end - 2 : end + 1]  # (3, B, .)
         obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
         no_memory = trainer.empty_memory(config, config["NUM_ENVS"]).hidden
         reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))

@@ -1,0 +1,157 @@
+"""The naive network against the fast one, and that the benchmarks report what they say."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import SMALL
+
+from benchmarks import throughput
+from benchmarks.naive import make_naive_network
+from config import check_config
+from environments import make_env, restore_obs
+from trainer_PPO_trXL import (
+    generalised_advantages,
+    make_batch,
+    make_init_and_update,
+    ppo_loss,
+    rollout,
+)
+from transformerXL import make_network
+
+SHORT_EPISODES = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
+
+
+def stored_batch(config):
+    """A second rollout as the loss reads it: its memory is not empty; and the parameters."""
+    init, update = make_init_and_update(config)
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space)
+    state, _ = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
+
+    @jax.jit
+    def run(state):
+        _, trajectory, last_value = rollout(config, env, network, state)
+        advantage = generalised_advantages(trajectory, last_value, 0.99, 0.8)
+        return make_batch(config, trajectory, advantage, state.memory.hidden)
+
+    return env, state.train_state.params, run(state)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SHORT_EPISODES,
+        {**SHORT_EPISODES, "gating": False, "WINDOW_MEM": 5},
+        {**SMALL, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
+        {**SMALL, "ENV_NAME": "Pendulum-v1"},
+    ],
+    ids=["MemoryChain", "without gates", "CartPole", "Pendulum"],
+)
+def test_naive_and_fast_have_the_same_losses_and_gradients(config):
+    config = check_config(config)
+    env, params, batch = stored_batch(config)
+
+    def losses(network):
+        loss = jax.value_and_grad(ppo_loss, has_aux=True)
+        return jax.jit(lambda params, batch: loss(params, config, network, batch, None))(
+            params, batch
+        )
+
+    (_, metrics), gradients = losses(make_network(config, env.action_space))
+    (_, naive_metrics), naive_gradients = losses(make_naive_network(config, env.action_space))
+    assert float(metrics["value_loss"]) != 0
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, naive_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(naive_gradients))
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(naive_gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_whole_updates_with_the_naive_network_are_the_same():
+    curves = []
+    for network in (make_network, make_naive_network):
+        init, update = make_init_and_update(SHORT_EPISODES, make_network=network)
+        state = jax.jit(init)(jax.random.key(1))
+        _, metrics = jax.jit(
+            lambda state, update=update: jax.lax.scan(
+                lambda state, _: update(state), state, None, 4
+            )
+        )(state)
+        curves.append(metrics)
+    fast, naive = curves
+    np.testing.assert_array_equal(fast["episodes"], naive["episodes"])
+    assert np.all(fast["episodes"] > 0)
+    for name, values in fast.items():
+        np.testing.assert_allclose(values, naive[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_bfloat16_changes_the_products_and_nothing_else():
+    config = check_config(SHORT_EPISODES)
+    env, params, batch = stored_batch(config)
+    half = check_config({**config, "COMPUTE_DTYPE": "bfloat16"})
+    outputs, obs = {}, restore_obs(batch.obs)
+    for c in (config, half):
+        network = make_network(c, env.action_space)
+        policy, value = network.apply(
+            params, obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="window"
+        )
+        outputs[c["COMPUTE_DTYPE"]] = np.concatenate([policy.logits, value[..., None]], axis=-1)
+        assert policy.logits.dtype == value.dtype == jnp.float32
+    difference = np.abs(outputs["bfloat16"] - outputs["float32"])
+    assert 1e-5 < difference.max() < 0.02
+
+    init, update = make_init_and_update(half)
+    state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
+    for leaf in jax.tree.leaves(state.train_state):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+    assert state.memory.hidden.dtype == jnp.float32
+    assert np.isfinite(metrics["total_loss"])
+
+
+def test_the_arithmetic_of_a_step():
+    """81 MFLOP for the published network on MemoryChain, of which 73 are the tokens' own."""
+    config = check_config({"NUM_ENVS": 64})
+    assert throughput.flops_per_step(config, obs_size=3, outputs=2) == pytest.approx(81e6, rel=0.02)
+    no_training = {**config, "UPDATE_EPOCHS": 0}
+    no_memory = {**no_training, "WINDOW_MEM": 0, "num_layers": 1, "gating": False}
+    matrices = 3 * 256 + 6 * 256**2  # encoder, layer
+    heads = 2 * (2 * 256**2) + 256 * 3
+    attention_and_positions = 3 * 256 + 256**2 / (64 * 128)
+    assert throughput.flops_per_step(no_memory, 3, 2) == pytest.approx(
+        2 * (matrices + heads + attention_and_positions)
+    )
+
+
+def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
+    settings = [f"{key}={value}" for key, value in SMALL.items()]
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "train_PPO_trXL.py", *settings])
+    monkeypatch.setitem(throughput.PRODUCT_SIZE, "cpu", 64)
+    throughput.main()
+    output = capsys.readouterr().out
+    assert "| gradient steps |" in output
+    numbers = json.loads(output.splitlines()[-1])
+    asked = "env_sps rollout_sps train_sps naive_train_sps speedup_vs_naive flops_per_step mfu"
+    for name in [*asked.split(), "compile_s", "compile_cached_s", "update_bytes", "env_sps_pool"]:
+        assert numbers[name] > 0, name
+    assert numbers["mfu"] == pytest.approx(
+        numbers["flops_per_step"] * numbers["train_sps"] / numbers["product_flops"]
+    )
+    assert numbers["device"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["setup.py"], "error: setup.py is not one of"),
+        (["NUM_ENV=3"], "error: unknown config key 'NUM_ENV'; did you mean NUM_ENVS"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["throughput.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        throughput.main()
+    assert exit.value.code.startswith(message)
