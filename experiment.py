@@ -265,8 +265,7 @@ class Record:
         print(f"going on after update {self.updates} of {self.folder}")
         if self._full.newest() == self.updates:
             return program.split(self._full.restore(program.joined_shapes()))
-        fresh = program.init(stream=self.updates)
-        state = program.join(fresh)
+        state = program.join(program.init(stream=self.updates))
         params, opt_state = self._learner.restore(
             state.train_state.params, state.train_state.opt_state
         )

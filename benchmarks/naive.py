@@ -9,25 +9,23 @@ Letters as in transformerXL.py.
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformerXL import LAYER_NORM_EPSILON, Gate, make_network, relative_shift, sinusoid
+from transformerXL import (
+    LAYER_NORM_EPSILON,
+    Gate,
+    TransformerXLLayer,
+    make_network,
+    relative_shift,
+    sinusoid,
+)
 
 
-class NaiveLayer(nn.Module):
+class NaiveLayer(TransformerXLLayer):
     """`TransformerXLLayer`, step for step as the papers write it; its "cache" is the memory."""
-
-    embed_size: int
-    num_heads: int
-    qkv_features: int
-    window_mem: int
-    gating: bool
-    gating_bias: float
-    dtype: Any = jnp.float32
 
     def setup(self):
         dense = partial(nn.Dense, dtype=self.dtype)
@@ -90,9 +88,6 @@ class NaiveLayer(nn.Module):
         y = self.attention_gate(x, nn.relu(a)) if self.gating else x + a
         f = self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(y))))
         return self.mlp_gate(y, nn.relu(f)) if self.gating else y + f
-
-    def _split_heads(self, features: jax.Array) -> jax.Array:
-        return features.reshape(*features.shape[:-1], self.num_heads, -1)
 
 
 make_naive_network = partial(make_network, layer=NaiveLayer)
