@@ -193,6 +193,10 @@ class CurveFile:
         """Waits until all lines are on the disk."""
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
     def read(self) -> dict[str, np.ndarray]:
         """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32."""
         self._file.seek(0)

@@ -1,4 +1,4 @@
-"""Every config key: its default, its type, and the checks that run before anything compiles."""
+"""Every setting: its default, its type, and the checks that run before anything compiles."""
 
 import ast
 import difflib
@@ -50,12 +50,24 @@ DEFAULTS = {
 }
 """What a key is worth where a config does not have it: the published setting for Gymnax's tasks."""
 
+LAUNCH = {
+    "COORDINATOR": None,  # host:port of process 0, where the others find it; None: under SLURM
+    "NUM_PROCESSES": None,  # how many processes, one per node
+    "PROCESS_ID": None,  # which of them this one is, from 0
+    "CONNECT_TIMEOUT": 300,  # seconds to wait for all of them
+    "HEARTBEAT_TIMEOUT": 20,  # seconds without a sign of life until a process counts as dead
+}
+"""The settings of one process of several, which are not the run's."""
+
 OPTIONAL = {
     "RESET_STRATEGY": str,
     "BOOTSTRAP_TRUNCATED": bool,
     "RESULTS_DIR": str,
     "RESUME": str,
     "TRACK": str,
+    "COORDINATOR": str,
+    "NUM_PROCESSES": int,
+    "PROCESS_ID": int,
 }
 """The keys that may be None, with their type otherwise."""
 
@@ -68,6 +80,7 @@ CHOICES = {
     "RESET_STRATEGY": ("auto", "optimistic", "pool"),
     "CHECKPOINT_KIND": ("full", "learner", "params"),
     "TRACK": ("wandb", "tensorboard"),
+    "POLICY": ("sampled", "greedy", "random"),
 }
 
 # Inclusive bounds of a key's value; None is no bound.
@@ -77,14 +90,19 @@ BOUNDS = {
             *("TOTAL_TIMESTEPS", "NUM_ENVS", "NUM_STEPS", "UPDATE_EPOCHS", "NUM_MINIBATCHES"),
             *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers"),
             *("WINDOW_GRAD", "NUM_SEEDS", "RESET_RATIO"),
-            *("CHECKPOINT_EVERY", "KEEP_CHECKPOINTS"),
+            *("CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "EPISODES"),
+            *("NUM_PROCESSES", "CONNECT_TIMEOUT", "HEARTBEAT_TIMEOUT"),
         ],
         (1, None),
     ),
     **dict.fromkeys(
-        ["WINDOW_MEM", "LR", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM"], (0, None)
+        [
+            *("WINDOW_MEM", "LR", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM"),
+            "PROCESS_ID",
+        ],
+        (0, None),
     ),
-    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(["seed", "EVAL_SEED"], (0, 2**32 - 1)),
     "GAMMA": (0, 1),
     "GAE_LAMBDA": (0, 1),
 }
@@ -107,11 +125,23 @@ def check_config(config: dict[str, Any], num_devices: int = 1) -> dict[str, Any]
     Raises:
       ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
-    for key in config:
-        _check_known(key, DEFAULTS)
-    checked = {key: _check_value(key, config.get(key, DEFAULTS[key])) for key in DEFAULTS}
+    checked = check_values(config, DEFAULTS)
     _check_sizes(checked, num_devices)
     return checked
+
+
+def check_values(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Completes settings with their defaults and checks each value by itself.
+
+    Raises:
+      ConfigError: an unknown key, a value of the wrong type or range.
+    """
+    for key in values:
+        _check_known(key, defaults)
+    return {
+        key: _check_value(key, values.get(key, default), _key_type(key, defaults))
+        for key, default in defaults.items()
+    }
 
 
 def num_updates(config: dict[str, Any]) -> int:
@@ -177,13 +207,12 @@ def _describe(key: str, kind: type) -> str:
     return words[kind] + (" or None" if key in OPTIONAL else "")
 
 
-def _check_value(key: str, value: Any) -> Any:
+def _check_value(key: str, value: Any, kind: type) -> Any:
     """`value` as the type of its key, or a ConfigError."""
     if value is None and key in OPTIONAL:
         return None
     if key in TRACED and isinstance(value, jax.core.Tracer):
         return value
-    kind = _key_type(key, DEFAULTS)
     wrong = ConfigError(f"{key} must be {_describe(key, kind)}, not {value!r}")
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from config import ConfigError, check_config, read_overrides
+from config import ConfigError, check_config, check_values, read_overrides
 from environments import make_env, resolve_name
 from experiment import enable_compilation_cache
 from results import load_results
@@ -255,11 +255,7 @@ def main() -> None:
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in options.items())}")
     try:
-        chosen = options | read_overrides(arguments[1:], options)
-        if chosen["POLICY"] not in ("sampled", "greedy", "random"):
-            raise ConfigError(f"POLICY must be sampled, greedy or random, not {chosen['POLICY']!r}")
-        if not isinstance(chosen["EPISODES"], int) or chosen["EPISODES"] < 1:
-            raise ConfigError(f"EPISODES must be at least 1, not {chosen['EPISODES']}")
+        chosen = check_values(read_overrides(arguments[1:], options), options)
         agent = load_agent(arguments[0], chosen["seed"], greedy=chosen["POLICY"] == "greedy")
         if chosen["POLICY"] == "random":
             agent = random_agent(agent)

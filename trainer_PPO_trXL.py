@@ -9,6 +9,7 @@ E = EMBED_SIZE.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -348,12 +349,11 @@ def learn(
     num_envs = batch.value.shape[0]
     rate = learning_rate(config, train_state.updates)
 
-    def gradient_step(carry, rows):
+    def gradient_step(carry, inputs):
         params, opt_state = carry
-        minibatch = jax.tree.map(lambda x: x[rows], batch)
-        gradients, metrics = jax.grad(ppo_loss, has_aux=True)(
-            params, config, network, minibatch, axis_name
-        )
+        rows, advantage = inputs
+        minibatch = jax.tree.map(lambda x: x[rows], batch)._replace(advantage=advantage)
+        gradients, metrics = jax.grad(ppo_loss, has_aux=True)(params, config, network, minibatch)
         gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         direction, opt_state = optimizer.update(gradients, opt_state)
@@ -363,8 +363,10 @@ def learn(
     epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
     permute = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, num_envs))
     rows = permute(jax.random.split(key, epochs)).reshape(epochs * minibatches, -1)
+    # Of all minibatches at once: many devices then meet only for the gradients in each step.
+    advantages = jax.vmap(partial(normalise, axis_name=axis_name))(batch.advantage[rows])
     (params, opt_state), metrics = jax.lax.scan(
-        gradient_step, (train_state.params, train_state.opt_state), rows
+        gradient_step, (train_state.params, train_state.opt_state), (rows, advantages)
     )
     metrics = jax.tree.map(jnp.mean, metrics)
     metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
@@ -372,16 +374,12 @@ def learn(
 
 
 def ppo_loss(
-    params: Any,
-    config: Config,
-    network: ActorCriticTransformer,
-    batch: Batch,
-    axis_name: str | None,
+    params: Any, config: Config, network: ActorCriticTransformer, batch: Batch
 ) -> tuple[jax.Array, Metrics]:
     """The clipped surrogate, the clipped value loss and the entropy bonus.
 
-    L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equations 7 and 9), with
-    advantages normalised over the minibatch and L_value = mean(max((v - R)^2, (v_clip - R)^2)) / 2,
+    L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equations 7 and 9), of a batch
+    whose advantages are normalised, with L_value = mean(max((v - R)^2, (v_clip - R)^2)) / 2,
     v_clip at most CLIP_EPS from the rollout's value (Engstrom et al. 2020, arXiv 2005.12729).
     """
     obs = restore_obs(batch.obs)
@@ -390,12 +388,10 @@ def ppo_loss(
     )
     clip_eps = config["CLIP_EPS"]
 
-    mean, variance = moments(batch.advantage, axis_name)
-    advantage = (batch.advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     log_ratio = policy.log_prob(batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped_ratio = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped_ratio * advantage))
+    actor_loss = -jnp.mean(jnp.minimum(ratio * batch.advantage, clipped_ratio * batch.advantage))
 
     clipped_value = batch.value + jnp.clip(value - batch.value, -clip_eps, clip_eps)
     squared_errors = (value - batch.returns) ** 2, (clipped_value - batch.returns) ** 2
@@ -427,6 +423,12 @@ def rollout_metrics(trajectory: Transition, batch: Batch, axis_name: str | None)
         "episodes": episodes,
         "explained_variance": 1 - error_variance / variance,
     }
+
+
+def normalise(advantage: jax.Array, axis_name: str | None) -> jax.Array:
+    """A minibatch's advantages with mean 0 and deviation 1 over all devices."""
+    mean, variance = moments(advantage, axis_name)
+    return (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
 
 
 def moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:

@@ -1,11 +1,11 @@
-"""Four virtual CPU devices for the tests of pmap, and a compilation cache that all tests share."""
+"""Eight virtual CPU devices for the tests of pmap, and a compilation cache that all tests share."""
 
 import os
 from pathlib import Path
 
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")

@@ -57,9 +57,7 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
 
     def losses(network):
         loss = jax.value_and_grad(ppo_loss, has_aux=True)
-        return jax.jit(lambda params, batch: loss(params, config, network, batch, None))(
-            params, batch
-        )
+        return jax.jit(lambda params, batch: loss(params, config, network, batch))(params, batch)
 
     (_, metrics), gradients = losses(make_network(config, env.action_space))
     (_, naive_metrics), naive_gradients = losses(make_naive_network(config, env.action_space))

@@ -13,7 +13,7 @@ from support import SMALL, make_window_form, reach_of
 import evaluate_PPO_trXL as evaluate
 from config import ConfigError, check_config
 from environments import Discrete, make_env
-from experiment import save_seed
+from record import save_seed
 from trainer_PPO_trXL import init_params
 from transformerXL import make_network
 
@@ -147,7 +147,8 @@ def test_files_that_do_not_fit_together_are_one_line(folder, tmp_path):
     [
         ([], "usage:"),
         (["nowhere"], "error: no agent of seed 0 in nowhere"),
-        (["nowhere", "POLICY=best"], "error: POLICY must be sampled, greedy or random"),
+        (["nowhere", "POLICY=best"], "error: POLICY must be one of sampled, greedy, random"),
+        (["nowhere", "seed=1.5"], "error: seed must be a whole number, not 1.5"),
         (["nowhere", "EPISODES=0"], "error: EPISODES must be at least 1"),
         (["nowhere", "EPISODE=1"], "error: unknown config key 'EPISODE'; did you mean EPISODES"),
     ],

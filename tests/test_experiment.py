@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import SMALL
 
 import experiment
-import trainer_PPO_trXL as trainer
-from experiment import Program, Record, StopOnSignal, main, run, train
+from experiment import main, run
+from program import Program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
@@ -137,8 +136,8 @@ def test_bad_input_is_one_line_before_anything_compiles(
     ("changes", "message"),
     [
         ({"NUM_SEEDS": 2, "NUM_MINIBATCHES": 1}, "NUM_SEEDS = 2 needs train_PPO_trXL.py"),
-        ({"NUM_ENVS": 6}, "the number of devices must divide NUM_ENVS: 4 does not divide 6"),
-        ({"NUM_MINIBATCHES": 2}, "NUM_MINIBATCHES must divide NUM_ENVS / 4 devices"),
+        ({"NUM_ENVS": 6}, "the number of devices must divide NUM_ENVS: 8 does not divide 6"),
+        ({"NUM_ENVS": 8}, "NUM_MINIBATCHES must divide NUM_ENVS / 8 devices"),
     ],
 )
 def test_bad_input_of_the_pmap_script(changes, message, never_compile, monkeypatch, tmp_path):
@@ -156,36 +155,6 @@ def test_the_scripts_exit_with_one_line_and_status_one(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == "error: NUM_STEPS must be at least 1, not 0\n"
-
-
-def test_make_train_under_pmap_keeps_parameters_equal_and_environments_apart():
-    config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256}
-    keys = jnp.stack([jax.random.key(0)] * 4)
-    out = jax.pmap(trainer.make_train(config, "devices"), "devices")(keys)
-    state, metrics = out["runner_state"], out["metrics"]
-    for leaf in jax.tree.leaves((state.train_state, metrics)):
-        leaf = np.asarray(leaf)
-        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
-    streams = jax.random.key_data(state.env_keys).reshape(8, -1)
-    assert len(np.unique(streams, axis=0)) == 8
-    assert metrics["episodes"][0].sum() == 8 * 32 / 4
-
-
-def test_one_device_and_four_train_the_same(tmp_path):
-    """With one minibatch per epoch nothing depends on how the environments are spread."""
-    config = {**CHAIN, "NUM_ENVS": 8, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 256}
-    config = trainer.check_config(config, 4)
-    one, four = (curve_of(config, devices, tmp_path / str(devices)) for devices in (None, 4))
-    for name in clockless(one):
-        np.testing.assert_allclose(one[name], four[name], rtol=1e-3, atol=1e-4)
-
-
-def curve_of(config, num_devices, folder):
-    config = {**config, "RESULTS_DIR": str(folder)}
-    program = Program(config, num_devices)
-    record = Record(config, program.seeds)
-    train(config, program, record, StopOnSignal(record))
-    return record.curves()[0]
 
 
 class TestSignals:

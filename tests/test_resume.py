@@ -21,7 +21,8 @@ from support import SMALL
 import checkpoints
 from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, resumed_config
 from config import ConfigError, check_config
-from experiment import NotFiniteError, Record, main, run
+from experiment import main, run
+from record import NotFiniteError, Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
@@ -115,8 +116,8 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
 
 @pytest.mark.parametrize(
     ("changes", "all_devices"),
-    [({"NUM_SEEDS": 2}, False), ({"NUM_ENVS": 8}, True)],
-    ids=["two seeds under vmap", "four devices under pmap"],
+    [({"NUM_SEEDS": 2}, False), ({"NUM_ENVS": 16}, True)],
+    ids=["two seeds under vmap", "eight devices under pmap"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
     updates = SMALL["NUM_STEPS"] * changes.get("NUM_ENVS", SMALL["NUM_ENVS"])
@@ -259,8 +260,8 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     kind, all_devices, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(checkpoints, "PART_BYTES", 20_000)
-    config = {**CHAIN, "NUM_ENVS": 8, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
-    run({**config, "TOTAL_TIMESTEPS": 256}, all_devices)
+    config = {**CHAIN, "NUM_ENVS": 16, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
+    run({**config, "TOTAL_TIMESTEPS": 512}, all_devices)
     folder = tmp_path / "MemoryChain-bsuite"
     assert not whole_checkpoints(folder)
     parts = sorted((folder / "learner" / "2").iterdir())
@@ -271,13 +272,13 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     assert_bitwise_equal(saved, restored)
     assert (opt_state is None) == (kind == "params")
 
-    resumed = resumed_config(folder, {"TOTAL_TIMESTEPS": 512, "LR": 0.0})
+    resumed = resumed_config(folder, {"TOTAL_TIMESTEPS": 1024, "LR": 0.0})
     run({**resumed, "RESUME": str(folder)}, all_devices)
     printed = capsys.readouterr().out
     assert "every environment starts a fresh episode" in printed
     assert ("the optimiser starts afresh" in printed) == (kind == "params")
     metrics, params = load(folder)
-    np.testing.assert_array_equal(metrics["env_steps"], [128, 256, 384, 512])
+    np.testing.assert_array_equal(metrics["env_steps"], [256, 512, 768, 1024])
     assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
 
 

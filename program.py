@@ -1,0 +1,132 @@
+"""The jitted functions of a run, and its state with and without the axis of the devices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import (
+    global_array_to_host_local_array,
+    host_local_array_to_global_array,
+)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from trainer_PPO_trXL import RunnerState, make_init_and_update
+
+BY_DEVICE = PartitionSpec("devices")
+
+
+class Program:
+    """`init` and `update`, jitted for one seed, for several under vmap, or for devices under pmap.
+
+    Args:
+      config: checked.
+      num_devices: of all processes together, for pmap; None for one device without it.
+
+    Under pmap a state has the devices of this process as its first axis. Joined, it has none: what
+    all devices have alike is there once, rows of environments stand in their global order, and each
+    array is one array for all processes.
+    """
+
+    def __init__(self, config: dict[str, Any], num_devices: int | None):
+        self.seeds = [config["seed"] + i for i in range(config["NUM_SEEDS"])]
+        keys = jnp.stack([jax.random.key(seed) for seed in self.seeds])
+        axis_name = "devices" if num_devices else None
+        init, update = make_init_and_update(config, axis_name, num_devices)
+        if num_devices:
+            self._keys = jnp.repeat(keys, jax.local_device_count())
+            self._init = jax.pmap(init, axis_name)
+            self._update = jax.pmap(update, axis_name, donate_argnums=0)
+        elif len(self.seeds) > 1:
+            self._keys = keys
+            self._init = jax.jit(jax.vmap(init))
+            self._update = jax.jit(jax.vmap(update), donate_argnums=0)
+        else:
+            self._keys = keys[0]
+            self._init = jax.jit(init)
+            self._update = jax.jit(update, donate_argnums=0)
+        self._num_devices = num_devices
+
+    def init(self, stream: int = 0) -> RunnerState:
+        """A first state; another `stream` has other environments and actions."""
+        keys = self._keys
+        if stream:
+            keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
+        return jax.block_until_ready(self._init(keys))
+
+    def compile(self, state: RunnerState) -> Callable:
+        """The update, compiled for such a state."""
+        compiled = self._update.lower(state).compile()
+        # What pmap compiles for several processes takes their joint arrays; called by its name, it
+        # finds the same program and takes this process's share.
+        return self._update if jax.process_count() > 1 else compiled
+
+    def join(self, state: RunnerState) -> RunnerState:
+        """The state without the axis of the devices, the same however many they are."""
+        if not self._num_devices:
+            return state
+        by_device = host_local_array_to_global_array(state, self._mesh(), BY_DEVICE)
+        return jax.jit(join_devices, out_shardings=self._shardings())(by_device)
+
+    def split(self, joined: RunnerState) -> RunnerState:
+        """Undoes `join`, for the devices of this program."""
+        if not self._num_devices:
+            return joined
+        sharding = NamedSharding(self._mesh(), BY_DEVICE)
+        split = jax.jit(partial(split_devices, self._num_devices), out_shardings=sharding)
+        return global_array_to_host_local_array(split(joined), self._mesh(), BY_DEVICE)
+
+    def joined_shapes(self) -> RunnerState:
+        """A joined state as a tree of `jax.ShapeDtypeStruct`, which say where each leaf goes."""
+        shapes = jax.eval_shape(self._init, self._keys)
+        if not self._num_devices:
+            return with_sharding(shapes, SingleDeviceSharding(jax.devices()[0]))
+        shapes = jax.tree.map(self._of_all_processes, shapes)
+        joined = jax.eval_shape(join_devices, shapes)
+        return RunnerState(*map(with_sharding, joined, self._shardings()))
+
+    def per_seed(self, tree: Any) -> list[Any]:
+        """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""
+        tree = jax.device_get(tree)
+        if not self._num_devices and len(self.seeds) == 1:
+            return [tree]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
+
+    def _of_all_processes(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self._num_devices, *x.shape[1:]), x.dtype)
+
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(jax.devices()), BY_DEVICE)
+
+    def _shardings(self) -> RunnerState:
+        """Where each part of a joined state is: everywhere, or its rows spread over the devices."""
+        everywhere = NamedSharding(self._mesh(), PartitionSpec())
+        rows = NamedSharding(self._mesh(), BY_DEVICE)
+        parts = dict.fromkeys(RunnerState._fields, rows)
+        return RunnerState(**{**parts, "train_state": everywhere, "permutation_key": everywhere})
+
+
+def join_devices(state: RunnerState) -> RunnerState:
+    """(devices, B, ...) to (devices * B, ...), and what all devices have alike once."""
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state)
+    first = jax.tree.map(lambda x: x[0], (state.train_state, state.permutation_key))
+    return joined._replace(train_state=first[0], permutation_key=first[1])
+
+
+def split_devices(num_devices: int, joined: RunnerState) -> RunnerState:
+    """Undoes `join_devices`."""
+
+    def repeat(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (num_devices, *x.shape))
+
+    alike = {name: getattr(joined, name) for name in ("train_state", "permutation_key")}
+    rows = joined._replace(**dict.fromkeys(alike))
+    state = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
+    return state._replace(**jax.tree.map(repeat, alike))
+
+
+def with_sharding(shapes: Any, sharding: Sharding) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`, placed."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

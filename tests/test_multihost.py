@@ -1,0 +1,248 @@
+"""Several processes on this machine as one run: real ones, joined by JAX's distributed runtime."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support import SMALL
+
+from config import LAUNCH, ConfigError, check_values
+from multihost import connect, from_main, gather_texts, in_all
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPT = REPOSITORY / "train_PPO_trXL_pmap.py"
+UPDATES = 24
+SETTINGS = {
+    **SMALL,
+    "ENV_NAME": "MemoryChain-bsuite",
+    "RESET_STRATEGY": None,
+    "NUM_ENVS": 8,
+    "NUM_MINIBATCHES": 1,
+    "num_layers": 1,
+    "TOTAL_TIMESTEPS": UPDATES * 8 * SMALL["NUM_STEPS"],
+    "CHECKPOINT_EVERY": 3,
+    "HEARTBEAT_TIMEOUT": 10,
+}
+
+
+def start(devices, *settings, **environment):
+    """One process with so many virtual devices, its output joined in one pipe."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *(f"{k}={v}" for k, v in SETTINGS.items()), *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+    )
+
+
+def start_two(*settings, of_each=((), ())):
+    """Two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = (*settings, f"COORDINATOR=localhost:{port}", "NUM_PROCESSES=2")
+    return [start(2, *common, f"PROCESS_ID={i}", *of_each[i]) for i in range(2)]
+
+
+def finish(*processes, timeout=300):
+    """Waits for the processes: their exit statuses and outputs."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left_behind(monkeypatch):
+    started = []
+    original = subprocess.Popen
+
+    def popen(*args, **kwargs):
+        started.append(original(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    yield
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def results(root):
+    """Metrics without the clock, and parameters, of the only run under a folder."""
+    (path,) = root.rglob("0_metrics.npy")
+    metrics, params = (
+        np.load(path.with_name(f"0_{name}.npy"), allow_pickle=True).item()
+        for name in ("metrics", "params")
+    )
+    del metrics["steps_per_second"]
+    return metrics, params
+
+
+def assert_same_results(a, b):
+    assert len(results(a)[0]["total_loss"]) == UPDATES
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), results(a), results(b)
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The folder of a run of one process with four devices."""
+    root = tmp_path_factory.mktemp("one")
+    statuses, outputs = finish(start(4, f"RESULTS_DIR={root}"))
+    assert statuses == [0], outputs
+    return root
+
+
+def wait_for_checkpoint(root, processes, least=1):
+    """Waits until a checkpoint of at least so many updates is whole."""
+    while not any(
+        path.name.isdigit() and int(path.name) >= least for path in root.rglob("checkpoints/*")
+    ):
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_two_processes_train_as_one_does_and_only_the_first_speaks(one_process, tmp_path):
+    statuses, outputs = finish(*start_two(f"RESULTS_DIR={tmp_path}"))
+    assert statuses == [0, 0], outputs
+    assert_same_results(one_process, tmp_path)
+    assert f"{UPDATES} updates; mean return" in outputs[0]
+    of_ours = [line for line in outputs[1].splitlines() if not line.startswith("[Gloo]")]
+    assert of_ours == []
+    names = {path.name for path in tmp_path.rglob("*") if path.parent.parent == tmp_path}
+    assert {path.name for path in one_process.glob("*/*")} == names
+
+
+def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
+    one_process, tmp_path
+):
+    processes = start_two(f"RESULTS_DIR={tmp_path}")
+    wait_for_checkpoint(tmp_path, processes)
+    processes[1].kill()
+    (status, _), (output, _) = finish(*processes, timeout=30)
+    assert status != 0
+    assert "stopped sending heartbeats" in output
+    (folder,) = tmp_path.iterdir()
+    statuses, outputs = finish(start(4, f"RESUME={folder}"))
+    assert statuses == [0], outputs
+    assert "going on after update" in outputs[0]
+    assert_same_results(one_process, tmp_path)
+
+
+FAKE_SRUN = """#!/usr/bin/env bash
+export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_LOCALID=0
+for i in 0 1; do SLURM_PROCID=$i "$@" & tasks[i]=$!; done
+echo "${tasks[@]}" > tasks
+highest=0
+for i in 0 1; do wait "${tasks[i]}" || { status=$?; ((status > highest)) && highest=$status; }; done
+exit $highest
+"""
+
+
+def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
+    """With commands in place of SLURM's; its variables are those of two nodes."""
+    commands = {"srun": FAKE_SRUN, "scontrol": '#!/usr/bin/env bash\necho "$@" > scontrol\n'}
+    for name, text in commands.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    for module in REPOSITORY.glob("*.py"):
+        (tmp_path / module.name).symlink_to(module)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),  # JAX takes its port from it
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = ["bash", REPOSITORY / "train_slurm.sh", *(f"{k}={v}" for k, v in SETTINGS.items())]
+
+    def sbatch():
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    job = sbatch()
+    wait_for_checkpoint(tmp_path / "results_slurm", [job])
+    one_task = int((tmp_path / "tasks").read_text().split()[1])
+    os.kill(one_task, signal.SIGTERM)  # all tasks must stop after the same update
+    statuses, outputs = finish(job)
+    assert statuses == [128 + signal.SIGTERM], outputs
+    assert "stopping: another process was asked to" in outputs[0]
+    assert (tmp_path / "scontrol").read_text().split() == ["requeue", environment["SLURM_JOB_ID"]]
+
+    statuses, outputs = finish(sbatch())
+    assert statuses == [0], outputs
+    assert "going on after update" in outputs[0]
+    assert_same_results(one_process, tmp_path / "results_slurm")
+
+
+def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
+    processes = start_two(
+        f"RESULTS_DIR={tmp_path}", of_each=(("LR=0.1",), ("LR=0.2", "gating=False"))
+    )
+    statuses, outputs = finish(*processes)
+    assert statuses == [1, 1]
+    assert outputs[0].endswith(
+        "error: the processes were started with different configs: LR is 0.1 in process 0 and 0.2"
+        " in process 1, gating is True in process 0 and False in process 1\n"
+    )
+    assert "error" not in outputs[1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp_path):
+    settings = ("COORDINATOR=localhost:9", "NUM_PROCESSES=2", f"PROCESS_ID={process}")
+    if process == 0:  # it listens there
+        settings = ("COORDINATOR=localhost:0", *settings[1:])
+    # Environment variables do as well.
+    variables = dict(setting.split("=") for setting in (*settings, "CONNECT_TIMEOUT=1"))
+    statuses, outputs = finish(start(1, f"RESULTS_DIR={tmp_path}", **variables), timeout=60)
+    assert statuses == [1]
+    assert outputs[0].startswith(
+        "error: not all 2 processes were there after CONNECT_TIMEOUT = 1 s"
+    )
+    assert outputs[0].count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"COORDINATOR": "a:1"}, "NUM_PROCESSES and PROCESS_ID is missing"),
+        ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "must be host:port, not 'a'"),
+        ({"COORDINATOR": "a:1", "NUM_PROCESSES": 2, "PROCESS_ID": 2}, "NUM_PROCESSES - 1 = 1"),
+        ({"NUM_PROCESSES": 0}, "NUM_PROCESSES must be at least 1"),
+        ({"HEARTBEAT_TIMEOUT": "short"}, "HEARTBEAT_TIMEOUT must be a whole number"),
+    ],
+)
+def test_wrong_settings_of_a_process_are_one_line(settings, message):
+    with pytest.raises(ConfigError) as error:
+        connect(check_values(settings, LAUNCH))
+    assert message in str(error.value)
+
+
+def test_a_process_alone_agrees_with_itself():
+    assert gather_texts("héllo") == ["héllo"]
+    assert from_main(lambda: "") == ""
+
+    def fail():
+        raise ConfigError("no")
+
+    with pytest.raises(ConfigError, match="no"):
+        in_all(fail)
