@@ -136,7 +136,7 @@ def check_same_config(config: dict[str, Any]) -> None:
 
 
 def check_shared(folder: Path, patience: float = 10.0) -> None:
-    """Makes sure that every process sees a folder that process 0 has just made.
+    """Makes sure that every process sees the run's folder, which process 0 may have just made.
 
     Args:
       patience: seconds that a network file system may take to show it.
@@ -150,8 +150,8 @@ def check_shared(folder: Path, patience: float = 10.0) -> None:
         while not folder.is_dir():
             if time.monotonic() > end:
                 raise ConfigError(
-                    f"process {jax.process_index()} does not see the folder {folder} that process 0"
-                    " made; set RESULTS_DIR to a file system that all nodes share"
+                    f"process {jax.process_index()} does not see the folder {folder} of process 0;"
+                    " set RESULTS_DIR to a file system that all nodes share"
                 )
             time.sleep(0.1)
 

@@ -43,24 +43,28 @@ class Record:
 
     def __init__(self, config: dict[str, Any], seeds: list[int]):
         self.resumed = config["RESUME"] is not None
+        self.updates = 0
         self._config = config
         self.folder = Path(config["RESUME"] or from_main(lambda: str(fresh_folder(config))))
-        self._full = FullCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
-        self._learner = LearnerCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
-        self.updates = largest(self.newest_checkpoint())
-        if self.resumed and not self.updates:
-            raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
-        if self.updates >= num_updates(config):
-            raise ConfigError(
-                f"RESUME: {self.folder} has done its {self.updates} updates; set a larger"
-                " TOTAL_TIMESTEPS to go on"
-            )
         try:
             check_shared(self.folder)
+            self._full = FullCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
+            self._learner = LearnerCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
+            self.updates = largest(self.newest_checkpoint())
+            self._check_updates()
             self._tracker, self._curves = in_all(lambda: self._open_files(seeds))
         except ConfigError:
             self.discard_if_empty()
             raise
+
+    def _check_updates(self) -> None:
+        if self.resumed and not self.updates:
+            raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
+        if self.updates >= num_updates(self._config):
+            raise ConfigError(
+                f"RESUME: {self.folder} has done its {self.updates} updates; set a larger"
+                " TOTAL_TIMESTEPS to go on"
+            )
 
     def _open_files(self, seeds: list[int]) -> tuple[NoTracker, list[CurveFile]]:
         if not is_main():
@@ -146,7 +150,7 @@ class Record:
 
     def discard_if_empty(self) -> None:
         """Removes the folder of a run that has not done anything yet."""
-        if is_main() and not self.updates:
+        if is_main() and not self.resumed and not self.updates:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -22,6 +22,9 @@ SMALL = {
     "WINDOW_GRAD": 4,
 }
 
+QUICK = {**SMALL, "num_layers": 1}
+"""For what is not about the network: it compiles sooner."""
+
 OBS_SIZE = 3
 
 

@@ -1,20 +1,23 @@
 """The naive network against the fast one, and that the benchmarks report what they say."""
 
 import json
+import math
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK, SMALL
 
-from benchmarks import growth, memory, throughput
+import train_PPO_trXL_pmap
+from benchmarks import growth, memory, scaling, scaling_model, throughput
 from benchmarks.naive import make_naive_network
 from config import check_config
-from environments import make_env, restore_obs
+from environments import Discrete, make_env, restore_obs
 from trainer_PPO_trXL import (
     generalised_advantages,
+    init_params,
     make_batch,
     make_init_and_update,
     ppo_loss,
@@ -125,7 +128,7 @@ def test_the_arithmetic_of_a_step():
 
 
 def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
-    settings = [f"{key}={value}" for key, value in SMALL.items()]
+    settings = [f"{key}={value}" for key, value in QUICK.items()]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "train_PPO_trXL.py", *settings])
     monkeypatch.setitem(throughput.PRODUCT_SIZE, "cpu", 64)
     throughput.main()
@@ -142,19 +145,70 @@ def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
 
 
 def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
-    config = check_config(SHORT_EPISODES)
+    config = check_config(QUICK)
     point = growth.point(config, "WINDOW_MEM", 2)
     assert point["WINDOW_MEM"] == 2
     assert min(point["update_us"], point["rollout_us"]) > 0
     assert point["read_cache_us"] > 0
     assert len(growth.plot(config, {"WINDOW_MEM": [point]}).axes) == 2
 
-    settings = [f"{key}={value}" for key, value in {**SHORT_EPISODES, "WINDOW_MEM": 2}.items()]
+    settings = [f"{key}={value}" for key, value in {**QUICK, "WINDOW_MEM": 2}.items()]
     monkeypatch.setattr(sys, "argv", ["memory.py", *settings])
     memory.main()
     everything = capsys.readouterr().out.splitlines()[-1].split()
     assert float(everything[0]) == round(point["update_bytes"] / 1e6)
     assert everything[1:] == ["MB", "all"]
+
+
+def test_scaling_counts_what_devices_exchange():
+    config = check_config({**QUICK, "NUM_ENVS": 8})
+    row = scaling.measure(config, 16, 2)
+    assert row["sps"] > 0
+    assert "| 2 | 16 |" in scaling.report(config, [{**row, "devices": 1}, row])
+    gradient_steps = config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
+    gradients = 4 * num_params(config, obs_size=3, actions=2)
+    losses = 4 * 6
+    # Beside the gradients: mean and variance of the advantages, and the rollout's metrics.
+    assert gradient_steps < row["all_reduces"] <= gradient_steps + 6
+    exchanged = row["all_reduce_bytes"] - gradient_steps * (gradients + losses)
+    assert 0 < exchanged <= 4 * (2 * gradient_steps + 12)
+
+
+def num_params(config, obs_size, actions):
+    network = make_network(config, Discrete(actions))
+    shapes = jax.eval_shape(
+        lambda key: init_params(config, network, obs_size, key), jax.random.key(0)
+    )
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def test_an_exchange_of_unknown_length_is_not_counted_as_one():
+    program = """
+%body (x: f32[]) -> f32[] {
+  ROOT %sum = f32[] all-reduce(%x), to_apply=%add
+}
+ENTRY %main (x: f32[]) -> f32[] {
+  ROOT %loop = f32[] while(%x), condition=%c, body=%body TURNS
+}
+"""
+    known = 'backend_config={"known_trip_count":{"n":"7"}}'
+    assert scaling.all_reduces(program.replace("TURNS", known)) == (7, 28)
+    with pytest.raises(ValueError, match="a loop of unknown length"):
+        scaling.all_reduces(program)
+
+
+def test_the_scaling_model_starts_from_one_gpu_and_the_published_config():
+    run = scaling_model.RUN
+    config = check_config(train_PPO_trXL_pmap.config)
+    assert (run.envs, run.steps, run.minibatches) == tuple(
+        config[key] for key in ("NUM_ENVS", "NUM_STEPS", "NUM_MINIBATCHES")
+    )
+    assert run.gradient_steps == config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
+    assert run.all_reduce_bytes == 4 * (num_params(config, obs_size=8268, actions=43) + 6)
+    for machine in scaling_model.MACHINES:
+        assert scaling_model.update_seconds(machine, run, 1, run.envs) == (machine.compute_s, 0.0)
+        one_node = scaling_model.all_reduce_seconds(machine, 1e11, 8)
+        assert one_node == pytest.approx(1.75e11 / machine.node_bandwidth, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK
 
 import trainer_PPO_trXL as trainer
 from config import check_config
@@ -14,11 +14,10 @@ from program import Program
 
 # Episodes of four steps, and a learning rate at which wrong gradients show.
 CONFIG = {
-    **SMALL,
+    **QUICK,
     "ENV_KWARGS": {"memory_length": 3},
     "NUM_ENVS": 16,
     "NUM_MINIBATCHES": 1,
-    "num_layers": 1,
     "LR": 0.01,
     "TOTAL_TIMESTEPS": 4 * 16 * 16,
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from support import SMALL, make_window_form, reach_of
+from support import QUICK, SMALL, make_window_form, reach_of
 
 import evaluate_PPO_trXL as evaluate
 from config import ConfigError, check_config
@@ -98,7 +98,7 @@ def test_report_gives_craftax_its_score_and_achievements():
     [("Catch-bsuite", {}, 9), ("Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, 3)],
 )
 def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_path):
-    config = check_config({**SMALL, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
+    config = check_config({**QUICK, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
     env = make_env(config, 1)
     network = make_network(config, env.action_space)
     params = init_params(config, network, env.obs_size, jax.random.key(0))

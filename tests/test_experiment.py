@@ -10,14 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK
 
 import experiment
 from experiment import main, run
 from program import Program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
+CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
 
 
 def contents(folder):
@@ -135,7 +135,7 @@ def test_bad_input_is_one_line_before_anything_compiles(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"NUM_SEEDS": 2, "NUM_MINIBATCHES": 1}, "NUM_SEEDS = 2 needs train_PPO_trXL.py"),
+        ({"NUM_SEEDS": 2, "NUM_ENVS": 16}, "NUM_SEEDS = 2 needs train_PPO_trXL.py"),
         ({"NUM_ENVS": 6}, "the number of devices must divide NUM_ENVS: 8 does not divide 6"),
         ({"NUM_ENVS": 8}, "NUM_MINIBATCHES must divide NUM_ENVS / 8 devices"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK
 
 from config import LAUNCH, ConfigError, check_values
 from multihost import connect, from_main, gather_texts, in_all
@@ -20,13 +20,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "train_PPO_trXL_pmap.py"
 UPDATES = 24
 SETTINGS = {
-    **SMALL,
+    **QUICK,
     "ENV_NAME": "MemoryChain-bsuite",
     "RESET_STRATEGY": None,
     "NUM_ENVS": 8,
     "NUM_MINIBATCHES": 1,
-    "num_layers": 1,
-    "TOTAL_TIMESTEPS": UPDATES * 8 * SMALL["NUM_STEPS"],
+    "TOTAL_TIMESTEPS": UPDATES * 8 * QUICK["NUM_STEPS"],
     "CHECKPOINT_EVERY": 3,
     "HEARTBEAT_TIMEOUT": 10,
 }
@@ -131,7 +130,8 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     processes[1].kill()
     (status, _), (output, _) = finish(*processes, timeout=30)
     assert status != 0
-    assert "stopped sending heartbeats" in output
+    # Either JAX's runtime noticed, or the exchange of gradients that was under way failed.
+    assert "stopped sending heartbeats" in output or "JaxRuntimeError" in output
     (folder,) = tmp_path.iterdir()
     statuses, outputs = finish(start(4, f"RESUME={folder}"))
     assert statuses == [0], outputs

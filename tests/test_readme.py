@@ -31,12 +31,18 @@ def test_its_python_runs(block, monkeypatch):
 
 
 def test_the_files_it_names_exist():
-    linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    linked = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
     what_is_where = README.partition("## What is where")[2].partition("\n## ")[0]
     files = linked + re.findall(r"`(\S+(?:\.py|/))`", what_is_where)
     assert "transformerXL.py" in files
     assert "tests/" in files
     assert [name for name in files if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_sections_it_links_to_exist():
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    sections = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= sections
 
 
 def test_its_commands_name_files_that_exist():

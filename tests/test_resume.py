@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK
 
 import checkpoints
 from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, resumed_config
@@ -25,8 +25,8 @@ from experiment import main, run
 from record import NotFiniteError, Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
-STEPS_PER_UPDATE = SMALL["NUM_ENVS"] * SMALL["NUM_STEPS"]
+CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
+STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
 KILLS = int(os.environ.get("KILLS", 3))
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
     ids=["two seeds under vmap", "eight devices under pmap"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
-    updates = SMALL["NUM_STEPS"] * changes.get("NUM_ENVS", SMALL["NUM_ENVS"])
+    updates = QUICK["NUM_STEPS"] * changes.get("NUM_ENVS", QUICK["NUM_ENVS"])
     config = {**CHAIN, **changes, "ANNEAL_LR": False}
     run({**config, "TOTAL_TIMESTEPS": 4 * updates, "RESULTS_DIR": str(tmp_path / "a")}, all_devices)
     run({**config, "TOTAL_TIMESTEPS": 2 * updates, "RESULTS_DIR": str(tmp_path / "b")}, all_devices)

@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from support import SMALL
+from support import QUICK
 
 from config import ConfigError
 from experiment import run
 
-CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
+CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
 
 
 def test_tensorboard_reads_the_event_files(tmp_path):

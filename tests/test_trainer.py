@@ -207,7 +207,7 @@ def test_seeds_of_the_default_config_train_in_one_program():
 
 
 def test_float_hyperparameters_may_be_traced():
-    config = {**CHAIN, "TOTAL_TIMESTEPS": 64}
+    config = {**CHAIN, "num_layers": 1, "TOTAL_TIMESTEPS": 64}
     swept = {
         "LR": [1e-3, 1e-2],
         "GAMMA": [0.9, 0.8],
