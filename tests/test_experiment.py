@@ -135,7 +135,10 @@ def test_bad_input_is_one_line_before_anything_compiles(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"NUM_SEEDS": 2, "NUM_ENVS": 16}, "NUM_SEEDS = 2 needs train_PPO_trXL.py"),
+        (
+            {"NUM_SEEDS": 2, "NUM_ENVS": 8, "NUM_MINIBATCHES": 1},
+            "NUM_SEEDS = 2 needs train_PPO_trXL.py",
+        ),
         ({"NUM_ENVS": 6}, "the number of devices must divide NUM_ENVS: 8 does not divide 6"),
         ({"NUM_ENVS": 8}, "NUM_MINIBATCHES must divide NUM_ENVS / 8 devices"),
     ],

@@ -259,14 +259,14 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     kind, all_devices, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(checkpoints, "PART_BYTES", 20_000)
+    monkeypatch.setattr(checkpoints, "PART_BYTES", 10_000)
     config = {**CHAIN, "NUM_ENVS": 16, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
     run({**config, "TOTAL_TIMESTEPS": 512}, all_devices)
     folder = tmp_path / "MemoryChain-bsuite"
     assert not whole_checkpoints(folder)
     parts = sorted((folder / "learner" / "2").iterdir())
     assert len(parts) > 2
-    assert max(part.stat().st_size for part in parts) == 20_000
+    assert max(part.stat().st_size for part in parts) == 10_000
     saved = np.load(folder / "0_params.npy", allow_pickle=True).item()
     restored, opt_state = LearnerCheckpoints(folder, 2).restore(saved, (0, saved, saved))
     assert_bitwise_equal(saved, restored)
