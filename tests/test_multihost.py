@@ -14,7 +14,7 @@ import pytest
 from support import QUICK
 
 from config import LAUNCH, ConfigError, check_values
-from multihost import connect, from_main, gather_texts, in_all
+from multihost import check_shared, connect, from_main, gather_texts, in_all
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "train_PPO_trXL_pmap.py"
@@ -246,3 +246,9 @@ def test_a_process_alone_agrees_with_itself():
 
     with pytest.raises(ConfigError, match="no"):
         in_all(fail)
+
+
+def test_a_folder_that_a_process_does_not_see_is_named(tmp_path):
+    check_shared(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not see the folder \S+nowhere of process 0"):
+        check_shared(tmp_path / "nowhere", patience=0.2)
