@@ -22,6 +22,7 @@ from config import ConfigError, check_config
 
 MEANING_OF_THE_STATE = (
     *("ENV_NAME", "ENV_KWARGS", "RESET_STRATEGY", "RESET_RATIO", "NUM_ENVS", "NUM_STEPS"),
+    *("PREV_ACTION_REWARD", "NORMALIZE_OBS", "NORMALIZE_REWARD"),
     *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers", "ACTIVATION"),
     *("WINDOW_MEM", "gating", "gating_bias", "seed", "NUM_SEEDS", "RESULTS_DIR"),
 )

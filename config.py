@@ -15,6 +15,9 @@ DEFAULTS = {
     "RESET_STRATEGY": None,
     "RESET_RATIO": 16,
     "BOOTSTRAP_TRUNCATED": None,
+    "PREV_ACTION_REWARD": None,
+    "NORMALIZE_OBS": False,
+    "NORMALIZE_REWARD": False,
     "TOTAL_TIMESTEPS": 10_000_000,
     "NUM_ENVS": 512,
     "NUM_STEPS": 128,
@@ -62,6 +65,7 @@ LAUNCH = {
 OPTIONAL = {
     "RESET_STRATEGY": str,
     "BOOTSTRAP_TRUNCATED": bool,
+    "PREV_ACTION_REWARD": bool,
     "RESULTS_DIR": str,
     "RESUME": str,
     "TRACK": str,

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from config import ConfigError, check_config, check_values, read_overrides
 from environments import make_env, resolve_name
 from experiment import enable_compilation_cache
+from normalization import Moments
+from policies import sample_each, sample_uniformly
 from results import load_results
-from trainer_PPO_trXL import empty_memory, init_params
-from transformerXL import LayerCache, make_network, sample_each
+from trainer_PPO_trXL import as_seen, empty_memory, init_normalizer, init_params
+from transformerXL import LayerCache, make_network
 
 options = {
     "seed": 0,  # of the agent
@@ -51,8 +53,9 @@ class Agent(NamedTuple):
     initial_memory(batch) -> memory of `batch` environments, empty.
 
     act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
-    (batch, obs_size), flat float32; done (batch,) says whose episode ended in the step before, so
-    that the observation is a new episode's first.
+    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
+    in the step before, so that the observation is a new episode's first and the memory is to be
+    emptied.
     """
 
     initial_memory: Callable
@@ -83,8 +86,10 @@ def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent
     env = make_env(config, 1)
     network = make_network(config, env.action_space)
     window_mem = config["WINDOW_MEM"]
+    normalizer = {name: Moments(**x) for name, x in params.pop("normalizer", {}).items()}
     expected = jax.eval_shape(lambda: init_params(config, network, env.obs_size, jax.random.key(0)))
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+    expected = expected, init_normalizer(config, env)
+    if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
         raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
 
     def initial_memory(batch: int) -> AgentMemory:
@@ -95,7 +100,7 @@ def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent
     def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
         reach = jnp.where(done, 0, memory.reach)
         policy, _, caches, _ = network.apply(
-            params, obs, memory.caches, memory.t, reach, method="step"
+            params, as_seen(normalizer, obs), memory.caches, memory.t, reach, method="step"
         )
         keys = jax.random.split(key, len(obs))
         action = policy.mode() if greedy else sample_each(policy, keys)
@@ -106,13 +111,11 @@ def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent
 
 
 def random_agent(agent: Agent) -> Agent:
-    """An agent for the same environment that takes every action with the same probability."""
-    num_actions = getattr(make_env(agent.config, 1).action_space, "n", None)
-    if num_actions is None:
-        raise ConfigError("POLICY=random needs discrete actions")
+    """An agent for the same environment that takes every legal action with equal probability."""
+    action_space = make_env(agent.config, 1).action_space
 
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
-        return jax.random.randint(key, (len(obs),), 0, num_actions), memory
+        return sample_uniformly(action_space, obs, jax.random.split(key, len(obs))), memory
 
     return Agent(lambda batch: (), act, agent.config)
 
@@ -122,23 +125,29 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
 
     Returns:
       start(key) -> carry, whose first entry is the environment's state, and
-      step(carry, key) -> (carry, (done, reward, {name: (B,)} of the environment's log)).
+      step(carry, key) -> (carry, (returned, reward, {name: (N,)} of the environment's log)), with
+      one entry for each environment, not each agent: whether an episode returned, and the reward,
+      several agents' mean.
     """
-    num_envs = env.num_envs
+    num_rows, agents = env.num_rows, env.num_rows // env.num_envs
 
     @jax.jit
     def start(key: jax.Array):
-        obs, env_state = env.reset(jax.random.split(key, num_envs))
-        return env_state, obs, jnp.ones(num_envs, bool), agent.initial_memory(num_envs)
+        obs, env_state = env.reset(jax.random.split(key, num_rows))
+        return env_state, obs, jnp.ones(num_rows, bool), agent.initial_memory(num_rows)
 
     def step(carry: Any, key: jax.Array):
-        env_state, obs, done, memory = carry
+        env_state, obs, forget, memory = carry
         act_key, step_key = jax.random.split(key)
-        action, memory = agent.act(memory, obs, done, act_key)
-        keys = jax.random.split(step_key, num_envs)
+        action, memory = agent.act(memory, obs, forget, act_key)
+        keys = jax.random.split(step_key, num_rows)
         obs, env_state, reward, done, info = env.step(keys, env_state, action)
-        logged = {name: info[name] for name in env.episode_metrics}
-        return (env_state, obs, done, memory), (done, reward, logged)
+        forget = info.get("memory_boundary", done)
+        # The log is in the row of the first agent.
+        returned = info.get("returned_episode", done)[::agents]
+        logged = {name: info[name][::agents] for name in env.episode_metrics}
+        reward = reward.reshape(-1, agents).mean(axis=1)
+        return (env_state, obs, forget, memory), (returned, reward, logged)
 
     return start, step
 
@@ -169,10 +178,10 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
         while np.any(finished < per_env):
             call += 1
             carry, logged = run(carry, jax.random.fold_in(key, call))
-            done, _, logged = jax.device_get(logged)
+            returned, _, logged = jax.device_get(logged)
             # How many episodes of its environment each one is, itself counted.
-            ordinal = finished + np.cumsum(done, axis=0)
-            counted = done & (ordinal <= per_env)
+            ordinal = finished + np.cumsum(returned, axis=0)
+            counted = returned & (ordinal <= per_env)
             for name, values in logged.items():
                 results[name].append(values[counted])
             finished = ordinal[-1]
@@ -217,7 +226,9 @@ def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
 
 
 def describe(values: np.ndarray) -> str:
-    """Mean, its standard error, interquartile mean, minimum and maximum."""
+    """Mean, its standard error, interquartile mean, minimum and maximum of any values."""
+    if not len(values):
+        return "none"
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     cut = len(values) // 4
     middle = np.sort(values)[cut : len(values) - cut]
@@ -238,7 +249,10 @@ def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
     if name in MAX_RETURN:
         score = 100 * returns.mean() / MAX_RETURN[name]
         lines.append(f"score: {score:.2f} % of the maximum {MAX_RETURN[name]:.0f}")
-    rates = {key: values.mean() for key, values in results.items() if "/" in key}
+    for key, values in results.items():
+        if not key.startswith(("returned_episode_", "Achievements/")):
+            lines.append(f"{key}: {describe(values[~np.isnan(values)])}")
+    rates = {key: values.mean() for key, values in results.items() if "Achievements/" in key}
     for key, rate in sorted(rates.items(), key=lambda item: -item[1]):
         if rate > 0:
             lines.append(f"  {rate:6.2f} %  {key.partition('/')[2]}")

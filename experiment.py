@@ -128,10 +128,10 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     record = Record(config, program.seeds)
     with StopOnSignal(record) as stop, closing(record):
         state = train(config, program, record, stop)
-        params = program.per_seed(state.train_state.params)
+        learners = program.per_seed(state.train_state)
         if is_main():
             curves = record.curves()
-            save_results(record.folder, config, program.seeds, curves, params)
+            save_results(record.folder, config, program.seeds, curves, learners)
             print(summary(config, curves, stop.signal))
             print(f"saved to {record.folder}")
     if stop.signal:

@@ -15,6 +15,7 @@ from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, save_run
 from config import ConfigError, num_updates
 from environments import resolve_name
 from multihost import check_shared, from_main, in_all, is_main, largest, say
+from normalization import Moments
 from program import Program
 from tracking import NoTracker, make_tracker
 from trainer_PPO_trXL import Metrics, RunnerState, TrainState
@@ -94,14 +95,19 @@ class Record:
         if self._full.newest() == self.updates:
             return program.split(self._full.restore(program.joined_shapes()))
         state = program.join(program.init(stream=self.updates))
-        params, opt_state = self._learner.restore(
-            state.train_state.params, state.train_state.opt_state
+        learner = state.train_state
+        (params, normalizer), opt_state = self._learner.restore(
+            agent_of(learner), learner.opt_state
         )
         kept = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
         say(f"a learner-only checkpoint: every environment starts a fresh episode, {kept}")
-        opt_state = opt_state or state.train_state.opt_state
-        updates = jnp.full_like(state.train_state.updates, self.updates)
-        return program.split(state._replace(train_state=TrainState(params, opt_state, updates)))
+        learner = TrainState(
+            params=params,
+            opt_state=opt_state or learner.opt_state,
+            updates=jnp.full_like(learner.updates, self.updates),
+            normalizer=normalizer,
+        )
+        return program.split(state._replace(train_state=learner))
 
     def append(self, metrics: list[Metrics]) -> None:
         """Notes an update's metrics, one dict per seed.
@@ -136,7 +142,7 @@ class Record:
         elif is_main():
             learner = jax.device_get(joined.train_state)
             opt_state = learner.opt_state if kind == "learner" else None
-            self._learner.save(self.updates, learner.params, opt_state)
+            self._learner.save(self.updates, agent_of(learner), opt_state)
 
     def close(self) -> None:
         """Ends the live metrics and closes the files."""
@@ -152,6 +158,19 @@ class Record:
         """Removes the folder of a run that has not done anything yet."""
         if is_main() and not self.resumed and not self.updates:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def agent_of(learner: TrainState) -> tuple[Any, dict[str, Moments]]:
+    """What acting takes: the parameters, and the statistics that observations are normalised by."""
+    return learner.params, learner.normalizer
+
+
+def saved_params(learner: TrainState) -> dict[str, Any]:
+    """What `<seed>_params.npy` holds: the parameters and, where there are any, the statistics."""
+    if not learner.normalizer:
+        return learner.params
+    normalizer = {name: moments._asdict() for name, moments in learner.normalizer.items()}
+    return {**learner.params, "normalizer": normalizer}
 
 
 def fresh_folder(config: dict[str, Any]) -> Path:
@@ -183,11 +202,12 @@ def save_results(
     config: dict[str, Any],
     seeds: list[int],
     curves: list[dict[str, np.ndarray]],
-    params: list[Any],
+    learners: list[TrainState],
 ) -> None:
     """Writes the files and plots of every seed."""
-    for seed, *results in zip(seeds, curves, params, strict=True):
-        save_seed(folder, seed, {**config, "seed": seed, "NUM_SEEDS": 1}, *results)
+    for seed, curve, learner in zip(seeds, curves, learners, strict=True):
+        own_config = {**config, "seed": seed, "NUM_SEEDS": 1}
+        save_seed(folder, seed, own_config, curve, saved_params(learner))
     save_plot(folder, config, seeds, curves)
 
 

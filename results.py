@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,11 +25,32 @@ class UnsafeFileError(ValueError):
     """A file that holds something else than NumPy arrays, numbers, strings and plain containers."""
 
 
+JAX_ARRAY = ("jax._src.array", "_reconstruct_array")
+"""What a pickled JAX array refers to."""
+
+
+def _reconstruct_as_numpy(function: Any, arguments: Any, state: Any, _: Any) -> np.ndarray:
+    array = function(*arguments)
+    array.__setstate__(state)
+    return array
+
+
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == JAX_ARRAY:
+            return _reconstruct_as_numpy
         if (module, name) not in ALLOWED:
             raise UnsafeFileError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
+
+
+def unpickle_arrays(file: BinaryIO) -> Any:
+    """What a pickle of NumPy's or JAX's arrays in plain containers holds, as NumPy arrays.
+
+    Raises:
+      UnsafeFileError: it refers to anything else.
+    """
+    return _PlainUnpickler(file).load()
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
@@ -51,7 +72,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
             version = np.lib.format.read_magic(file)
             read_header = getattr(np.lib.format, "read_array_header_{}_{}".format(*version))
             shape, _, dtype = read_header(file)
-            content = _PlainUnpickler(file).load() if dtype.hasobject else None
+            content = unpickle_arrays(file) if dtype.hasobject else None
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{path} is not a run's file: {error}") from None
         except Exception as error:  # a broken pickle raises almost anything

@@ -4,11 +4,14 @@ from experiment import main
 
 config = {
     # Environment
-    "ENV_NAME": "MemoryChain-bsuite",  # any of gymnax.registered_envs, or craftax
+    "ENV_NAME": "MemoryChain-bsuite",  # <suite>/<name>, or a name of one suite alone
     "ENV_KWARGS": {},  # overrides of its parameters, such as {"memory_length": 20}
     "RESET_STRATEGY": None,  # auto, optimistic or pool; None: the suite's best
     "RESET_RATIO": 16,  # optimistic and pool generate NUM_ENVS / ratio worlds at a time
     "BOOTSTRAP_TRUNCATED": None,  # value of the final observation at a time limit; None: by task
+    "PREV_ACTION_REWARD": None,  # both as part of the observation; None: in meta-RL
+    "NORMALIZE_OBS": False,  # by running mean and variance
+    "NORMALIZE_REWARD": False,  # by the running deviation of discounted returns
     # Training
     "TOTAL_TIMESTEPS": 500_000,  # environment steps of all environments together
     "NUM_ENVS": 64,  # environments side by side
@@ -38,7 +41,7 @@ config = {
     # Run
     "seed": 0,
     "NUM_SEEDS": 1,  # seeds trained at once, from `seed` on
-    "RESULTS_DIR": None,  # None: results_gymnax or results_craftax
+    "RESULTS_DIR": None,  # None: results_<suite>
     "CHECKPOINT_EVERY": 50,  # updates between checkpoints
     "KEEP_CHECKPOINTS": 2,  # how many of the newest are kept
     "CHECKPOINT_KIND": "full",  # full; learner: parameters and optimiser; params: parameters

@@ -12,6 +12,9 @@ config = {
     "RESET_STRATEGY": "pool",  # auto, optimistic or pool
     "RESET_RATIO": 16,  # optimistic and pool generate NUM_ENVS / ratio worlds at a time
     "BOOTSTRAP_TRUNCATED": None,  # value of the final observation at a time limit; None: by task
+    "PREV_ACTION_REWARD": None,  # both as part of the observation; None: in meta-RL
+    "NORMALIZE_OBS": False,  # by running mean and variance
+    "NORMALIZE_REWARD": False,  # by the running deviation of discounted returns
     # Training
     "TOTAL_TIMESTEPS": 1_000_000_000,  # environment steps of all environments together
     "NUM_ENVS": 1024,  # environments side by side, on all devices together
@@ -41,7 +44,7 @@ config = {
     # Run
     "seed": 0,
     "NUM_SEEDS": 1,  # one; several are for train_PPO_trXL.py
-    "RESULTS_DIR": None,  # None: results_gymnax or results_craftax
+    "RESULTS_DIR": None,  # None: results_<suite>
     "CHECKPOINT_EVERY": 50,  # updates between checkpoints
     "KEEP_CHECKPOINTS": 2,  # how many of the newest are kept
     "CHECKPOINT_KIND": "full",  # full; learner: parameters and optimiser; params: parameters

@@ -26,7 +26,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from environments import Box, Discrete
+from policies import make_policy
+from spaces import ActionSpace, Box
 
 LAYER_NORM_EPSILON = 1e-6
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
@@ -397,23 +398,24 @@ class Head(nn.Module):
 class ActorCriticTransformer(nn.Module):
     """A policy and a value on top of a `TransformerXL`.
 
-    The policy is a `distrax.Categorical` for a `Discrete` action space and, for a `Box`, a
-    `distrax.MultivariateNormalDiag` whose log standard deviation does not depend on the state.
+    The policy is the distribution that `policies.make_policy` makes of the actor's outputs; the log
+    standard deviation of real-valued actions does not depend on the state.
     """
 
     transformer: TransformerXL
-    action_space: Discrete | Box
+    action_space: ActionSpace
     hidden_layers: int
     activation: str
     dtype: Any = jnp.float32
 
     def setup(self):
-        discrete = isinstance(self.action_space, Discrete)
-        outputs = self.action_space.n if discrete else self.action_space.size
+        outputs = self.action_space.num_outputs
         self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation, self.dtype)
         self.critic = Head(self.hidden_layers, 1, 1.0, self.activation, self.dtype)
-        if not discrete:
-            self.log_std = self.param("log_std", nn.initializers.zeros, (outputs,))
+        real_valued = isinstance(self.action_space, Box)
+        self.log_std = (
+            self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
+        )
 
     def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
         """Projects the memory (B, M, L, E) to the keys and values that `step` needs."""
@@ -432,7 +434,7 @@ class ActorCriticTransformer(nn.Module):
           policy over (B,), values (B,), caches, hidden states (B, L, E) for the memory.
         """
         x, caches, hidden = self.transformer.step(obs, caches, t, reach)
-        return *self._heads(x), caches, hidden
+        return *self._heads(x, obs), caches, hidden
 
     def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
@@ -446,30 +448,15 @@ class ActorCriticTransformer(nn.Module):
         Returns:
           policy over (B, T), values (B, T).
         """
-        return self._heads(self.transformer.window(obs, memory, reach, window_grad))
+        return self._heads(self.transformer.window(obs, memory, reach, window_grad), obs)
 
-    def _heads(self, x: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
-        return self._policy(self.actor(x)), jnp.squeeze(self.critic(x), axis=-1)
-
-    def _policy(self, outputs: jax.Array) -> distrax.Distribution:
-        if isinstance(self.action_space, Discrete):
-            return distrax.Categorical(logits=outputs)
-        scale = jnp.broadcast_to(jnp.exp(self.log_std), outputs.shape)
-        return distrax.MultivariateNormalDiag(outputs, scale)
-
-
-def sample_each(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
-    """One action for each row of a policy over (B,), from that row's own key in (B,)."""
-    if isinstance(policy, distrax.Categorical):
-        parameters = {"logits": policy.logits}
-    else:
-        parameters = {"loc": policy.loc, "scale_diag": policy.scale_diag}
-    sample = jax.vmap(lambda parameters, key: type(policy)(**parameters).sample(seed=key))
-    return sample(parameters, keys)
+    def _heads(self, x: jax.Array, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+        policy = make_policy(self.action_space, self.actor(x), obs, self.log_std)
+        return policy, jnp.squeeze(self.critic(x), axis=-1)
 
 
 def make_network(
-    config: dict[str, Any], action_space: Discrete | Box, layer: type = TransformerXLLayer
+    config: dict[str, Any], action_space: ActionSpace, layer: type = TransformerXLLayer
 ) -> ActorCriticTransformer:
     """The network of a checked config; `layer` may be another class with the same interface."""
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])

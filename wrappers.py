@@ -1,12 +1,8 @@
 """Wrappers that make a single environment a batched one that resets itself and logs its returns.
 
-A single environment, made by an adapter in environments.py, does not reset itself:
-
-    reset(key) -> (obs, state)
-    step(key, state, action) -> (obs, state, reward, terminated, truncated, info)
-
-The reset strategies below turn it into B environments in which a finished one starts its next
-episode in that very step:
+A `SingleEnvironment`, one of suites.py's adapters or one of your own, does not reset itself. The
+reset strategies below turn it into B environments in which a finished one starts its next episode
+in that very step:
 
     reset(keys) -> (obs, state)
     step(keys, state, action) -> (obs, state, reward, done, info)
@@ -14,12 +10,73 @@ episode in that very step:
 with `info["terminated"]`, `info["truncated"]` and, where the environment can truncate,
 `info["final_observation"]`: what the step returned before the reset. Keys are (B,), one per
 environment, so that an environment's random stream does not depend on which others run beside it.
+
+info may have three more, all (B,) bool, of which the trainer otherwise takes `done`:
+`memory_boundary`, where the agent is to forget; `returned_episode`, where there is something in the
+`episode_metrics`; and, with several agents, what `AgentRows` says.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from config import ConfigError
+from spaces import ActionSpace, Box, encode_action, mask_size
+
+
+class SingleEnvironment:
+    """One environment, pure functions of JAX, that does not reset itself.
+
+    Every adapter is one, and so is an environment of your own; it sets `action_space` and
+    `obs_size`, and others of these attributes where they are different.
+    """
+
+    action_space: ActionSpace
+    obs_size: int
+    num_binary = 0
+    """So many leading entries of an observation are always 0 or 1."""
+    can_truncate = True
+    """Whether truncation is told from termination; if not, it counts as one."""
+    episode_metrics = ()
+    """Names in info whose values at an episode's end are to be averaged over episodes."""
+    num_agents = None
+    """With several agents, how many; then see `AgentRows`."""
+    previous_action_reward = False
+    """What PREV_ACTION_REWARD=None means."""
+    default_reset_strategy = "auto"
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        """A first observation (obs_size,) float32, and the state."""
+        raise NotImplementedError
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        """One step.
+
+        Args:
+          action: () int for `Discrete` actions, else (choices,) int or (size,) float; numbers of a
+            `Box` come within its bounds.
+
+        Returns:
+          obs, state, reward (), terminated () bool, truncated () bool, info: a dict, which may have
+          `memory_boundary` () bool.
+        """
+        raise NotImplementedError
+
+    def next_episode(self, key: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """What follows an episode that ended in `state`: by default a reset."""
+        del state
+        return self.reset(key)
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8.
+
+        Raises:
+          ConfigError: there is none for this environment.
+        """
+        raise ConfigError(f"{type(self).__name__} has no renderer")
 
 
 class Wrapper:
@@ -43,7 +100,7 @@ class BatchedReset(Wrapper):
 
     def __init__(self, env, num_envs: int):
         super().__init__(env)
-        self.num_envs = num_envs
+        self.num_envs = self.num_rows = num_envs
 
     def single_states(self, state: Any) -> Any:
         """The single environments' own states in `state`, leaves (B, ...)."""
@@ -54,10 +111,18 @@ class BatchedReset(Wrapper):
         return pairs[:, 0], pairs[:, 1]
 
     def _step_without_reset(self, keys: jax.Array, state: Any, action: jax.Array):
+        if isinstance(self.action_space, Box):
+            action = self.action_space.clip(action)
         obs, state, reward, terminated, truncated, info = jax.vmap(self._env.step)(
             keys, state, action
         )
-        reward = reward.astype(jnp.float32)
+        reward, terminated, truncated = (
+            reward.astype(jnp.float32),
+            terminated.astype(bool),
+            truncated.astype(bool),
+        )
+        if not self._env.can_truncate:
+            terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
         info = {**info, "terminated": terminated, "truncated": truncated}
         if self._env.can_truncate:
             info["final_observation"] = obs
@@ -76,7 +141,8 @@ class AutoReset(BatchedReset):
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         step_keys, reset_keys = self._split(keys)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
-        obs, state = _where(done, self.reset(reset_keys), (obs, state))
+        fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
+        obs, state = _where(done, fresh, (obs, state))
         return obs, state, reward, done, info
 
 
@@ -212,7 +278,8 @@ class LogEpisodes(Wrapper):
     """Adds `returned_episode_returns` and `returned_episode_lengths` of the episodes that finished.
 
     Both are (B,) and mean something where `done`; they stand first among `episode_metrics`, the
-    names of everything in info that is to be averaged over finished episodes.
+    names of everything in info that is to be averaged over finished episodes. The return of several
+    agents is the mean of theirs.
     """
 
     def __init__(self, env):
@@ -230,7 +297,7 @@ class LogEpisodes(Wrapper):
 
     def step(self, keys: jax.Array, state: EpisodeLogState, action: jax.Array):
         obs, env_state, reward, done, info = self._env.step(keys, state.env_state, action)
-        episode_return = state.episode_return + reward
+        episode_return = state.episode_return + reward.reshape(self.num_envs, -1).mean(axis=1)
         episode_length = state.episode_length + 1
         info["returned_episode_returns"] = episode_return
         info["returned_episode_lengths"] = episode_length
@@ -242,6 +309,78 @@ class LogEpisodes(Wrapper):
     def single_states(self, state: EpisodeLogState) -> Any:
         """The single environments' own states in `state`, leaves (B, ...)."""
         return self._env.single_states(state.env_state)
+
+
+class AgentRows(Wrapper):
+    """Several agents that share their parameters: N environments of A agents as B = N A rows.
+
+    The environment below it has an axis of the agents behind that of the environments in
+    observations, actions and rewards, one end for all of them, and `out(state)` (A,), which agents
+    have no part in the episode any more, though it goes on. Here every agent is a row with the
+    end, the memory boundary and the key of its environment, and `active` says which rows count. An
+    episode is logged once, in the row of the first agent.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.num_rows = env.num_envs * env.num_agents
+
+    def reset(self, keys: jax.Array):
+        obs, state = self._env.reset(keys[:: self.num_agents])
+        return self._rows(obs), state
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        action = action.reshape(self.num_envs, self.num_agents, *action.shape[1:])
+        keys = keys[:: self.num_agents]
+        obs, state, reward, done, info = self._env.step(keys, state, action)
+        ends = ["terminated", "truncated", *self.episode_metrics]
+        rows = {name: jnp.repeat(info[name], self.num_agents) for name in ends}
+        if self.can_truncate:
+            rows["final_observation"] = self._rows(info["final_observation"])
+        done = jnp.repeat(done, self.num_agents)
+        rows["returned_episode"] = done & (jnp.arange(self.num_rows) % self.num_agents == 0)
+        return self._rows(obs), state, self._rows(reward), done, rows
+
+    def active(self, state: Any) -> jax.Array:
+        """(B,) bool, which rows have a part in the step that is taken from `state`."""
+        return ~self._rows(jax.vmap(self._env.out)(self.single_states(state)))
+
+    def _rows(self, x: jax.Array) -> jax.Array:
+        return x.reshape(self.num_rows, *x.shape[2:])
+
+
+class PreviousActionReward(Wrapper):
+    """Adds the step before to the observation: its action, encoded, and its reward.
+
+    Both are 0 at the start and after a memory boundary. The action goes in front, behind the mask
+    where there is one, and the reward at the end.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.obs_size = env.obs_size + env.action_space.num_outputs + 1
+        if isinstance(env.action_space, Box):
+            self.num_binary = mask_size(env.action_space)
+        else:
+            self.num_binary = env.num_binary + env.action_space.num_outputs
+
+    def reset(self, keys: jax.Array):
+        obs, state = self._env.reset(keys)
+        action = jnp.zeros((len(obs), self.action_space.num_outputs))
+        return self._extend(obs, action, jnp.zeros(len(obs))), state
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._env.step(keys, state, action)
+        encoded = encode_action(self.action_space, action)
+        if self.can_truncate:
+            info["final_observation"] = self._extend(info["final_observation"], encoded, reward)
+        remembered = ~info.get("memory_boundary", done)
+        obs = self._extend(obs, encoded * remembered[:, None], reward * remembered)
+        return obs, state, reward, done, info
+
+    def _extend(self, obs: jax.Array, action: jax.Array, reward: jax.Array) -> jax.Array:
+        mask, rest = jnp.split(obs, [mask_size(self.action_space)], axis=-1)
+        return jnp.concatenate([mask, action, rest, reward[:, None]], axis=-1)
 
 
 def _where(mask: jax.Array, if_true: Any, if_false: Any) -> Any:

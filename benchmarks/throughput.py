@@ -25,7 +25,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.naive import make_naive_network
 from config import CHOICES, ConfigError, check_config, read_overrides
-from environments import Discrete, make_env
+from environments import make_env
+from policies import sample_uniformly
 from trainer_PPO_trXL import make_init_and_update, rollout, split_each
 from transformerXL import make_network
 
@@ -74,7 +75,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
 
     progress("a large matrix product")
     numbers["product_flops"] = product_flops(PRODUCT_SIZE.get(device.platform, 4096))
-    numbers["flops_per_step"] = flops_per_step(config, env.obs_size, num_outputs(env.action_space))
+    numbers["flops_per_step"] = flops_per_step(config, env.obs_size, env.action_space.num_outputs)
 
     progress("compilation")
     numbers |= compile_seconds(config)
@@ -152,11 +153,6 @@ def product_flops(size: int) -> float:
     return 2 * size**3 / seconds
 
 
-def num_outputs(action_space: Any) -> int:
-    """Of the actor's last layer."""
-    return action_space.n if isinstance(action_space, Discrete) else action_space.size
-
-
 def flops_per_step(config: dict[str, Any], obs_size: int, outputs: int) -> float:
     """Floating-point operations that the algorithm needs per environment step.
 
@@ -193,15 +189,11 @@ def environment_seconds(config: dict[str, Any]) -> float:
     num_envs = config["NUM_ENVS"]
     env = make_env(config, num_envs)
 
-    def act(key: jax.Array) -> jax.Array:
-        if isinstance(env.action_space, Discrete):
-            return jax.random.randint(key, (), 0, env.action_space.n)
-        return jax.random.normal(key, (env.action_space.size,))
-
     def step(carry, _):
-        keys, state, _ = carry
+        keys, state, obs = carry
         keys, action_keys, step_keys = split_each(keys, 3)
-        obs, state, reward, _, info = env.step(step_keys, state, jax.vmap(act)(action_keys))
+        action = sample_uniformly(env.action_space, obs, action_keys)
+        obs, state, reward, _, info = env.step(step_keys, state, action)
         # What a rollout would store is written out, so that XLA can't leave it uncomputed.
         return (keys, state, obs), (obs, reward, {name: info[name] for name in env.episode_metrics})
 
@@ -210,7 +202,7 @@ def environment_seconds(config: dict[str, Any]) -> float:
         carry, stored = jax.lax.scan(step, carry[0], None, config["NUM_STEPS"])
         return carry, stored
 
-    keys, reset_keys = split_each(jax.random.split(jax.random.key(0), num_envs), 2)
+    keys, reset_keys = split_each(jax.random.split(jax.random.key(0), env.num_rows), 2)
     obs, state = jax.jit(env.reset)(reset_keys)
     return median_seconds(run, ((keys, state, obs), None))[0]
 

@@ -14,7 +14,8 @@ import train_PPO_trXL_pmap
 from benchmarks import growth, memory, scaling, scaling_model, throughput
 from benchmarks.naive import make_naive_network
 from config import check_config
-from environments import Discrete, make_env, restore_obs
+from environments import Discrete, make_env
+from spaces import restore_obs
 from trainer_PPO_trXL import (
     generalised_advantages,
     init_params,

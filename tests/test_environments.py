@@ -8,7 +8,8 @@ import pytest
 from craftax.craftax_env import make_craftax_env_from_name
 
 from config import ConfigError, check_config
-from environments import Box, Discrete, make_env, resolve_name, restore_obs, store_obs
+from environments import Box, Discrete, make_env, resolve_name
+from spaces import restore_obs, store_obs
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"
 DISCRETE = [
@@ -217,7 +218,9 @@ def test_mnist_without_a_network_is_one_line(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(load_mnist, "_download", no_network)
-    with pytest.raises(ConfigError, match="MNISTBandit-bsuite could not load its data: no route"):
+    with pytest.raises(
+        ConfigError, match="MNISTBandit-bsuite can't be made with {}: OSError: no route"
+    ):
         make(NEEDS_NETWORK)
 
 

@@ -14,7 +14,8 @@ from support import SMALL, random_params
 import trainer_PPO_trXL as trainer
 import transformerXL
 from config import check_config
-from environments import make_env, restore_obs
+from environments import make_env
+from spaces import restore_obs
 from transformerXL import make_network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -269,11 +270,12 @@ def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
     np.testing.assert_allclose(
         metrics["returned_episode_returns"], np.mean(returned[trajectory.done])
     )
-    none_ended = metrics_of(trajectory._replace(done=jnp.zeros_like(trajectory.done)))
+    none = jnp.zeros_like(trajectory.done)
+    none_ended = metrics_of(trajectory._replace(returned_episode=none))
     assert none_ended["episodes"] == 0
     assert np.isnan(none_ended["returned_episode_returns"])
 
 
 def metrics_of(trajectory):
-    batch = trainer.Batch(*[trajectory.value] * len(trainer.Batch._fields))
+    batch = trainer.Batch(*[trajectory.value] * len(trainer.Batch._fields))._replace(weight=None)
     return trainer.rollout_metrics(trajectory, batch, None)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wrappers import AutoReset, LogEpisodes, OptimisticReset, WorldPool
+from spaces import Discrete
+from wrappers import AutoReset, LogEpisodes, OptimisticReset, SingleEnvironment, WorldPool
 
 B = 6
 
@@ -17,11 +18,10 @@ class ToyState(NamedTuple):
     time: jax.Array
 
 
-class Toy:
+class Toy(SingleEnvironment):
     """Ends when the action says so: 1 terminates, 2 truncates. Observes (world, time)."""
 
-    can_truncate = True
-    episode_metrics = ()
+    action_space = Discrete(3)
 
     def reset(self, key):
         state = ToyState(jax.random.bits(key), jnp.int32(0))
