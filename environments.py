@@ -196,7 +196,11 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
         raise ConfigError(f"ENV_NAME={name}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"ENV_NAME={name}: {path} can't be imported: {reason}") from error
     own_class = getattr(module, class_name, None)
     if not (isinstance(own_class, type) and issubclass(own_class, SingleEnvironment)):
         raise ConfigError(f"ENV_NAME={name}: {path} has no SingleEnvironment {class_name}")

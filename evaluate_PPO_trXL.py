@@ -156,12 +156,19 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
     """Plays complete episodes.
 
     Environments run side by side and each plays the same number of episodes, so that short ones
-    are not counted more often than long ones.
+    are not counted more often than long ones; where episodes make up trials, of whole trials.
 
     Returns:
       {name: (episodes,)} for everything that the environment logs at an episode's end.
+
+    Raises:
+      ConfigError: the episodes are no whole number of trials.
     """
-    num_envs = max(n for n in range(1, MOST_ENVIRONMENTS + 1) if episodes % n == 0)
+    per_trial = make_env(agent.config, 1).episodes_per_trial
+    if episodes % per_trial:
+        raise ConfigError(f"EPISODES={episodes} is no multiple of {per_trial}, a trial's episodes")
+    trials = episodes // per_trial
+    num_envs = max(n for n in range(1, MOST_ENVIRONMENTS + 1) if trials % n == 0)
     per_env = episodes // num_envs
     env = make_env(agent.config, num_envs)
     start, step = make_loop(agent, env)
@@ -275,7 +282,10 @@ def main() -> None:
             agent = random_agent(agent)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))
+    try:
+        results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     print(
         f"{chosen['EPISODES']} episodes of {agent.config['ENV_NAME']}, {chosen['POLICY']} actions"
     )

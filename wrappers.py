@@ -44,6 +44,8 @@ class SingleEnvironment:
     """Names in info whose values at an episode's end are to be averaged over episodes."""
     num_agents = None
     """With several agents, how many; then see `AgentRows`."""
+    episodes_per_trial = 1
+    """How many episodes there are between two memory boundaries."""
     previous_action_reward = False
     """What PREV_ACTION_REWARD=None means."""
     default_reset_strategy = "auto"

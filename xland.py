@@ -106,12 +106,12 @@ class Trials(Task):
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
         chosen = OF_A_TRIAL | {key: value for key, value in env_kwargs.items() if key in OF_A_TRIAL}
-        self._episodes = chosen["episodes_per_trial"]
-        if not isinstance(self._episodes, int) or self._episodes < 1:
+        self.episodes_per_trial = chosen["episodes_per_trial"]
+        if type(self.episodes_per_trial) is not int or self.episodes_per_trial < 1:
             raise ConfigError("ENV_KWARGS: episodes_per_trial must be a whole number from 1 on")
         self._rulesets = load_rulesets(name, chosen["benchmark"])
         super().__init__(name, env_kwargs)
-        self.episode_metrics += tuple(map(self._metric, range(self._episodes)))
+        self.episode_metrics += tuple(map(self._metric, range(self.episodes_per_trial)))
 
     def reset(self, key: jax.Array):
         ruleset_key, key = jax.random.split(key)
@@ -120,7 +120,7 @@ class Trials(Task):
     def next_episode(self, key: jax.Array, state: Trial):
         """The trial's next episode, or the first of the next trial."""
         ruleset_key, key = jax.random.split(key)
-        episode = (state.episode + 1) % self._episodes
+        episode = (state.episode + 1) % self.episodes_per_trial
         fresh = self._rulesets.sample_ruleset(ruleset_key)
         ruleset = jax.tree.map(lambda a, b: jnp.where(episode, a, b), state.ruleset, fresh)
         return self._start(key, ruleset, episode)
@@ -131,9 +131,9 @@ class Trials(Task):
             params, state.timestep, action
         )
         # The reward comes with the end alone, so it is the episode's return.
-        for episode in range(self._episodes):
+        for episode in range(self.episodes_per_trial):
             info[self._metric(episode)] = jnp.where(state.episode == episode, reward, jnp.nan)
-        last = state.episode == self._episodes - 1
+        last = state.episode == self.episodes_per_trial - 1
         info["memory_boundary"] = (terminated | truncated) & last
         state = state._replace(timestep=timestep)
         return obs, state, reward, terminated, truncated, info

@@ -61,7 +61,9 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
     for t in range(len(raw)):
         total = count + 4
         delta = raw[t].mean(axis=0) - mean
-        variance = (variance * count + raw[t].var(axis=0) * 4 + delta**2 * count * 4 / total) / total
+        variance = (
+            variance * count + raw[t].var(axis=0) * 4 + delta**2 * count * 4 / total
+        ) / total
         mean, count = mean + delta * 4 / total, total
         expected = (raw[t] - mean) / np.sqrt(variance + 1e-8)
         np.testing.assert_allclose(trajectory.obs.real[t], expected, rtol=1e-3, atol=1e-3)
@@ -75,7 +77,9 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
     assert first.train_state.normalizer["obs"].count < state.train_state.normalizer["obs"].count
     np.testing.assert_array_equal(state.obs.shape, (4, 3))
     np.testing.assert_allclose(
-        trajectory.episode_metrics["returned_episode_returns"][-1], plain.reward.sum(axis=0), rtol=1e-4
+        trajectory.episode_metrics["returned_episode_returns"][-1],
+        plain.reward.sum(axis=0),
+        rtol=1e-4,
     )
 
 

@@ -85,7 +85,9 @@ def test_numbers_of_a_box_that_are_not_used_change_neither_ratio_nor_entropy():
     actions, policy = sampled(space, outputs, obs, log_std)
     other = make_policy(space, others, obs, log_std)
     small = Box((-1.0,) * 2, (1.0,) * 2)
-    alone, other_alone = (make_policy(small, x[used], obs, log_std[used]) for x in (outputs, others))
+    alone, other_alone = (
+        make_policy(small, x[used], obs, log_std[used]) for x in (outputs, others)
+    )
     action = jnp.asarray(actions[0])
     ratio = policy[0].log_prob(action) - other.log_prob(action)
     expected = alone.log_prob(action[used]) - other_alone.log_prob(action[used])

@@ -279,3 +279,89 @@ def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
 def metrics_of(trajectory):
     batch = trainer.Batch(*[trajectory.value] * len(trainer.Batch._fields))._replace(weight=None)
     return trainer.rollout_metrics(trajectory, batch, None)
+
+
+def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
+    """Against a loop: values of steps in which an agent is out are not used anywhere."""
+    rng = np.random.default_rng(3)
+    steps, rows, gamma, gae_lambda = 30, 5, 0.9, 0.7
+    done = rng.random((steps, rows)) < 0.15
+    active = np.ones((steps, rows), bool)
+    for t in range(1, steps):
+        active[t] = done[t - 1] | (active[t - 1] & (rng.random(rows) > 0.2))
+    assert 0.2 < active.mean() < 0.8
+    fields = dict.fromkeys(trainer.Transition._fields)
+    for name in ("value", "reward", "final_value"):
+        fields[name] = rng.standard_normal((steps, rows))
+    fields |= {"terminated": done, "done": done, "truncated": np.zeros_like(done), "active": active}
+    last_active = done[-1] | active[-1]
+    last_value = np.where(last_active, rng.standard_normal(rows), 0.0)
+
+    expected = np.zeros((steps, rows))
+    for b in range(rows):
+        value, advantage = last_value[b], 0.0
+        for t in reversed(range(steps)):
+            on = 0.0 if done[t, b] else 1.0
+            returns = fields["reward"][t, b] + on * gamma * (value + gae_lambda * advantage)
+            value = fields["value"][t, b] if active[t, b] else returns
+            advantage = returns - value
+            expected[t, b] = advantage
+
+    def advantages(fields):
+        trajectory = trainer.Transition(**jax.tree.map(jnp.asarray, fields))
+        return trainer.generalised_advantages(
+            trajectory, jnp.asarray(last_value), gamma, gae_lambda
+        )
+
+    np.testing.assert_allclose(advantages(fields), expected, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(advantages(fields))[~active], 0)
+    other = {**fields, "value": np.where(active, fields["value"], 99.0)}
+    np.testing.assert_allclose(advantages(other), expected, atol=1e-5)
+
+
+def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
+    """Whatever stands in them; and of those that count, every one weighs the same."""
+    config, network, state, trajectories, memories, last_value = chain
+    trajectory, memory = trajectories[0], memories[0]
+    active = jnp.asarray(np.random.default_rng(0).random(trajectory.value.shape) < 0.6)
+    trajectory = trajectory._replace(active=active)
+    advantage = trainer.generalised_advantages(trajectory, last_value, 0.99, 0.8)
+    batch = trainer.make_batch(config, trajectory, advantage, memory)
+    optimizer = trainer.make_optimizer(config)
+
+    @jax.jit
+    def learn(batch):
+        return trainer.learn(
+            config, network, optimizer, state.train_state, batch, jax.random.key(1), None
+        )
+
+    def elsewhere(x, other):
+        return jnp.where(batch.weight > 0, x, other)
+
+    changed = batch._replace(
+        log_prob=elsewhere(batch.log_prob, -7.0),
+        value=elsewhere(batch.value, 3.0),
+        advantage=elsewhere(batch.advantage, -20.0),
+        returns=elsewhere(batch.returns, 50.0),
+        action=elsewhere(batch.action, 1 - batch.action),
+    )
+    (first, metrics), (second, other_metrics) = learn(batch), learn(changed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first.params, second.params
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(other_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    everything = learn(batch._replace(weight=jnp.ones_like(batch.weight)))[1]
+    assert abs(everything["value_loss"] - metrics["value_loss"]) > 1e-4
+    # The loss is the plain one of the steps that count.
+    prepared = trainer.prepare({"advantage": batch.advantage, "weight": batch.weight}, None)
+    counted = np.asarray(batch.weight) > 0
+    advantages = np.asarray(batch.advantage)[counted]
+    expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    np.testing.assert_allclose(prepared["advantage"][counted], expected, rtol=1e-3, atol=1e-4)
+    loss = trainer.ppo_loss(state.train_state.params, config, network, batch._replace(**prepared))[
+        1
+    ]
+    np.testing.assert_allclose(loss["actor_loss"], -expected.mean(), atol=1e-4)  # ratios are 1
+    errors = (np.asarray(batch.value - batch.returns) ** 2)[counted]
+    np.testing.assert_allclose(loss["value_loss"], 0.5 * errors.mean(), rtol=1e-3)

@@ -7,8 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spaces import Discrete
-from wrappers import AutoReset, LogEpisodes, OptimisticReset, SingleEnvironment, WorldPool
+from spaces import Box, Discrete, mask_size
+from wrappers import (
+    AgentRows,
+    AutoReset,
+    LogEpisodes,
+    OptimisticReset,
+    PreviousActionReward,
+    SingleEnvironment,
+    WorldPool,
+)
 
 B = 6
 
@@ -166,3 +174,78 @@ def test_the_pool_works_under_vmap_over_seeds():
     together = jax.jit(jax.vmap(run))(keys)
     for i, key in enumerate(keys):
         np.testing.assert_array_equal(together[i], jax.jit(run)(key))
+
+
+class Team(SingleEnvironment):
+    """Three agents; agent i is out after step 2 + i, and the episode ends after step 5."""
+
+    num_agents = 3
+    action_space = Discrete(4)
+    can_truncate = False
+    obs_size = 2
+
+    def reset(self, key):
+        return self._observe(jnp.int32(0)), jnp.int32(0)
+
+    def step(self, key, state, action):
+        state = state + 1
+        return self._observe(state), state, action * 1.0, state == 5, jnp.bool_(False), {}
+
+    def out(self, state):
+        return state >= 2 + jnp.arange(3)
+
+    def _observe(self, state):
+        return jnp.stack([jnp.arange(3), jnp.full(3, state)], axis=-1).astype(jnp.float32)
+
+
+def test_agents_are_rows_with_their_own_actions_and_their_teams_end():
+    env = AgentRows(LogEpisodes(AutoReset(Team(), 2)))
+    assert env.num_rows == 6
+    keys = jax.random.split(jax.random.key(0), 6)
+    obs, state = env.reset(keys)
+    action = jnp.arange(6) % 4
+    np.testing.assert_array_equal(obs[:, 0], [0, 1, 2, 0, 1, 2])
+    for t in range(1, 11):
+        active = np.asarray(env.active(state))
+        np.testing.assert_array_equal(active, np.tile((t - 1) % 5 < 2 + np.arange(3), 2))
+        obs, state, reward, done, info = env.step(keys, state, action)
+        np.testing.assert_array_equal(reward, action)
+        np.testing.assert_array_equal(obs[:, 1], np.full(6, t % 5))
+        assert (done == (t % 5 == 0)).all()
+        np.testing.assert_array_equal(info["returned_episode"], done & (np.arange(6) % 3 == 0))
+        if t % 5 == 0:
+            returns = 5 * np.asarray(action).reshape(2, 3).mean(axis=1)
+            np.testing.assert_allclose(info["returned_episode_returns"], np.repeat(returns, 3))
+            np.testing.assert_array_equal(info["returned_episode_lengths"], 5)
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Discrete(2, masked=True), Box((-1.0,), (1.0,))])
+def test_the_previous_action_and_reward_are_part_of_the_observation(space):
+    class Spaced(Toy):
+        action_space = space
+        obs_size = 2
+
+        def step(self, key, state, action):
+            ends = jnp.where(jnp.ravel(action)[0] > 0, 1, 0)
+            return super().step(key, state, ends)
+
+        def _observe(self, state):
+            return super()._observe(state).astype(jnp.float32)
+
+    env = PreviousActionReward(LogEpisodes(AutoReset(Spaced(), B)))
+    outputs, mask = space.num_outputs, mask_size(space)
+    assert env.obs_size == 2 + outputs + 1
+    shape = (5, B, 1) if isinstance(space, Box) else (5, B)
+    actions = np.random.default_rng(0).integers(0, 2, shape)
+    obs, reward, done, info = play(env, actions)
+    encoded = actions if isinstance(space, Box) else np.eye(outputs)[actions]
+    previous = slice(mask, mask + outputs)
+    np.testing.assert_array_equal(obs[0][:, previous], 0)
+    np.testing.assert_array_equal(obs[1:][..., previous], np.where(done[..., None], 0, encoded))
+    np.testing.assert_array_equal(obs[1:][..., -1], np.where(done, 0, reward))
+    np.testing.assert_array_equal(info["final_observation"][..., previous], encoded)
+    np.testing.assert_array_equal(info["final_observation"][..., -1], reward)
+    plain = play(LogEpisodes(AutoReset(Spaced(), B)), actions)[0]
+    np.testing.assert_array_equal(
+        np.delete(obs, [*range(mask, mask + outputs), -1], axis=-1), plain
+    )

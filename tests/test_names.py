@@ -1,0 +1,133 @@
+"""From a name to an environment, without importing other suites; environments of one's own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import QUICK
+
+import environments
+import suites
+from config import ConfigError, check_config
+from environments import make_env, resolve_name
+from experiment import run
+from results import load_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CORRIDOR = next(
+    block
+    for block in re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL
+    )
+    if "class Corridor" in block
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved"),
+    [
+        ("CartPole-v1", ("gymnax", "CartPole-v1")),
+        ("gymnax/CartPole-v1", ("gymnax", "CartPole-v1")),
+        ("brax/ant", ("brax", "ant")),
+        ("ant", ("brax", "ant")),
+        ("MiniGrid-MemoryS8", ("xminigrid", "MiniGrid-MemoryS8")),
+        ("jaxmarl/humanoid_9|8", ("jaxmarl", "humanoid_9|8")),
+        ("Snake-v1", ("jumanji", "Snake-v1")),
+        ("Navix-FourRooms-v0", ("navix", "Navix-FourRooms-v0")),
+        ("craftax/craftax", ("craftax", "Craftax-Symbolic-v1")),
+        ("craftax-classic-symbolic-v1", ("craftax", "Craftax-Classic-Symbolic-v1")),
+        ("somewhere/corridor.py:Corridor", ("corridor", "Corridor")),
+    ],
+)
+def test_a_name_has_one_suite(name, resolved):
+    assert resolve_name(name) == resolved
+
+
+def test_no_suite_is_imported_for_a_bare_name():
+    code = (
+        "import sys; from environments import resolve_name; resolve_name('ant'); "
+        "print([s for s in ('gymnax', 'craftax', 'brax', 'jumanji', 'jaxmarl', 'navix',"
+        " 'xminigrid') if s in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert out.stdout.decode().strip() == "[]", out.stderr
+
+
+def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
+    monkeypatch.setitem(environments.NAMES, "navix", ["ant"])
+    with pytest.raises(ConfigError, match=r"several suites have 'ant'; say brax/ant or navix/ant"):
+        resolve_name("ant")
+    assert resolve_name("navix/ant") == ("navix", "ant")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("antt", r"unknown environment 'antt'; did you mean .*ant"),
+        ("gymnax/CartPole", r"unknown environment 'gymnax/CartPole'; did you mean CartPole-v1"),
+        ("atari/Pong", r"unknown suite 'atari' .* there are gymnax, craftax, brax"),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_candidates(name, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve_name(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_suite_that_is_not_installed_is_one_line_with_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brax", None)
+    monkeypatch.setitem(sys.modules, "brax.envs", None)
+    message = r"brax is not installed .*pip install brax.*requirements-envs.txt"
+    for name in ("ant", "brax/ant", "brax/newer"):
+        with pytest.raises(ConfigError, match=message) as error:
+            make_env(check_config({"ENV_NAME": name}), 512)
+        assert "\n" not in str(error.value)
+
+
+def test_a_name_that_was_registered_by_hand_is_found_in_its_suite(monkeypatch):
+    monkeypatch.setitem(suites.REGISTRIES, "brax", ("json", lambda _: ["my_robot"]))
+    assert resolve_name("brax/my_robot") == ("brax", "my_robot")
+
+
+def test_the_readmes_own_environment_trains_and_writes_to_a_folder_of_its_own(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "corridor.py").write_text(CORRIDOR)
+    assert len([line for line in CORRIDOR.splitlines() if line.strip()]) <= 25
+    monkeypatch.chdir(tmp_path)
+    run(
+        {
+            **QUICK,
+            "ENV_NAME": "corridor.py:Corridor",
+            "ENV_KWARGS": {"length": 4},
+            "TOTAL_TIMESTEPS": 128,
+        }
+    )
+    metrics = load_results(tmp_path / "results_corridor/Corridor/0_metrics.npy")
+    np.testing.assert_array_equal(metrics["returned_episode_lengths"], 4)
+    np.testing.assert_array_equal(metrics["episodes"], 16)
+    assert np.isfinite(metrics["total_loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "env_kwargs", "message"),
+    [
+        ("nowhere.py:Corridor", {}, "there is no file nowhere.py"),
+        ("corridor.py:Corridr", {}, "corridor.py has no SingleEnvironment Corridr"),
+        ("corridor.py:jax", {}, "corridor.py has no SingleEnvironment jax"),
+        ("corridor.py:Corridor", {"size": 3}, "can't be made with {'size': 3}: .*'size'"),
+        ("broken.py:Corridor", {}, "broken.py can't be imported: ZeroDivisionError"),
+    ],
+)
+def test_an_own_environment_that_is_not_there_is_one_line(
+    name, env_kwargs, message, tmp_path, monkeypatch
+):
+    (tmp_path / "corridor.py").write_text(CORRIDOR)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message) as error:
+        make_env(check_config({"ENV_NAME": name, "ENV_KWARGS": env_kwargs}), 512)
+    assert "\n" not in str(error.value)
