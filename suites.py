@@ -178,14 +178,8 @@ class BraxAdapter(SingleEnvironment):
         state = self._env.step(state, action)
         truncated = state.info["truncation"].astype(bool)
         terminated = state.done.astype(bool) & ~truncated
-        return (
-            flatten_obs(jax.tree.leaves(state.obs)),
-            state,
-            state.reward,
-            terminated,
-            truncated,
-            {},
-        )
+        obs = flatten_obs(jax.tree.leaves(state.obs))
+        return obs, state, state.reward, terminated, truncated, {}
 
 
 def mend_fluid() -> None:
@@ -275,8 +269,9 @@ class JumanjiAdapter(SingleEnvironment):
         # A last timestep whose discount is not 0 is cut off by time.
         terminated = timestep.last() & jnp.all(timestep.discount == 0)
         truncated = timestep.last() & ~terminated
+        info = {name: jnp.asarray(timestep.extras[name], float) for name in self.episode_metrics}
         obs, reward = self._observe(timestep), jnp.sum(timestep.reward)
-        return obs, state, reward, terminated, truncated, dict(timestep.extras)
+        return obs, state, reward, terminated, truncated, info
 
     def _observe(self, timestep: Any) -> jax.Array:
         mask, arrays = self._parts(timestep.observation)

@@ -12,11 +12,7 @@ from environments import Box, Discrete, make_env, resolve_name
 from spaces import restore_obs, store_obs
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"
-DISCRETE = [
-    name
-    for name in gymnax.registered_envs
-    if name != NEEDS_NETWORK and hasattr(gymnax.make(name)[0].action_space(None), "n")
-]
+REGISTERED = [name for name in gymnax.registered_envs if name != NEEDS_NETWORK]
 STEPS = 300
 
 
@@ -57,19 +53,27 @@ def replay_in_suite(reset, step, keys, actions):
     return jax.device_get(jax.jit(run)(keys, actions))
 
 
-def keys_and_actions(num_actions, num_envs, steps=STEPS):
+def keys_and_actions(space, num_envs, steps=STEPS):
     keys = jax.random.split(jax.random.key(5), (steps + 1, num_envs))
-    actions = jax.random.randint(jax.random.key(6), (steps, num_envs), 0, num_actions)
-    return keys, actions
+    if isinstance(space, Box):
+        unit = jax.random.uniform(jax.random.key(6), (steps, num_envs, space.size))
+        low, high = jnp.array(space.low), jnp.array(space.high)
+        return keys, low + (high - low) * unit
+    return keys, jax.random.randint(jax.random.key(6), (steps, num_envs), 0, space.n)
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+@pytest.mark.parametrize("name", REGISTERED)
 def test_gymnax_replays_as_through_its_own_api(name):
     """300 steps, its automatic resets included: the keys are split as Gymnax splits them."""
     own, params = gymnax.make(name)
     env = make(name)
-    assert env.action_space == Discrete(own.action_space(params).n)
-    keys, actions = keys_and_actions(env.action_space.n, 2)
+    own_space = own.action_space(params)
+    if hasattr(own_space, "n"):
+        assert env.action_space == Discrete(own_space.n)
+    else:
+        low, high = (np.broadcast_to(x, own_space.shape) for x in (own_space.low, own_space.high))
+        assert env.action_space == Box(tuple(low.tolist()), tuple(high.tolist()))
+    keys, actions = keys_and_actions(env.action_space, 2)
     obs, reward, done, info = replay(env, keys, actions)
     expected_obs, (expected_reward, terminated, truncated, own_info) = replay_in_suite(
         lambda key: own.reset(key, params),
@@ -101,12 +105,13 @@ def test_gymnax_replays_as_through_its_own_api(name):
 
 
 def test_which_tasks_end_with_their_clock():
-    ends = [name for name in DISCRETE if not make(name).can_truncate]
-    assert ends == [
-        "DiscountingChain-bsuite",
-        "MetaMaze-misc",
+    ends = [name for name in REGISTERED if not make(name).can_truncate]
+    assert sorted(ends) == [
         "BernoulliBandit-misc",
+        "DiscountingChain-bsuite",
         "GaussianBandit-misc",
+        "MetaMaze-misc",
+        "PointRobot-misc",
     ]
     assert make("MetaMaze-misc", BOOTSTRAP_TRUNCATED=True).can_truncate
     assert not make("CartPole-v1", BOOTSTRAP_TRUNCATED=False).can_truncate
@@ -118,7 +123,7 @@ def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     params = own.default_params
     env = make(name, num_envs=4)
     assert env.obs_size == own.observation_space(params).shape[0]
-    keys, actions = keys_and_actions(env.action_space.n, 4)
+    keys, actions = keys_and_actions(env.action_space, 4)
     obs, reward, done, info = replay(env, keys, actions)
     np.testing.assert_array_equal(restore_obs(store_obs(obs, env.num_binary)), obs)
     assert 0.9 * env.obs_size < env.num_binary < env.obs_size
@@ -175,7 +180,7 @@ def test_a_wrong_name_is_one_line_that_helps(name, words):
 def test_env_kwargs_override_parameters_before_constructor_arguments():
     env = make("MemoryChain-bsuite", ENV_KWARGS={"memory_length": 7, "num_bits": 3})
     assert env.obs_size == 5
-    keys, actions = keys_and_actions(2, 2, steps=20)
+    keys, actions = keys_and_actions(Discrete(2), 2, steps=20)
     _, _, done, info = replay(env, keys, actions)
     np.testing.assert_array_equal(info["returned_episode_lengths"][done], 8)
 
@@ -184,7 +189,7 @@ def test_env_kwargs_reach_craftax():
     env = make("Craftax-Classic-Symbolic-v1", ENV_KWARGS={"max_timesteps": 5, "map_size": [32, 32]})
     shapes = jax.eval_shape(env.reset, jax.random.split(jax.random.key(0), 2))
     assert shapes[1].env_state.running.map.shape == (2, 32, 32)
-    keys, actions = keys_and_actions(17, 2, steps=12)
+    keys, actions = keys_and_actions(Discrete(17), 2, steps=12)
     done = replay(env, keys, actions)[2]
     np.testing.assert_array_equal(done.all(axis=1), [t % 5 == 4 for t in range(12)])
 
@@ -227,7 +232,7 @@ def test_mnist_without_a_network_is_one_line(monkeypatch):
 def test_continuous_actions_are_clipped_to_the_bounds():
     env = make("Pendulum-v1")
     assert env.action_space == Box((-2.0,), (2.0,))
-    keys, _ = keys_and_actions(1, 2, steps=3)
+    keys, _ = keys_and_actions(Discrete(1), 2, steps=3)
     far = replay(env, keys, jnp.full((3, 2, 1), 50.0))
     at_bound = replay(env, keys, jnp.full((3, 2, 1), 2.0))
     np.testing.assert_array_equal(far[0], at_bound[0])

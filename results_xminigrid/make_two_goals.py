@@ -1,6 +1,6 @@
-"""Writes four_goals.bz2, four rulesets: `python results_xminigrid/make_four_goals.py`.
+"""Writes two_goals.bz2, two rulesets: `python results_xminigrid/make_two_goals.py`.
 
-All have the same four objects; they differ in which of them the agent is to stand beside.
+Both have the same two objects; they differ in which of them the agent is to stand beside.
 """
 
 from pathlib import Path
@@ -15,8 +15,6 @@ objects = jnp.stack(
     [
         TILES_REGISTRY[Tiles.BALL, Colors.RED],
         TILES_REGISTRY[Tiles.SQUARE, Colors.BLUE],
-        TILES_REGISTRY[Tiles.PYRAMID, Colors.GREEN],
-        TILES_REGISTRY[Tiles.KEY, Colors.YELLOW],
     ]
 )
 rulesets = len(objects)
@@ -26,4 +24,4 @@ content = {
     "init_tiles": jnp.tile(objects[None], (rulesets, 1, 1)),
     "num_rules": jnp.zeros(rulesets, jnp.uint8),
 }
-save_bz2_pickle(content, str(Path(__file__).with_name("four_goals.bz2")))
+save_bz2_pickle(content, str(Path(__file__).with_name("two_goals.bz2")))
