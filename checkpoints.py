@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -51,7 +53,7 @@ class FullCheckpoints:
         """Writes the state after so many updates; returns when it is on the disk."""
         if updates == self.newest():
             return
-        self._manager.save(updates, args=ocp.args.StandardSave(state), force=True)
+        self._manager.save(updates, args=ocp.args.StandardSave(without_empty(state)), force=True)
         # The next update takes the state's buffers for its own.
         self._manager.wait_until_finished()
 
@@ -69,11 +71,30 @@ class FullCheckpoints:
         # When one read fails, those under way in Orbax's threads fail too, each with a traceback.
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
-            state = self._manager.restore(newest, args=ocp.args.StandardRestore(shapes))
+            state = self._manager.restore(
+                newest, args=ocp.args.StandardRestore(without_empty(shapes))
+            )
             sys.unraisablehook = hook
-            return state
+            return with_empty(state, shapes)
         except Exception as error:  # a broken folder raises almost anything
             raise unreadable(self.folder / "checkpoints" / str(newest), error) from error
+
+
+def without_empty(tree: Any) -> Any:
+    """The tree with None for arrays without entries, which Orbax refuses: a memory of 0 steps."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def with_empty(tree: Any, shapes: Any) -> Any:
+    """Undoes `without_empty`."""
+
+    def fill(shape: jax.ShapeDtypeStruct, x: Any) -> Any:
+        if x is not None:
+            return x
+        make = partial(jnp.zeros, shape.shape, shape.dtype)
+        return jax.jit(make, out_shardings=shape.sharding)()
+
+    return jax.tree.map(fill, shapes, tree, is_leaf=lambda x: x is None)
 
 
 class LearnerCheckpoints:

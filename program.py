@@ -110,7 +110,7 @@ class Program:
 
 def join_devices(state: RunnerState) -> RunnerState:
     """(devices, B, ...) to (devices * B, ...), and what all devices have alike once."""
-    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state)
+    joined = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), state)
     first = jax.tree.map(lambda x: x[0], (state.train_state, state.permutation_key))
     return joined._replace(train_state=first[0], permutation_key=first[1])
 
@@ -123,7 +123,7 @@ def split_devices(num_devices: int, joined: RunnerState) -> RunnerState:
 
     alike = {name: getattr(joined, name) for name in ("train_state", "permutation_key")}
     rows = joined._replace(**dict.fromkeys(alike))
-    state = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
+    state = jax.tree.map(lambda x: jnp.stack(jnp.split(x, num_devices)), rows)
     return state._replace(**jax.tree.map(repeat, alike))
 
 

@@ -116,8 +116,12 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
 
 @pytest.mark.parametrize(
     ("changes", "all_devices"),
-    [({"NUM_SEEDS": 2}, False), ({"NUM_ENVS": 16}, True)],
-    ids=["two seeds under vmap", "eight devices under pmap"],
+    [
+        ({"NUM_SEEDS": 2}, False),
+        ({"NUM_ENVS": 16, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}, True),
+        ({"NUM_ENVS": 16, "WINDOW_MEM": 0}, True),
+    ],
+    ids=["two seeds under vmap", "eight devices under pmap", "without memory"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
     updates = QUICK["NUM_STEPS"] * changes.get("NUM_ENVS", QUICK["NUM_ENVS"])
