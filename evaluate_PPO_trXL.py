@@ -34,6 +34,7 @@ options = {
 STEPS_PER_CALL = 64
 FRAME_MILLISECONDS = 100
 CAPTION_PIXELS = 18
+LEAST_PIXELS = 160  # of a picture's width and height, for the caption to fit below it
 MOST_ENVIRONMENTS = 256
 MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
 """Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
@@ -224,7 +225,9 @@ def save_gif(agent: Agent, path: Path, key: jax.Array) -> float:
 
 
 def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
-    """A picture (height, width, 3) with a line of text below it."""
+    """A picture (height, width, 3), a small one enlarged, with a line of text below it."""
+    enlarged = max(1, LEAST_PIXELS // min(pixels.shape[:2]))
+    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     height, width, _ = pixels.shape
     picture = Image.new("RGB", (width, height + CAPTION_PIXELS))
     picture.paste(Image.fromarray(pixels))

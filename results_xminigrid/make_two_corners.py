@@ -1,6 +1,7 @@
 """Writes two_corners.bz2, two rulesets: `python results_xminigrid/make_two_corners.py`.
 
-An empty room of 5 x 5; one corner is the goal, or the one across, and nothing shows which.
+A room of 5 x 5 in which one corner is the goal, or the one across. A ball lies somewhere in the
+rooms of the one kind, a square in those of the other: who has come across it once in a trial knows.
 """
 
 from pathlib import Path
@@ -12,12 +13,14 @@ from xminigrid.core.goals import AgentOnPositionGoal
 from xminigrid.core.rules import EmptyRule
 
 corners = jnp.array([(1, 1), (5, 5)])
+hints = jnp.stack(
+    [TILES_REGISTRY[Tiles.BALL, Colors.RED], TILES_REGISTRY[Tiles.SQUARE, Colors.BLUE]]
+)
 rulesets = len(corners)
-nothing = TILES_REGISTRY[Tiles.EMPTY, Colors.EMPTY]
 content = {
     "goals": jnp.stack([AgentOnPositionGoal(position=corner).encode() for corner in corners]),
     "rules": jnp.tile(EmptyRule().encode()[None, None], (rulesets, 1, 1)),
-    "init_tiles": jnp.tile(nothing[None, None], (rulesets, 1, 1)),
+    "init_tiles": hints[:, None],
     "num_rules": jnp.zeros(rulesets, jnp.uint8),
 }
 save_bz2_pickle(content, str(Path(__file__).with_name("two_corners.bz2")))
