@@ -216,8 +216,9 @@ def count_obs(
     """Takes observations (B, obs_size) into the statistics, where there are any of them."""
     if "obs" not in normalizer:
         return normalizer
-    real = obs[:, -normalizer["obs"].mean.size :]
-    return normalizer | {"obs": update_moments(normalizer["obs"], real, active, axis_name)}
+    moments = normalizer["obs"]
+    real = obs[:, obs.shape[1] - moments.mean.size :]
+    return normalizer | {"obs": update_moments(moments, real, active, axis_name)}
 
 
 def count_return(

@@ -8,6 +8,7 @@ from support import QUICK
 import evaluate_PPO_trXL as evaluate
 import trainer_PPO_trXL as trainer
 from config import check_config
+from environments import make_env
 from experiment import run
 from normalization import first_moments, update_moments
 from results import load_results
@@ -81,6 +82,21 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
         plain.reward.sum(axis=0),
         rtol=1e-4,
     )
+
+
+def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):
+    changes = {"ENV_NAME": "FourRooms-misc", "RESULTS_DIR": str(tmp_path)}
+    one_hot = {"ENV_NAME": "FrozenLake-misc", "RESULTS_DIR": str(tmp_path)}
+    assert make_env(check_config({**PENDULUM, **one_hot}), 1).num_binary == 16
+    for name in (changes, one_hot):
+        run({**PENDULUM, **name, "NORMALIZE_REWARD": False, "TOTAL_TIMESTEPS": 128})
+    plain = {**PENDULUM, **one_hot, "NORMALIZE_OBS": False, "NORMALIZE_REWARD": False}
+    run({**plain, "TOTAL_TIMESTEPS": 128})
+    losses = [
+        load_results(tmp_path / folder / "0_metrics.npy")["total_loss"]
+        for folder in ("FrozenLake-misc", "FrozenLake-misc_2")
+    ]
+    np.testing.assert_array_equal(*losses)
 
 
 def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
