@@ -7,7 +7,7 @@ from typing import Any
 
 from config import ConfigError, did_you_mean
 from spaces import Box, Discrete, MultiDiscrete
-from suites import registered
+from suites import making, one_line, registered
 from wrappers import (
     AgentRows,
     AutoReset,
@@ -199,12 +199,10 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"ENV_NAME={name}: {path} can't be imported: {reason}") from error
+        raise ConfigError(
+            f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
+        ) from error
     own_class = getattr(module, class_name, None)
     if not (isinstance(own_class, type) and issubclass(own_class, SingleEnvironment)):
         raise ConfigError(f"ENV_NAME={name}: {path} has no SingleEnvironment {class_name}")
-    try:
-        return own_class(**env_kwargs)
-    except TypeError as error:
-        raise ConfigError(f"{name} can't be made with {env_kwargs}: {error}") from error
+    return making(name, env_kwargs)(lambda: own_class(**env_kwargs))

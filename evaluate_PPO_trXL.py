@@ -283,9 +283,6 @@ def main() -> None:
         agent = load_agent(arguments[0], chosen["seed"], greedy=chosen["POLICY"] == "greedy")
         if chosen["POLICY"] == "random":
             agent = random_agent(agent)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    try:
         results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))
     except ConfigError as error:
         sys.exit(f"error: {error}")

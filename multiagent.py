@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError
-from spaces import ActionSpace, Box, Discrete, MultiDiscrete
+from spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 from suites import choose, import_suite, making, read_action_space
 from wrappers import SingleEnvironment
 
@@ -55,7 +55,7 @@ class JaxMARLAdapter(SingleEnvironment):
         self._spaces = [read_action_space(name, self._env.action_space(a)) for a in self._agents]
         self._has_legal = isinstance(self._spaces[0], Discrete) and has_legal(self._env, state)
         self.action_space, self._usable = join_spaces(name, self._spaces, self._has_legal)
-        self.num_binary = self.action_space.num_outputs if self.action_space.masked else 0
+        self.num_binary = mask_size(self.action_space)
         self.obs_size = self.num_binary + max(self._sizes) + self.num_agents
 
     def reset(self, key: jax.Array):

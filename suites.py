@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError, did_you_mean
-from spaces import ActionSpace, Box, Discrete, MultiDiscrete
+from spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 from wrappers import SingleEnvironment
 
 CRAFTAX_BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
@@ -248,10 +248,9 @@ class JumanjiAdapter(SingleEnvironment):
         _, timestep = make(lambda: jax.eval_shape(self._env.reset, jax.random.key(0)))
         mask, arrays = self._parts(timestep.observation)
         self.action_space = self._read_action_space(name, mask)
-        self.num_binary = sum(x.size for x in arrays if is_bool(x))
-        self.obs_size = sum(x.size for x in arrays)
-        if mask is not None:
-            self.num_binary, self.obs_size = self.num_binary + mask.size, self.obs_size + mask.size
+        masked = mask_size(self.action_space)
+        self.num_binary = masked + sum(x.size for x in arrays if is_bool(x))
+        self.obs_size = masked + sum(x.size for x in arrays)
         self.episode_metrics = tuple(
             name for name, value in timestep.extras.items() if value.shape == ()
         )
@@ -297,15 +296,14 @@ class JumanjiAdapter(SingleEnvironment):
         sizes = tuple(np.broadcast_to(np.asarray(spec.maximum) + 1, spec.shape).ravel().tolist())
         if mask is None:
             return MultiDiscrete(sizes)
-        if name.startswith("MultiCVRP-"):  # its spec has an action more than there are nodes
-            sizes = tuple(size - 1 for size in sizes)
-        space = MultiDiscrete(sizes, masked=True)
-        if mask.shape == space.table:
-            return space
-        if mask.shape != sizes:
+        if mask.shape == sizes:
+            self._joint = sizes
+            return Discrete(mask.size, masked=True)
+        # MultiCVRP's spec has an action more than its mask, which is right.
+        space = MultiDiscrete(tuple(min(n, mask.shape[-1]) for n in sizes), masked=True)
+        if mask.shape != space.table:
             raise ConfigError(f"{name} has an action mask {mask.shape} for the choices {sizes}")
-        self._joint = sizes
-        return Discrete(mask.size, masked=True)
+        return space
 
 
 REGISTRIES = {
@@ -356,10 +354,15 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
         except ConfigError:
             raise
         except Exception as error:  # suites check by assertion, download, or don't check at all
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = one_line(error)
             raise ConfigError(f"{name} can't be made with {env_kwargs}: {reason}") from error
 
     return make
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a suite or of a file says, without its line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:

@@ -154,7 +154,8 @@ def make_init_and_update(
         env_state = jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
         params = init_params(config, network, env.obs_size, params_key)
         normalizer = init_normalizer(config, env)
-        normalizer = count_obs(normalizer, obs, env_active(env, env_state), axis_name)
+        real, active = obs[:, env.num_binary :], env_active(env, env_state)
+        normalizer = count(normalizer, "obs", real, active, axis_name)
         return RunnerState(
             TrainState(params, optimizer.init(params), jnp.int32(0), normalizer),
             env_state,
@@ -210,27 +211,17 @@ def init_normalizer(config: Config, env: Any) -> dict[str, Moments]:
     return normalizer
 
 
-def count_obs(
-    normalizer: dict[str, Moments], obs: jax.Array, active: jax.Array | None, axis_name: str | None
-) -> dict[str, Moments]:
-    """Takes observations (B, obs_size) into the statistics, where there are any of them."""
-    if "obs" not in normalizer:
-        return normalizer
-    moments = normalizer["obs"]
-    real = obs[:, obs.shape[1] - moments.mean.size :]
-    return normalizer | {"obs": update_moments(moments, real, active, axis_name)}
-
-
-def count_return(
+def count(
     normalizer: dict[str, Moments],
-    returns: jax.Array,
+    name: str,
+    batch: jax.Array,
     active: jax.Array | None,
     axis_name: str | None,
 ) -> dict[str, Moments]:
-    """Takes discounted returns so far (B,) into the statistics, where there are any of them."""
-    if "reward" not in normalizer:
+    """Takes a batch (B, ...) into the statistics of that name, where there are any."""
+    if name not in normalizer:
         return normalizer
-    return normalizer | {"reward": update_moments(normalizer["reward"], returns, active, axis_name)}
+    return normalizer | {name: update_moments(normalizer[name], batch, active, axis_name)}
 
 
 def as_seen(normalizer: dict[str, Moments], obs: jax.Array) -> jax.Array:
@@ -298,10 +289,11 @@ def rollout(
         active = env_active(env, env_state)
         next_obs, env_state, reward, done, info = env.step(step_keys, env_state, action)
 
-        normalizer = count_obs(normalizer, next_obs, env_active(env, env_state), axis_name)
-        discounted_return = config["GAMMA"] * discounted_return * (1 - done) + reward
-        normalizer = count_return(normalizer, discounted_return, active, axis_name)
+        real, next_active = next_obs[:, env.num_binary :], env_active(env, env_state)
+        normalizer = count(normalizer, "obs", real, next_active, axis_name)
         if "reward" in normalizer:
+            discounted_return = config["GAMMA"] * discounted_return * (1 - done) + reward
+            normalizer = count(normalizer, "reward", discounted_return, active, axis_name)
             reward = scale_reward(normalizer["reward"], reward)
 
         # The episode's next step would see this one too.

@@ -15,7 +15,7 @@ import numpy as np
 from config import ConfigError
 from results import unpickle_arrays
 from spaces import Discrete
-from suites import check_env_kwargs, field_names, flatten_obs, import_suite, making
+from suites import check_env_kwargs, field_names, flatten_obs, import_suite, making, one_line
 from wrappers import SingleEnvironment
 
 OF_A_TRIAL = {"benchmark": "", "episodes_per_trial": 10}
@@ -48,12 +48,12 @@ class Task(SingleEnvironment):
         constants = import_suite("xminigrid.core.constants")
         known = field_names(import_suite("xminigrid.environment").EnvParams)
         check_env_kwargs(name, env_kwargs, [*(k for k in known if k != "render_mode"), *self.extra])
-        self._make = making(name, env_kwargs)
+        make = making(name, env_kwargs)
         of_params = {key: value for key, value in env_kwargs.items() if key in known}
-        self._env, self._params = self._make(lambda: xminigrid.make(name, **of_params))
+        self._env, self._params = make(lambda: xminigrid.make(name, **of_params))
         self._categories = constants.NUM_TILES, constants.NUM_COLORS
         self.action_space = Discrete(self._env.num_actions(self._params))
-        self.obs_size = self._make(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
+        self.obs_size = make(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
         self.num_binary = self.obs_size
 
     def reset(self, key: jax.Array):
@@ -174,6 +174,5 @@ def load_rulesets(name: str, benchmark: str) -> Any:
             content = unpickle_arrays(file)
         arrays = {key: jnp.asarray(content[key]) for key in benchmarks.Benchmark.__annotations__}
     except Exception as error:  # a broken file raises almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"{benchmark} is not a file of rulesets: {reason}") from error
+        raise ConfigError(f"{benchmark} is not a file of rulesets: {one_line(error)}") from error
     return benchmarks.Benchmark(**arrays)

@@ -81,6 +81,17 @@ def make(name, num_envs=2, **changes):
     return make_env(check_config({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
 
 
+def start(name, env_kwargs, **changes):
+    """A config, its environment, network and first state, and the jitted rollout."""
+    names = {"ENV_NAME": name, "ENV_KWARGS": env_kwargs, "TOTAL_TIMESTEPS": 1e6}
+    config = check_config({**QUICK, **names, **changes})
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space)
+    state = trainer.make_init_and_update(config)[0](jax.random.key(0))
+    roll = jax.jit(lambda state: trainer.rollout(config, env, network, state))
+    return config, env, network, state, roll
+
+
 def record(env, steps=STEPS):
     """Random legal actions: obs (T+1, B, .), actions, rewards, dones, infos (T, B)."""
 
@@ -314,20 +325,7 @@ def test_two_updates_have_finite_losses(name, env_kwargs):
 def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_mask(
     name, env_kwargs
 ):
-    config = check_config(
-        {
-            **QUICK,
-            "ENV_NAME": name,
-            "ENV_KWARGS": env_kwargs,
-            "NUM_ENVS": 64,
-            "NUM_STEPS": 400,
-            "TOTAL_TIMESTEPS": 1e6,
-        }
-    )
-    env = make_env(config, 64)
-    network = make_network(config, env.action_space)
-    state = trainer.make_init_and_update(config)[0](jax.random.key(0))
-    roll = jax.jit(lambda state: trainer.rollout(config, env, network, state))
+    config, env, network, state, roll = start(name, env_kwargs, NUM_ENVS=64, NUM_STEPS=400)
     steps, forbidden = 0, 0.0
     while steps < 100_000:
         old_memory = state.memory.hidden
@@ -352,20 +350,8 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
 @suite("jaxmarl")
 def test_dead_units_are_out_until_their_teams_episode_ends():
     name, env_kwargs = "jaxmarl/HeuristicEnemySMAX", {"scenario": "3m"}
-    config = check_config(
-        {
-            **QUICK,
-            "ENV_NAME": name,
-            "ENV_KWARGS": env_kwargs,
-            "NUM_ENVS": 8,
-            "NUM_STEPS": 128,
-            "TOTAL_TIMESTEPS": 1024,
-        }
-    )
-    env = make_env(config, 8)
-    network = make_network(config, env.action_space)
-    state = trainer.make_init_and_update(config)[0](jax.random.key(0))
-    _, trajectory, _ = jax.jit(lambda s: trainer.rollout(config, env, network, s))(state)
+    *_, state, roll = start(name, env_kwargs, NUM_ENVS=8, NUM_STEPS=128)
+    _, trajectory, _ = roll(state)
     active, done = np.asarray(trajectory.active), np.asarray(trajectory.done)
     assert 0.3 < active.mean() < 0.95
     # Nobody comes back within an episode, and at its end everybody does.
