@@ -248,6 +248,11 @@ def describe(values: np.ndarray) -> str:
     )
 
 
+def crafter_score(rates: list[float]) -> float:
+    """The geometric mean of success rates in % (Hafner 2021, arXiv 2109.06780), of 1 + rate."""
+    return float(np.expm1(np.mean(np.log1p(rates))))
+
+
 def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
     """What `play` gave, in words, with Craftax's score and its achievements' success rates."""
     returns = results["returned_episode_returns"]
@@ -263,6 +268,8 @@ def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
         if not key.startswith(("returned_episode_", "Achievements/")):
             lines.append(f"{key}: {describe(values[~np.isnan(values)])}")
     rates = {key: values.mean() for key, values in results.items() if "Achievements/" in key}
+    if rates:
+        lines.append(f"Crafter score: {crafter_score(list(rates.values())):.2f} %")
     for key, rate in sorted(rates.items(), key=lambda item: -item[1]):
         if rate > 0:
             lines.append(f"  {rate:6.2f} %  {key.partition('/')[2]}")

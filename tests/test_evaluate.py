@@ -89,6 +89,7 @@ def test_report_gives_craftax_its_score_and_achievements():
     }
     text = evaluate.report({"ENV_NAME": "craftax"}, results)
     assert "score: 10.00 % of the maximum 226" in text
+    assert f"Crafter score: {(101 * 51 * 1) ** (1 / 3) - 1:.2f} %" in text
     assert text.index("100.00 %  collect_wood") < text.index("50.00 %  eat_cow")
     assert "never: the other 1 of 3 achievements" in text
 
