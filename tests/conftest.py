@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for the tests of pmap, and a compilation cache that all tests share."""
+"""Virtual devices for the tests of pmap, and settings that make the compiler quick."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,8 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
+# A program of the tests takes longer to compile than to run. What it computes stays the same.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
 )

@@ -1,0 +1,86 @@
+"""What `results.ipynb` draws of the committed runs on Craftax."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from results import load_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CRAFTAX = REPOSITORY / "results_craftax"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """The figures that the notebook shows, in their order."""
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.syspath_prepend(REPOSITORY)
+        patch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+        backend = matplotlib.get_backend()
+        plt.switch_backend("agg")
+        namespace = {}
+        for cell in json.loads((REPOSITORY / "results.ipynb").read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), namespace)
+        yield shown
+        plt.close("all")
+        plt.switch_backend(backend)
+
+
+def lines_of(figures, *labels):
+    """{label: line} of the one figure that has a line for each of these labels."""
+    found = []
+    for figure in figures:
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+        if set(labels) <= set(lines):
+            found.append(lines)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_seed_stands_beside_the_published_returns(figures):
+    lines = lines_of(figures, "ours, seed 0", "ours, seed 1", "ours, seed 2", "PPO-RNN", "Simulus")
+    for seed in range(3):
+        metrics = load_results(CRAFTAX / "Craftax-Symbolic-v1" / f"{seed}_metrics.npy")
+        returns = metrics["returned_episode_returns"]
+        np.testing.assert_array_equal(
+            lines[f"ours, seed {seed}"].get_ydata(), returns[~np.isnan(returns)]
+        )
+    for name, percent in {
+        "PPO": 2.2,
+        "PPO-RNN": 2.3,
+        "Efficient MBRL": 5.4,
+        "Simulus": 6.6,
+    }.items():
+        np.testing.assert_allclose(lines[name].get_xydata(), [[1e6, percent / 100 * 226]])
+    assert "PPO-TrXL" not in lines  # its points are further than the runs
+
+
+@pytest.mark.parametrize("name", ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"])
+def test_the_achievements_are_drawn_over_the_training(figures, name):
+    drawn = [
+        figure.axes[0] for figure in figures if figure.axes[0].get_ylabel().startswith("success")
+    ]
+    axes = next(axes for axes in drawn if axes.get_title() == f"craftax/{name}")
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert {"collect_wood", "place_table", "wake_up"} <= set(lines)
+    seeds = [load_results(path) for path in sorted((CRAFTAX / name).glob("*_metrics.npy"))]
+    last = np.nanmean([seed["Achievements/place_table"][-4:] for seed in seeds])
+    np.testing.assert_allclose(lines["place_table"][-1], last, atol=0.5)
+
+
+def test_the_lengths_of_the_memory_are_compared(figures):
+    lines = lines_of(figures, "WINDOW_MEM=0", "WINDOW_MEM=16", "WINDOW_MEM=128")
+    for length in (0, 16, 128):
+        folder = CRAFTAX / f"memory_{length}" / "Craftax-Symbolic-v1"
+        seeds = [load_results(folder / f"{seed}_metrics.npy") for seed in (0, 1)]
+        assert all(load_results(folder / f"{s}_config.npy")["WINDOW_MEM"] == length for s in (0, 1))
+        mean = np.mean([seed["returned_episode_returns"] for seed in seeds], axis=0)
+        drawn = lines[f"WINDOW_MEM={length}"].get_ydata()
+        np.testing.assert_allclose(drawn, mean[~np.isnan(mean)])
