@@ -1,5 +1,6 @@
 """Virtual devices for the tests of pmap, and settings that make the compiler quick."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,3 +13,6 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
 )
+
+# Tracing makes many objects that stay, and the collector would look at all of them again and again.
+gc.set_threshold(100_000, 50, 50)

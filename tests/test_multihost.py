@@ -104,7 +104,7 @@ def one_process(tmp_path_factory):
 def wait_for_checkpoint(root, processes, least=1):
     """Waits until a checkpoint of at least so many updates is whole."""
     while not any(
-        path.name.isdigit() and int(path.name) >= least for path in root.rglob("checkpoints/*")
+        path.name.isdigit() and int(path.name) >= least for path in root.glob("*/checkpoints/*")
     ):
         for process in processes:
             assert process.poll() is None, process.communicate()[0]

@@ -24,6 +24,7 @@ def figures():
         patch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
         backend = matplotlib.get_backend()
         plt.switch_backend("agg")
+        patch.setitem(plt.rcParams, "figure.max_open_warning", 0)
         namespace = {}
         for cell in json.loads((REPOSITORY / "results.ipynb").read_text())["cells"]:
             if cell["cell_type"] == "code":
