@@ -102,7 +102,7 @@ def one_process(tmp_path_factory):
 
 
 def wait_for_checkpoint(root, processes, least=1):
-    """Waits until a checkpoint of at least so many updates is whole."""
+    """Waits until a checkpoint of the run in this RESULTS_DIR, after so many updates, is whole."""
     while not any(
         path.name.isdigit() and int(path.name) >= least for path in root.glob("*/checkpoints/*")
     ):
@@ -178,7 +178,7 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
         )
 
     job = sbatch()
-    wait_for_checkpoint(tmp_path / "results_slurm", [job])
+    wait_for_checkpoint(tmp_path / "results_slurm" / environment["SLURM_JOB_ID"], [job])
     one_task = int((tmp_path / "tasks").read_text().split()[1])
     os.kill(one_task, signal.SIGTERM)  # all tasks must stop after the same update
     statuses, outputs = finish(job)
