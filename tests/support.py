@@ -94,3 +94,8 @@ def make_window_form(network, window_grad):
         return policy.logits, value
 
     return run
+
+
+def whole_checkpoints(folder):
+    """After which updates a run's whole checkpoints were taken."""
+    return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, whole_checkpoints
 
 from config import LAUNCH, ConfigError, check_values
 from multihost import check_shared, connect, from_main, gather_texts, in_all
@@ -101,11 +101,9 @@ def one_process(tmp_path_factory):
     return root
 
 
-def wait_for_checkpoint(root, processes, least=1):
-    """Waits until a checkpoint of the run in this RESULTS_DIR, after so many updates, is whole."""
-    while not any(
-        path.name.isdigit() and int(path.name) >= least for path in root.glob("*/checkpoints/*")
-    ):
+def wait_for_checkpoint(root, processes):
+    """Waits until the run in this RESULTS_DIR has a whole checkpoint."""
+    while not whole_checkpoints(root / SETTINGS["ENV_NAME"]):
         for process in processes:
             assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)

@@ -20,7 +20,6 @@ def figures():
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        patch.syspath_prepend(REPOSITORY)
         patch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
         backend = matplotlib.get_backend()
         plt.switch_backend("agg")

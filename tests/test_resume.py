@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, whole_checkpoints
 
 import checkpoints
 from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, resumed_config
@@ -71,10 +71,6 @@ class Process:
         output, _ = self._process.communicate(timeout=300)
         assert self._process.returncode == 0, output
         return output
-
-
-def whole_checkpoints(folder):
-    return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}
 
 
 def being_written(folder):
