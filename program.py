@@ -13,7 +13,7 @@ from jax.experimental.multihost_utils import (
 )
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from trainer_PPO_trXL import RunnerState, make_init_and_update
+from trainer_PPO_trXL import RunnerState, TrainState, make_init_and_update
 
 BY_DEVICE = PartitionSpec("devices")
 
@@ -86,6 +86,11 @@ class Program:
         shapes = jax.tree.map(self._of_all_processes, shapes)
         joined = jax.eval_shape(join_devices, shapes)
         return RunnerState(*map(with_sharding, joined, self._shardings()))
+
+    def learner(self, state: RunnerState) -> TrainState:
+        """The train state as it stands in a joined state, as NumPy arrays."""
+        learner = jax.device_get(state.train_state)
+        return jax.tree.map(lambda x: x[0], learner) if self._num_devices else learner
 
     def per_seed(self, tree: Any) -> list[Any]:
         """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""

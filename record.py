@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -136,11 +135,10 @@ class Record:
         for curve in self._curves:
             curve.sync()
         kind = self._config["CHECKPOINT_KIND"]
-        joined = program.join(state)
         if kind == "full":
-            self._full.save(self.updates, joined)
+            self._full.save(self.updates, program.join(state))
         elif is_main():
-            learner = jax.device_get(joined.train_state)
+            learner = program.learner(state)
             opt_state = learner.opt_state if kind == "learner" else None
             self._learner.save(self.updates, agent_of(learner), opt_state)
 

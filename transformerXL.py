@@ -40,9 +40,9 @@ class LayerCache(NamedTuple):
     d = 1 .. M steps before the first, starts in slot -d mod (M + 1).
     """
 
-    keys: jax.Array  # (B, H, D, M+1)
+    keys: jax.Array  # (B, H, M+1, D)
     values: jax.Array  # (B, H, M+1, D)
-    positions: jax.Array  # (H, D, 2(M+1)), p_d in the order d = -x mod (M+1)
+    positions: jax.Array  # (H, 2(M+1), D), p_d in the order d = -x mod (M+1)
 
 
 def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
@@ -76,12 +76,12 @@ def relative_shift(by_distance: jax.Array, window: int) -> jax.Array:
 
 
 def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -> jax.Array:
-    """(B, S, ...) to (B, count, length, ...): window k starts at step k * stride."""
+    """(H, B, S, D) to (H, B, count, length, D): window k starts at step k * stride."""
 
     def cut(start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=1)
+        return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=2)
 
-    return jax.vmap(cut, out_axes=1)(jnp.arange(count) * stride)
+    return jax.vmap(cut, out_axes=2)(jnp.arange(count) * stride)
 
 
 @jax.custom_vjp
@@ -221,17 +221,12 @@ class TransformerXLLayer(nn.Module):
 
     def start_rollout(self, memory: jax.Array) -> LayerCache:
         """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
-        features = self.key_value(standardise(memory), self.attention_norm())
-        keys, values = self._split_keys_and_values(features)  # (B, M, H, D)
+        keys, values = self._keys_and_values(standardise(memory))  # (B, M, H, D)
         # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
-        keys, values = jnp.pad(keys, empty_first_slot), jnp.pad(values, empty_first_slot)
+        by_head = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
         ages = -jnp.arange(2 * (self.window_mem + 1)) % (self.window_mem + 1)
-        return LayerCache(
-            jnp.transpose(keys, (0, 2, 3, 1)),
-            jnp.transpose(values, (0, 2, 1, 3)),
-            jnp.transpose(self._position_terms(ages), (1, 2, 0)),
-        )
+        return LayerCache(*by_head, jnp.swapaxes(self._position_terms(ages), 0, 1))
 
     def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
         """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
@@ -239,18 +234,19 @@ class TransformerXLLayer(nn.Module):
         slot = t % slots
         n = standardise(x)
         content_query, position_query = self._queries(n)  # (B, H, D)
-        key, value = self._split_keys_and_values(self.key_value(n, self.attention_norm()))
+        key, value = self._keys_and_values(n)
         write = jax.lax.dynamic_update_index_in_dim
-        keys = write(cache.keys, key, slot, axis=3)
+        keys = write(cache.keys, key, slot, axis=2)
         values = write(cache.values, value, slot, axis=2)
         # Slot s holds age (t - s) mod (M+1): a rotation of p, which stands twice in `positions`.
-        positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=2)
-        logits = einsum32("bhd,bhds->bhs", content_query, keys)
-        logits += einsum32("bhd,hds->bhs", position_query, positions)
+        positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=1)
+        logits = einsum32("bhd,bhsd->bhs", content_query, keys)
+        # Asked for (B, H, M+1), einsum would take the slots first and transpose.
+        logits += jnp.swapaxes(einsum32("bhd,hsd->hbs", position_query, positions), 0, 1)
         ages = (t - jnp.arange(slots)) % slots
         visible = ages <= reach[:, None]  # (B, M+1)
-        weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf))
-        attended = einsum32("bhs,bhsd->bhd", weights.astype(self.dtype), values)
+        logits = jnp.where(visible[:, None], logits, -jnp.inf)
+        attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 
     def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
@@ -262,16 +258,23 @@ class TransformerXLLayer(nn.Module):
         batch, steps = reach.shape
         count = steps // window_grad
         by_window = (batch, count, window_grad)
+
+        def cut(x: jax.Array) -> jax.Array:
+            """(B, T, H, D) to (H, B, K, W, D)."""
+            return heads_first(x).reshape(self.num_heads, *by_window, -1)
+
         n = standardise(x)
-        queries = self._queries(n.reshape(*by_window, self.embed_size))  # (B, K, W, H, D)
-        content_query, position_query = map(heads_first, queries)
+        content_query, position_query = map(cut, self._queries(n))
 
         # Windows overlap in the memory, so it is projected before it is cut.
-        past = self.key_value(standardise(memory), self.attention_norm())
-        past = sliding_windows(past, count, window_grad, self.window_mem)
-        now = self.key_value(n, self.attention_norm()).reshape(*by_window, -1)
-        keys_and_values = jnp.concatenate([past, now], axis=2)  # (B, K, M+W, 2HD)
-        keys, values = map(heads_first, self._split_keys_and_values(keys_and_values))
+        past = self._keys_and_values(standardise(memory))
+        past = (
+            sliding_windows(heads_first(part), count, window_grad, self.window_mem) for part in past
+        )
+        now = map(cut, self._keys_and_values(n))
+        keys, values = (
+            jnp.concatenate(parts, axis=3) for parts in zip(past, now, strict=True)
+        )  # (H, B, K, M+W, D)
 
         distances = jnp.arange(self.window_mem, -1, -1)  # (M+1,)
         positions = self._position_terms(distances)
@@ -280,10 +283,7 @@ class TransformerXLLayer(nn.Module):
         position_logits = jnp.where(visible, position_logits, -jnp.inf)
         logits = einsum32("hbkid,hbkjd->hbkij", content_query, keys)
         logits += relative_shift(position_logits, window_grad)
-        # Softmax, normalised after the product: D columns are fewer than M+W.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        attended = einsum32("hbkij,hbkjd->hbkid", weights.astype(self.dtype), values)
-        attended /= jnp.sum(weights, axis=-1, keepdims=True)
+        attended = attend("hbkij,hbkjd->hbkid", logits, values)
         attended = jnp.moveaxis(attended, 0, 3)  # (B, K, W, H, D)
         return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
 
@@ -298,9 +298,9 @@ class TransformerXLLayer(nn.Module):
         size = self.qkv_features // self.num_heads
         return features.reshape(*features.shape[:-1], self.num_heads, size)
 
-    def _split_keys_and_values(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(..., 2HD), what `key_value` gives -> keys and values, (..., H, D) each."""
-        keys, values = jnp.split(features, 2, axis=-1)
+    def _keys_and_values(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(..., E) standardised inputs -> keys and values, (..., H, D) each."""
+        keys, values = jnp.split(self.key_value(n, self.attention_norm()), 2, axis=-1)
         return self._split_heads(keys), self._split_heads(values)
 
     def _position_terms(self, distances: jax.Array) -> jax.Array:
@@ -320,9 +320,16 @@ def einsum32(subscripts: str, *operands: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, *operands).astype(jnp.float32)
 
 
+def attend(subscripts: str, logits: jax.Array, values: jax.Array) -> jax.Array:
+    """softmax(logits) times values as an einsum, normalised after it: D columns are fewer."""
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    attended = einsum32(subscripts, weights.astype(values.dtype), values)
+    return attended / jnp.sum(weights, axis=-1, keepdims=True)
+
+
 def heads_first(x: jax.Array) -> jax.Array:
-    """(B, K, N, H, D) to (H, B, K, N, D)."""
-    return jnp.moveaxis(x, 3, 0)
+    """(B, N, H, D) to (H, B, N, D)."""
+    return jnp.moveaxis(x, 2, 0)
 
 
 class TransformerXL(nn.Module):

@@ -78,14 +78,13 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
     numbers["flops_per_step"] = flops_per_step(config, env.obs_size, env.action_space.num_outputs)
 
     progress("compilation")
-    numbers |= compile_seconds(config)
+    seconds, init, update = compile_programs(config)
+    numbers |= seconds
 
     progress("the update")
-    init, update = make_init_and_update(config)
-    state = jax.jit(init)(jax.random.key(config["seed"]))
-    compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
-    numbers["update_bytes"] = memory_bytes(compiled)
-    seconds, state = median_seconds(lambda state: compiled(state)[0], state)
+    state = init(jax.random.key(config["seed"]))
+    numbers["update_bytes"] = memory_bytes(update)
+    seconds, state = median_seconds(lambda state: update(state)[0], state)
     numbers["train_sps"] = steps / seconds
 
     progress("the rollout")
@@ -207,9 +206,13 @@ def environment_seconds(config: dict[str, Any]) -> float:
     return median_seconds(run, ((keys, state, obs), None))[0]
 
 
-def compile_seconds(config: dict[str, Any]) -> dict[str, float]:
-    """Tracing and compiling a run's two programs, with an empty persistent cache and a full one."""
-    seconds = {}
+def compile_programs(config: dict[str, Any]) -> tuple[dict[str, float], Any, Any]:
+    """Traces and compiles a run's two programs, with an empty persistent cache and a full one.
+
+    Returns:
+      {name: seconds}, and the first state's and the update's program as they were compiled first.
+    """
+    seconds, programs = {}, []
     with tempfile.TemporaryDirectory() as folder:
         old = jax.config.jax_compilation_cache_dir
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -220,11 +223,12 @@ def compile_seconds(config: dict[str, Any]) -> dict[str, float]:
             init, update = make_init_and_update(config)
             init = jax.jit(init).lower(jax.random.key(0)).compile()
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), init.out_info)
-            jax.jit(update, donate_argnums=0).lower(state).compile()
+            update = jax.jit(update, donate_argnums=0).lower(state).compile()
             seconds[name] = time.perf_counter() - start
+            programs += [init, update]
         jax.config.update("jax_compilation_cache_dir", old)
         compilation_cache.reset_cache()
-    return seconds
+    return seconds, *programs[:2]
 
 
 def memory_bytes(compiled: Any) -> int:
