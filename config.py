@@ -1,150 +1,205 @@
-"""Every setting: its default, its type, and the checks that run before anything compiles."""
+"""Every setting in one table: default, type, bounds, help; and the checks before anything compiles.
+
+`SHARED_KEYS` are the settings of any algorithm; an algorithm's table is made by `with_shared` from
+its own ones. `--help`, docs/keys.md and what a resumed run may change come from such a table.
+"""
 
 import ast
 import difflib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-DEFAULTS = {
-    "ENV_NAME": "MemoryChain-bsuite",
-    "ENV_KWARGS": {},
-    "RESET_STRATEGY": None,
-    "RESET_RATIO": 16,
-    "BOOTSTRAP_TRUNCATED": None,
-    "PREV_ACTION_REWARD": None,
-    "NORMALIZE_OBS": False,
-    "NORMALIZE_REWARD": False,
-    "TOTAL_TIMESTEPS": 10_000_000,
-    "NUM_ENVS": 512,
-    "NUM_STEPS": 128,
-    "UPDATE_EPOCHS": 4,
-    "NUM_MINIBATCHES": 8,
-    "LR": 2e-4,
-    "ANNEAL_LR": True,
-    "GAMMA": 0.99,
-    "GAE_LAMBDA": 0.8,
-    "CLIP_EPS": 0.2,
-    "ENT_COEF": 0.01,
-    "VF_COEF": 0.5,
-    "MAX_GRAD_NORM": 1.0,
-    "ACTIVATION": "relu",
-    "EMBED_SIZE": 256,
-    "qkv_features": 256,
-    "num_heads": 8,
-    "num_layers": 2,
-    "hidden_layers": 256,
-    "WINDOW_MEM": 128,
-    "WINDOW_GRAD": 64,
-    "gating": True,
-    "gating_bias": 2.0,
-    "COMPUTE_DTYPE": "float32",
-    "seed": 0,
-    "NUM_SEEDS": 1,
-    "RESULTS_DIR": None,
-    "CHECKPOINT_EVERY": 50,
-    "KEEP_CHECKPOINTS": 2,
-    "CHECKPOINT_KIND": "full",
-    "RESUME": None,
-    "TRACK": None,
-}
-"""What a key is worth where a config does not have it: the published setting for Gymnax's tasks."""
+GROUPS = ("Environment", "Training", "Network", "Run")
 
-LAUNCH = {
-    "COORDINATOR": None,  # host:port of process 0, where the others find it; None: under SLURM
-    "NUM_PROCESSES": None,  # how many processes, one per node
-    "PROCESS_ID": None,  # which of them this one is, from 0
-    "CONNECT_TIMEOUT": 300,  # seconds to wait for all of them
-    "HEARTBEAT_TIMEOUT": 20,  # seconds without a sign of life until a process counts as dead
+
+class Key(NamedTuple):
+    """One setting. Where the default is None, a value may be None too."""
+
+    default: Any  # what it is worth where a config does not have it
+    help: str  # one line of Markdown: what it is, and its unit
+    group: str = "Training"  # one of GROUPS
+    type: Any = None  # of a value; None: the default's
+    low: float | None = None  # inclusive bounds; None is no bound
+    high: float | None = None
+    choices: tuple[str, ...] = ()  # all values that there are, if they are few
+    traced: bool = False  # whether a value may be traced, so that `jax.vmap` sweeps it
+    resumable: bool = True  # whether a resumed run may change it
+
+    @property
+    def kind(self) -> type:
+        """The type of a value that is not None."""
+        return self.type or type(self.default)
+
+
+Keys = Mapping[str, Key]
+
+
+def environment(*args: Any, **more: Any) -> Key:
+    """A key of the environment: what a state means depends on it."""
+    return Key(*args, **{"group": "Environment", "resumable": False, **more})
+
+
+def network(*args: Any, **more: Any) -> Key:
+    """A key of the network: what a state means depends on it."""
+    return Key(*args, **{"group": "Network", "resumable": False, **more})
+
+
+SHARED_KEYS = {
+    # What a key is worth where a config does not have it: the published setting for Gymnax's tasks.
+    "ENV_NAME": environment(
+        "MemoryChain-bsuite", "`<suite>/<name>`, or the name where one suite alone has it"
+    ),
+    "ENV_KWARGS": environment({}, "overrides of its parameters or constructor arguments"),
+    "RESET_STRATEGY": environment(
+        None,
+        "`auto`, `optimistic` or `pool`; None: the suite's default",
+        type=str,
+        choices=("auto", "optimistic", "pool"),
+    ),
+    "RESET_RATIO": environment(16, "environments per world generated at a time", low=1),
+    "BOOTSTRAP_TRUNCATED": environment(
+        None, "whether a time limit is bootstrapped; None: by task", type=bool, resumable=True
+    ),
+    "PREV_ACTION_REWARD": environment(
+        None,
+        "whether observations hold the previous action and reward; None: in meta-RL",
+        type=bool,
+    ),
+    "NORMALIZE_OBS": environment(False, "observations by their running mean and variance"),
+    "NORMALIZE_REWARD": environment(
+        False, "rewards by the running deviation of discounted returns"
+    ),
+    "TOTAL_TIMESTEPS": Key(10_000_000, "environment steps, of all environments together", low=1),
+    "NUM_ENVS": Key(512, "environments, over all devices", low=1, resumable=False),
+    "NUM_STEPS": Key(128, "steps of each environment per rollout", low=1, resumable=False),
+    "NUM_MINIBATCHES": Key(8, "minibatches per pass, each of whole environments", low=1),
+    "LR": Key(2e-4, "learning rate of Adam", low=0, traced=True),
+    "ANNEAL_LR": Key(True, "linear decay to 0 over the run"),
+    "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
+    "ACTIVATION": network(
+        "relu",
+        "of the actor's and critic's hidden layers: `relu` or `tanh`",
+        choices=("relu", "tanh"),
+    ),
+    "EMBED_SIZE": network(256, "width of the transformer's stream, even", low=1),
+    "qkv_features": network(256, "width of queries, keys and values, all heads together", low=1),
+    "num_heads": network(8, "attention heads, divides `qkv_features`", low=1),
+    "num_layers": network(2, "transformer layers", low=1),
+    "hidden_layers": network(256, "width of the actor's and critic's two hidden layers", low=1),
+    "WINDOW_MEM": network(
+        128, "steps that attention reaches back in each layer, 0 for none", low=0
+    ),
+    "WINDOW_GRAD": network(
+        64, "steps that a gradient flows through, divides `NUM_STEPS`", low=1, resumable=True
+    ),
+    "gating": network(True, "GTrXL's gates; False: residual sums"),
+    "gating_bias": network(2.0, "initial bias of the gates: how closed they start"),
+    "COMPUTE_DTYPE": network(
+        "float32",
+        "of matrix products: `float32` or `bfloat16`; all else is float32",
+        choices=("float32", "bfloat16"),
+        resumable=True,
+    ),
+    "seed": Key(
+        0,
+        "of parameters, environments and actions",
+        "Run",
+        low=0,
+        high=2**32 - 1,
+        resumable=False,
+    ),
+    "NUM_SEEDS": Key(
+        1, "seeds trained at once under vmap, from `seed` on", "Run", low=1, resumable=False
+    ),
+    "RESULTS_DIR": Key(
+        None,
+        "where the run's folder is made; None: `results_<suite>`",
+        "Run",
+        type=str,
+        resumable=False,
+    ),
+    "CHECKPOINT_EVERY": Key(50, "updates between checkpoints", "Run", low=1),
+    "KEEP_CHECKPOINTS": Key(2, "how many of the newest checkpoints are kept", "Run", low=1),
+    "CHECKPOINT_KIND": Key(
+        "full",
+        "`full`, `learner` (parameters and optimiser) or `params`",
+        "Run",
+        choices=("full", "learner", "params"),
+    ),
+    "RESUME": Key(None, "folder of a run to go on with", "Run", type=str),
+    "TRACK": Key(
+        None,
+        "`wandb` or `tensorboard`; None: neither",
+        "Run",
+        type=str,
+        choices=("wandb", "tensorboard"),
+    ),
+}
+"""The settings that any algorithm has."""
+
+LAUNCH_KEYS = {
+    "COORDINATOR": Key(
+        None, "`host:port` of process 0, a free port there; None under SLURM", "Run", type=str
+    ),
+    "NUM_PROCESSES": Key(None, "how many processes", "Run", type=int, low=1),
+    "PROCESS_ID": Key(None, "which one this is, from 0", "Run", type=int, low=0),
+    "CONNECT_TIMEOUT": Key(300, "seconds to wait until all are there", "Run", low=1),
+    "HEARTBEAT_TIMEOUT": Key(
+        20, "seconds without a sign of life until a process counts as dead", "Run", low=1
+    ),
 }
 """The settings of one process of several, which are not the run's."""
-
-OPTIONAL = {
-    "RESET_STRATEGY": str,
-    "BOOTSTRAP_TRUNCATED": bool,
-    "PREV_ACTION_REWARD": bool,
-    "RESULTS_DIR": str,
-    "RESUME": str,
-    "TRACK": str,
-    "COORDINATOR": str,
-    "NUM_PROCESSES": int,
-    "PROCESS_ID": int,
-}
-"""The keys that may be None, with their type otherwise."""
-
-TRACED = ("LR", "GAMMA", "GAE_LAMBDA", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM")
-"""The keys whose value may be traced, so that `jax.vmap` sweeps them."""
-
-CHOICES = {
-    "ACTIVATION": ("relu", "tanh"),
-    "COMPUTE_DTYPE": ("float32", "bfloat16"),
-    "RESET_STRATEGY": ("auto", "optimistic", "pool"),
-    "CHECKPOINT_KIND": ("full", "learner", "params"),
-    "TRACK": ("wandb", "tensorboard"),
-    "POLICY": ("sampled", "greedy", "random"),
-}
-
-# Inclusive bounds of a key's value; None is no bound.
-BOUNDS = {
-    **dict.fromkeys(
-        [
-            *("TOTAL_TIMESTEPS", "NUM_ENVS", "NUM_STEPS", "UPDATE_EPOCHS", "NUM_MINIBATCHES"),
-            *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers"),
-            *("WINDOW_GRAD", "NUM_SEEDS", "RESET_RATIO"),
-            *("CHECKPOINT_EVERY", "KEEP_CHECKPOINTS", "EPISODES"),
-            *("NUM_PROCESSES", "CONNECT_TIMEOUT", "HEARTBEAT_TIMEOUT"),
-        ],
-        (1, None),
-    ),
-    **dict.fromkeys(
-        [
-            *("WINDOW_MEM", "LR", "CLIP_EPS", "ENT_COEF", "VF_COEF", "MAX_GRAD_NORM"),
-            "PROCESS_ID",
-        ],
-        (0, None),
-    ),
-    **dict.fromkeys(["seed", "EVAL_SEED"], (0, 2**32 - 1)),
-    "GAMMA": (0, 1),
-    "GAE_LAMBDA": (0, 1),
-}
 
 
 class ConfigError(ValueError):
     """A config that cannot be run. Its message is one line that says what to change."""
 
 
-def check_config(config: dict[str, Any], num_devices: int = 1) -> dict[str, Any]:
+def with_shared(own: Keys) -> dict[str, Key]:
+    """An algorithm's whole table: the shared keys and its own, group by group."""
+    keys = {**SHARED_KEYS, **own}
+    return {name: key for group in GROUPS for name, key in keys.items() if key.group == group}
+
+
+def defaults(keys: Keys) -> dict[str, Any]:
+    """What every key is worth where a config does not have it."""
+    return {name: key.default for name, key in keys.items()}
+
+
+def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> dict[str, Any]:
     """Completes a config with the defaults and checks every value and size.
 
     Args:
       config: left unchanged.
+      keys: the algorithm's whole table.
       num_devices: over how many devices NUM_ENVS is spread.
 
     Returns:
-      A new dict with every key of `DEFAULTS`, whole numbers as int.
+      A new dict with every key of the table, whole numbers as int.
 
     Raises:
       ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
-    checked = check_values(config, DEFAULTS)
+    checked = check_values(config, keys)
     _check_sizes(checked, num_devices)
     return checked
 
 
-def check_values(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     """Completes settings with their defaults and checks each value by itself.
 
     Raises:
       ConfigError: an unknown key, a value of the wrong type or range.
     """
-    for key in values:
-        _check_known(key, defaults)
+    for name in values:
+        _check_known(name, keys)
     return {
-        key: _check_value(key, values.get(key, default), _key_type(key, defaults))
-        for key, default in defaults.items()
+        name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
 
 
@@ -153,88 +208,83 @@ def num_updates(config: dict[str, Any]) -> int:
     return config["TOTAL_TIMESTEPS"] // (config["NUM_STEPS"] * config["NUM_ENVS"])
 
 
-def read_overrides(arguments: list[str], defaults: dict[str, Any] = DEFAULTS) -> dict[str, Any]:
+def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
     """The command line's KEY=VALUE arguments as a dict.
 
     Args:
       arguments: the command line.
-      defaults: the keys that there are; a value is read as the type of its key's default.
+      keys: the keys that there are.
 
     Raises:
       ConfigError: an argument without "=", an unknown key, a value that does not read as its type.
     """
     overrides = {}
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        name, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
-        _check_known(key, defaults)
-        overrides[key] = _read_value(key, text, _key_type(key, defaults))
+        _check_known(name, keys)
+        overrides[name] = _read_value(name, keys[name], text)
     return overrides
 
 
-def did_you_mean(word: str, candidates) -> str:
+def did_you_mean(word: str, candidates: Iterable[Any]) -> str:
     """A clause that names the candidates close to `word`, empty where there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(word.lower(), by_lower_case, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
 
 
-def _check_known(key: str, defaults: dict[str, Any]) -> None:
-    if key not in defaults:
-        raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, defaults)}")
+def _check_known(name: str, keys: Keys) -> None:
+    if name not in keys:
+        raise ConfigError(f"unknown config key {name!r}{did_you_mean(name, keys)}")
 
 
-def _key_type(key: str, defaults: dict[str, Any]) -> type:
-    return OPTIONAL.get(key, type(defaults[key]))
-
-
-def _read_value(key: str, text: str, kind: type) -> Any:
+def _read_value(name: str, key: Key, text: str) -> Any:
     """The value that a command line's text stands for."""
-    if key in OPTIONAL and text.lower() == "none":
+    if key.default is None and text.lower() == "none":
         return None
-    if kind is str:
+    if key.kind is str:
         return text
-    if kind is bool and text.lower() in ("true", "false"):
+    if key.kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-    raise ConfigError(f"{key}={text} is not {_describe(key, kind)}")
+    raise ConfigError(f"{name}={text} is not {_describe(key)}")
 
 
-def _describe(key: str, kind: type) -> str:
+def _describe(key: Key) -> str:
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
     words[dict] = "a dict such as {'memory_length': 10}"
-    return words[kind] + (" or None" if key in OPTIONAL else "")
+    return words[key.kind] + (" or None" if key.default is None else "")
 
 
-def _check_value(key: str, value: Any, kind: type) -> Any:
+def _check_value(name: str, key: Key, value: Any) -> Any:
     """`value` as the type of its key, or a ConfigError."""
-    if value is None and key in OPTIONAL:
+    if value is None and key.default is None:
         return None
-    if key in TRACED and isinstance(value, jax.core.Tracer):
+    if key.traced and isinstance(value, jax.core.Tracer):
         return value
-    wrong = ConfigError(f"{key} must be {_describe(key, kind)}, not {value!r}")
+    wrong = ConfigError(f"{name} must be {_describe(key)}, not {value!r}")
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
-    if kind in (int, float):
+    if key.kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise wrong
         # PureJaxRL's configs write sizes as 5e5.
-        if kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
+        if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
             raise wrong
-        value = kind(value)
-    elif not isinstance(value, kind):
+        value = key.kind(value)
+    elif not isinstance(value, key.kind):
         raise wrong
-    if value not in CHOICES.get(key, (value,)):
-        raise ConfigError(f"{key} must be one of {', '.join(CHOICES[key])}, not {value!r}")
-    low, high = BOUNDS.get(key, (None, None))
-    if (low is not None and value < low) or (high is not None and value > high):
-        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{key} must be {wanted}, not {value}")
+    if key.choices and value not in key.choices:
+        raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {value!r}")
+    if (key.low is not None and value < key.low) or (key.high is not None and value > key.high):
+        wanted = f"at least {key.low}" if key.high is None else f"from {key.low} to {key.high}"
+        raise ConfigError(f"{name} must be {wanted}, not {value}")
     return value
 
 

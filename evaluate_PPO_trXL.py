@@ -14,28 +14,41 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from config import ConfigError, check_config, check_values, read_overrides
-from environments import make_env, resolve_name
-from experiment import enable_compilation_cache
-from normalization import Moments
+from algorithms import resolve_algorithm
+from config import ConfigError, Key, check_values, defaults, read_overrides
+from environments import make_env, named_by_user, resolve_name
+from host.experiment import enable_compilation_cache
+from host.help import key_lines
+from learning import Algorithm, init_params
+from normalization import init_normalizer, network_input, restored_normalizer
 from policies import sample_each, sample_uniformly
 from results import load_results
-from trainer_PPO_trXL import as_seen, empty_memory, init_normalizer, init_params
-from transformerXL import LayerCache, make_network
+from rollout import empty_memory, network_actor
 
-options = {
-    "seed": 0,  # of the agent
-    "EPISODES": 1000,  # complete episodes
-    "POLICY": "sampled",  # sampled, greedy, or random: uniform over the actions
-    "EVAL_SEED": 0,  # of the environments and of the sampled actions
-    "GIF": "",  # where to write a picture of one more episode; empty: nowhere
+OPTIONS = {
+    "seed": Key(0, "of the agent", low=0, high=2**32 - 1),
+    "EPISODES": Key(1000, "complete episodes", low=1),
+    "POLICY": Key(
+        "sampled",
+        "`sampled`, `greedy`, or `random`: uniform over the actions",
+        choices=("sampled", "greedy", "random"),
+    ),
+    "EVAL_SEED": Key(0, "of the environments and of the sampled actions", low=0, high=2**32 - 1),
+    "ENV_NAME": Key(
+        None,
+        "`<file.py>:<class>`, where the agent's environment is a file of your own",
+        type=str,
+    ),
+    "GIF": Key("", "where to write a picture of one more episode; empty: nowhere"),
 }
+"""The settings of the command line."""
 
 STEPS_PER_CALL = 64
 FRAME_MILLISECONDS = 100
 CAPTION_PIXELS = 18
 LEAST_PIXELS = 160  # of a picture's width and height, for the caption to fit below it
 MOST_ENVIRONMENTS = 256
+ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
 """Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
 
@@ -43,7 +56,7 @@ MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
 class AgentMemory(NamedTuple):
     """The keys and values of the last steps, and how many of them are of the running episode."""
 
-    caches: tuple[LayerCache, ...]
+    caches: Any
     t: jax.Array  # () int32, the slot that the next step writes
     reach: jax.Array  # (B,) int32
 
@@ -57,6 +70,9 @@ class Agent(NamedTuple):
     (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
     in the step before, so that the observation is a new episode's first and the memory is to be
     emptied.
+
+    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
+    every episode.
     """
 
     initial_memory: Callable
@@ -64,16 +80,69 @@ class Agent(NamedTuple):
     config: dict[str, Any]
 
 
-def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent:
+def load_agent(
+    folder: str | Path,
+    seed: int = 0,
+    greedy: bool = False,
+    algorithm: Algorithm | None = None,
+    environment: str | None = None,
+) -> Agent:
     """The agent that a run saved.
 
     Args:
       folder: of the run.
       seed: of the agent.
       greedy: takes the most probable action instead of sampling one.
+      algorithm: that trained it; None: the one of this repository that the run names.
+      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
+        be a stranger's, so that no file is run that is not named here.
 
     Raises:
-      ConfigError: there is no such agent, or its files are broken or don't fit together.
+      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
+        environment is a file that `environment` doesn't name.
+    """
+    config, params = read_agent(folder, seed)
+    algorithm = resolve_algorithm(config.pop("ALGORITHM", "PPO"), algorithm)
+    config = algorithm.check(config)
+    config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
+    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    env = make_env(config, 1)
+    network = algorithm.make_network(config, env.action_space)
+    actor = network_actor(network)
+    window_mem = config["WINDOW_MEM"]
+    normalizer = restored_normalizer(params.pop("normalizer", {}))
+
+    def fresh() -> Any:
+        fresh_params = init_params(config, network, env.obs_size, jax.random.key(0))
+        acting = algorithm.acting_params(algorithm.init(config, fresh_params))
+        return acting, init_normalizer(config, env)
+
+    expected = jax.eval_shape(fresh)
+    if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
+        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
+
+    def initial_memory(batch: int) -> AgentMemory:
+        hidden, reach = empty_memory(config, batch)
+        return AgentMemory(actor.start(params, hidden), jnp.int32(0), reach)
+
+    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        reach = jnp.where(done, 0, memory.reach)
+        policy, _, caches, _ = actor.act(
+            params, network_input(normalizer, obs), memory.caches, memory.t, reach
+        )
+        keys = jax.random.split(key, len(obs))
+        action = policy.mode() if greedy else sample_each(policy, keys)
+        t = (memory.t + 1) % (window_mem + 1)
+        return action, AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+
+    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config)
+
+
+def read_agent(folder: str | Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the parameters of a seed, as they were saved.
+
+    Raises:
+      ConfigError: there are none, or they are broken.
     """
     try:
         config, params = (
@@ -83,32 +152,7 @@ def load_agent(folder: str | Path, seed: int = 0, greedy: bool = False) -> Agent
         raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    config = check_config(config)
-    env = make_env(config, 1)
-    network = make_network(config, env.action_space)
-    window_mem = config["WINDOW_MEM"]
-    normalizer = {name: Moments(**x) for name, x in params.pop("normalizer", {}).items()}
-    expected = jax.eval_shape(lambda: init_params(config, network, env.obs_size, jax.random.key(0)))
-    expected = expected, init_normalizer(config, env)
-    if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
-        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
-
-    def initial_memory(batch: int) -> AgentMemory:
-        hidden, reach = empty_memory(config, batch)
-        caches = network.apply(params, hidden, method="start_rollout")
-        return AgentMemory(caches, jnp.int32(0), reach)
-
-    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
-        reach = jnp.where(done, 0, memory.reach)
-        policy, _, caches, _ = network.apply(
-            params, as_seen(normalizer, obs), memory.caches, memory.t, reach, method="step"
-        )
-        keys = jax.random.split(key, len(obs))
-        action = policy.mode() if greedy else sample_each(policy, keys)
-        t = (memory.t + 1) % (window_mem + 1)
-        return action, AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
-
-    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config)
+    return config, params
 
 
 def random_agent(agent: Agent) -> Agent:
@@ -180,7 +224,7 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
 
     carry = start(jax.random.fold_in(key, 0))
     finished = np.zeros(num_envs, int)
-    results = {name: [] for name in env.episode_metrics}
+    results: dict[str, list[np.ndarray]] = {name: [] for name in env.episode_metrics}
     call = 0
     with tqdm(total=episodes, unit="episode") as bar:
         while np.any(finished < per_env):
@@ -210,7 +254,8 @@ def save_gif(agent: Agent, path: Path, key: jax.Array) -> float:
     start, step = make_loop(agent, env)
     step, render = jax.jit(step), env.renderer()
     carry = start(jax.random.fold_in(key, 0))
-    frames, total, done = [], 0.0, False
+    frames: list[Image.Image] = []
+    total, done = 0.0, False
     with tqdm(unit="step") as bar:
         while not done:
             state = jax.tree.map(lambda x: x[0], env.single_states(carry[0]))
@@ -283,11 +328,20 @@ def main() -> None:
     """Reads the command line, plays, and prints the report."""
     enable_compilation_cache()
     arguments = sys.argv[1:]
+    values = defaults(OPTIONS)
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: {sys.argv[0]} FOLDER [KEY=VALUE ...]\n\n{key_lines(OPTIONS, values)}")
+        return
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in options.items())}")
+        sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
     try:
-        chosen = check_values(read_overrides(arguments[1:], options), options)
-        agent = load_agent(arguments[0], chosen["seed"], greedy=chosen["POLICY"] == "greedy")
+        chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)
+        agent = load_agent(
+            arguments[0],
+            chosen["seed"],
+            greedy=chosen["POLICY"] == "greedy",
+            environment=chosen["ENV_NAME"],
+        )
         if chosen["POLICY"] == "random":
             agent = random_agent(agent)
         results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))

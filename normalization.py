@@ -4,12 +4,18 @@ Lu et al. 2022, PureJaxRL's continuous-control script; the same as Gym's Normali
 NormalizeReward. Chan et al. 1979 give the way to join two means and variances.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from reductions import sum_over_devices, where_counted
 
 EPSILON = 1e-8
+
+PRIOR_COUNT = 1e-4
+"""What the first mean 0 and variance 1 count: almost nothing."""
 
 
 class Moments(NamedTuple):
@@ -17,12 +23,40 @@ class Moments(NamedTuple):
 
     mean: jax.Array
     variance: jax.Array
-    count: jax.Array  # () float32
+    # How many rows, as high 2^32 + low, so that no sum is ever rounded.
+    count: jax.Array  # type: ignore[assignment]  # (2,) uint32; hides tuple's method
+
+
+Normalizer = dict[str, Moments]
+"""The statistics of a run by name: "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD."""
 
 
 def first_moments(shape: tuple[int, ...]) -> Moments:
     """Before anything was seen: mean 0 and variance 1, which count almost nothing."""
-    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.float32(1e-4))
+    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(2, jnp.uint32))
+
+
+def init_normalizer(config: dict[str, Any], env: Any) -> Normalizer:
+    """The statistics that the config asks for; entries that are always 0 or 1 have none."""
+    normalizer = {}
+    if config["NORMALIZE_OBS"]:
+        normalizer["obs"] = first_moments((env.obs_size - env.num_binary,))
+    if config["NORMALIZE_REWARD"]:
+        normalizer["reward"] = first_moments(())
+    return normalizer
+
+
+def update_normalizer(
+    normalizer: Normalizer,
+    name: str,
+    batch: jax.Array,
+    active: jax.Array | None,
+    axis_name: str | None,
+) -> Normalizer:
+    """Takes a batch (B, ...) into the statistics of that name, where there are any."""
+    if name not in normalizer:
+        return normalizer
+    return normalizer | {name: update_moments(normalizer[name], batch, active, axis_name)}
 
 
 def update_moments(
@@ -34,25 +68,55 @@ def update_moments(
       active: (B,) bool, which rows count; None for all.
       axis_name: of the devices.
     """
-    weight = jnp.ones(len(batch)) if active is None else active.astype(jnp.float32)
-    weight = weight.reshape(-1, *(1,) * (batch.ndim - 1))
+    counted = jnp.ones(len(batch), bool) if active is None else active
+    mask = counted.reshape(-1, *(1,) * (batch.ndim - 1))
 
     def total(x: jax.Array) -> jax.Array:
-        x = jnp.sum(x, axis=0)
-        return jax.lax.psum(x, axis_name) if axis_name else x
+        return sum_over_devices(jnp.sum(x, axis=0), axis_name)
 
-    count = total(weight).reshape(())
+    rows = total(counted.astype(jnp.uint32))
+    count = rows.astype(jnp.float32)
     divisor = jnp.maximum(count, 1)
-    mean = total(weight * batch) / divisor
-    variance = total(weight * (batch - mean) ** 2) / divisor
-    joint = moments.count + count
+    mean = total(where_counted(batch, mask)) / divisor
+    variance = total(where_counted((batch - mean) ** 2, mask)) / divisor
+    before = as_float(moments.count)
+    joint = before + count
     delta = mean - moments.mean
-    squares = (
-        moments.variance * moments.count
-        + variance * count
-        + delta**2 * moments.count * count / joint
+    squares = moments.variance * before + variance * count + delta**2 * before * count / joint
+    return Moments(
+        moments.mean + delta * count / joint, squares / joint, add_rows(moments.count, rows)
     )
-    return Moments(moments.mean + delta * count / joint, squares / joint, joint)
+
+
+def as_float(count: jax.Array) -> jax.Array:
+    """An exact count and the prior's as float32."""
+    high, low = count.astype(jnp.float32)
+    return high * 2.0**32 + low + PRIOR_COUNT
+
+
+def add_rows(count: jax.Array, rows: jax.Array) -> jax.Array:
+    """An exact count (2,) and () uint32 more."""
+    high, low = count[0], count[1] + rows
+    return jnp.stack([high + (low < rows), low])
+
+
+def exact_count(count: Any) -> np.ndarray:
+    """A saved count (..., 2); earlier versions saved it as one float32 (...)."""
+    count = np.asarray(count)
+    if count.dtype == np.uint32:
+        return count
+    whole = np.rint(count.astype(np.float64)).astype(np.uint64)
+    return np.stack([whole >> 32, whole & 0xFFFFFFFF], axis=-1).astype(np.uint32)
+
+
+def restored_normalizer(saved: dict[str, dict[str, Any]]) -> Normalizer:
+    """The statistics of a `<seed>_params.npy`."""
+    return {name: Moments(**{**x, "count": exact_count(x["count"])}) for name, x in saved.items()}
+
+
+def network_input(normalizer: Normalizer, obs: jax.Array) -> jax.Array:
+    """Observations (..., obs_size) as the network gets them: normalised, where asked."""
+    return normalise_obs(normalizer["obs"], obs) if "obs" in normalizer else obs
 
 
 def normalise_obs(moments: Moments, obs: jax.Array) -> jax.Array:

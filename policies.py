@@ -32,6 +32,7 @@ def make_policy(
     """
     legal = obs[..., : mask_size(space)] > 0 if space.masked else None
     if isinstance(space, Box):
+        assert log_std is not None
         scale = jnp.broadcast_to(jnp.exp(log_std), outputs.shape)
         if legal is not None:
             outputs, scale = jnp.where(legal, outputs, 0), jnp.where(legal, scale, ENTROPY_FREE)

@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def unpickle_arrays(file: BinaryIO) -> Any:
+def unpickle_arrays(file: IO[bytes]) -> Any:
     """What a pickle of NumPy's or JAX's arrays in plain containers holds, as NumPy arrays.
 
     Raises:

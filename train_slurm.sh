@@ -4,8 +4,10 @@
 #   sbatch train_slurm.sh [KEY=VALUE ...]
 #
 # The settings are those of train_PPO_trXL_pmap.py; NUM_ENVS counts all GPUs of all nodes. A job that
-# is preempted, runs out of time or loses a node goes back to the queue and resumes from its last
-# checkpoint. The folder must be on a file system that all nodes share.
+# is preempted, runs out of time, loses a node or fails to reach one goes back to the queue, at most
+# MOST_RESTARTS times, and resumes from its last checkpoint; what another start would meet again, such
+# as a bad config or a diverged agent, ends the job. The folder must be on a file system that all nodes
+# share.
 
 #SBATCH --job-name=ppo-trxl
 #SBATCH --nodes=2
@@ -41,7 +43,8 @@ status=$?
 case $status in
     143) again=yes ;;       # stopped by SIGTERM, saved
     134 | 137) again=yes ;; # a process was lost, and JAX ended the others
-    *) again=no ;;          # done, or an error that another start would meet again
+    75) again=yes ;;        # a process never appeared, or an exchange with one failed
+    *) again=no ;;          # done, a bad config, a diverged agent or a mistake in the program
 esac
 if [[ $again == yes && ${SLURM_RESTART_COUNT:-0} -lt $MOST_RESTARTS ]]; then
     scontrol requeue "$SLURM_JOB_ID"

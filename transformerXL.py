@@ -26,11 +26,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dense import Dense, Norm, standardise
+from heads import Head
 from policies import make_policy
 from spaces import ActionSpace, Box
-
-LAYER_NORM_EPSILON = 1e-6
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 
 
 class LayerCache(NamedTuple):
@@ -82,89 +81,6 @@ def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -
         return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=2)
 
     return jax.vmap(cut, out_axes=2)(jnp.arange(count) * stride)
-
-
-@jax.custom_vjp
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x (..., N) times w (N, K), with the gradient of w in the form that XLA's CPU products like.
-
-    As JAX writes it, XLA first copies the gradient of the result, transposed, to memory; as it
-    stands here, x. A result is wider than x, so that is less, and several products share it.
-    """
-    return x @ w
-
-
-def _matmul_forward(x: jax.Array, w: jax.Array):
-    return x @ w, (x, w)
-
-
-def _matmul_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    x, w = residuals
-    rows, gradient_rows = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
-    gradient_of_x = (gradient_rows @ w.T).reshape(x.shape)
-    return gradient_of_x, jax.lax.dot_general(rows, gradient_rows, (((0,), (0,)), ((), ())))
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-@jax.custom_vjp
-def standardise(x: jax.Array) -> jax.Array:
-    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) over the last axis, without scale and bias."""
-    return _standardise_forward(x)[0]
-
-
-def _standardise_forward(x: jax.Array):
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
-    return centred * inverse, (centred * inverse, inverse)
-
-
-def _standardise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    n, inverse = residuals
-    mean = jnp.mean(gradient, axis=-1, keepdims=True)
-    along_n = jnp.mean(gradient * n, axis=-1, keepdims=True)
-    return (inverse * (gradient - mean - n * along_n),)
-
-
-standardise.defvjp(_standardise_forward, _standardise_backward)
-
-
-class Norm(nn.Module):
-    """LayerNorm's scale and bias, (width,) each, for the `Dense` that reads what is normed."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        scale = self.param("scale", nn.initializers.ones, (self.width,))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return scale, bias
-
-
-class Dense(nn.Module):
-    """x W + b; with a `norm`, of the standardised x after that norm's scale and bias.
-
-    They are folded into the matrix: (scale * x + shift) W + b = x (scale * W) + (shift W + b). That
-    saves two passes over x, and where x is a constant, as a memory is, a product in the gradient.
-    """
-
-    features: int
-    use_bias: bool = True
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32  # of the product and its result; parameters are float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = jnp.zeros(())
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if norm is not None:
-            scale, shift = norm
-            kernel, bias = scale[:, None] * kernel, shift @ kernel + bias
-        return matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Gate(nn.Module):
@@ -224,9 +140,9 @@ class TransformerXLLayer(nn.Module):
         keys, values = self._keys_and_values(standardise(memory))  # (B, M, H, D)
         # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
-        by_head = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
+        keys, values = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
         ages = -jnp.arange(2 * (self.window_mem + 1)) % (self.window_mem + 1)
-        return LayerCache(*by_head, jnp.swapaxes(self._position_terms(ages), 0, 1))
+        return LayerCache(keys, values, jnp.swapaxes(self._position_terms(ages), 0, 1))
 
     def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
         """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
@@ -267,9 +183,9 @@ class TransformerXLLayer(nn.Module):
         content_query, position_query = map(cut, self._queries(n))
 
         # Windows overlap in the memory, so it is projected before it is cut.
-        past = self._keys_and_values(standardise(memory))
         past = (
-            sliding_windows(heads_first(part), count, window_grad, self.window_mem) for part in past
+            sliding_windows(heads_first(part), count, window_grad, self.window_mem)
+            for part in self._keys_and_values(standardise(memory))
         )
         now = map(cut, self._keys_and_values(n))
         keys, values = (
@@ -369,37 +285,6 @@ class TransformerXL(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer.window(x, memory[:, :, index], reach, window_grad)
         return x
-
-
-def orthogonal(gain: float) -> Callable:
-    """Flax's orthogonal initialiser, one matrix at a time under vmap.
-
-    jaxlib 0.10.2's CPU runtime can wait for ever for a batched QR decomposition in a program as
-    large as a whole training run vmapped over seeds (seen on 2 cores; 0.11.2 does not).
-    """
-
-    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
-        one = partial(nn.initializers.orthogonal(gain), shape=shape, dtype=dtype)
-        return jax.custom_batching.sequential_vmap(one)(key)
-
-    return initialise
-
-
-class Head(nn.Module):
-    """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
-
-    width: int
-    outputs: int
-    gain: float
-    activation: str
-    dtype: Any = jnp.float32  # of the hidden layers
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for _ in range(2):
-            x = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(x)
-            x = ACTIVATIONS[self.activation](x)
-        return Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
 
 
 class ActorCriticTransformer(nn.Module):

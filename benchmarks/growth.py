@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from benchmarks.throughput import median_seconds, memory_bytes, progress, read_config
-from config import ConfigError, check_config
+from config import ConfigError
 from environments import make_env
-from trainer_PPO_trXL import make_init_and_update, rollout
+from learning import collect, make_init_and_update
+from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
 VALUES = {
@@ -50,22 +51,22 @@ def main() -> None:
 
 def point(config: dict[str, Any], key: str, value: int) -> dict[str, float]:
     """The numbers of the config with another value of one key."""
-    config = check_config({**config, key: value})
+    config = PPO.check({**config, key: value})
     steps = config["NUM_ENVS"] * config["NUM_STEPS"]
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space)
-    init, update = make_init_and_update(config)
+    init, update = make_init_and_update(config, PPO)
     state = jax.jit(init)(jax.random.key(0))
     compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
     in_update, state = median_seconds(lambda state: compiled(state)[0], state, CALLS)
 
     @jax.jit
     def roll(state):
-        return rollout(config, env, network, state)[0]
+        return collect(config, env, network, PPO, state)[0]
 
     in_rollout, state = median_seconds(roll, state, CALLS)
     caches = jax.jit(lambda params, memory: network.apply(params, memory, method="start_rollout"))(
-        state.train_state.params, state.memory.hidden
+        state.train_state.params, state.rollout_state.memory.hidden
     )
     leaves = [leaf for cache in caches for leaf in (cache.keys, cache.values)]
 

@@ -13,13 +13,14 @@ import jax
 
 from benchmarks.throughput import memory_bytes, read_config
 from config import ConfigError
-from trainer_PPO_trXL import make_init_and_update
+from learning import make_init_and_update
+from trainer_PPO_trXL import PPO
 
 
 def main() -> None:
     """Prints the analysis, in MB."""
     try:
-        init, update = make_init_and_update(read_config(sys.argv[1:]))
+        init, update = make_init_and_update(read_config(sys.argv[1:]), PPO)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     state = jax.eval_shape(init, jax.random.key(0))

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dense import LAYER_NORM_EPSILON
+from trainer_PPO_trXL import PPO
 from transformerXL import (
-    LAYER_NORM_EPSILON,
     Gate,
     TransformerXLLayer,
     make_network,
@@ -92,3 +93,5 @@ class NaiveLayer(TransformerXLLayer):
 
 make_naive_network = partial(make_network, layer=NaiveLayer)
 """`transformerXL.make_network` with naive layers; the parameters are interchangeable."""
+
+NAIVE_PPO = PPO._replace(make_network=make_naive_network)

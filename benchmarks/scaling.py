@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.throughput import median_seconds, progress, read_config
-from config import ConfigError, check_config
-from trainer_PPO_trXL import make_init_and_update
+from config import ConfigError
+from learning import make_init_and_update
+from trainer_PPO_trXL import PPO
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         envs = config["NUM_ENVS"]
         counts = [2**i for i in range(jax.device_count().bit_length())]
         for count in counts:
-            check_config(config, count)  # rather than after minutes
+            PPO.check(config, count)  # rather than after minutes
         alone = [measure(config, envs * count, 1) for count in counts]
         strong = [measure(config, envs, count) for count in counts[1:]]
         weak = [measure(config, envs * count, count) for count in counts[1:]]
@@ -56,9 +57,9 @@ def measure(config: dict[str, Any], envs: int, count: int) -> dict[str, Any]:
     """
     progress(f"{envs} environments on {count} devices")
     total = max(config["TOTAL_TIMESTEPS"], envs * config["NUM_STEPS"])
-    config = check_config({**config, "NUM_ENVS": envs, "TOTAL_TIMESTEPS": total}, count)
+    config = PPO.check({**config, "NUM_ENVS": envs, "TOTAL_TIMESTEPS": total}, count)
     devices = jax.devices()[:count]
-    init, update = make_init_and_update(config, "devices", count)
+    init, update = make_init_and_update(config, PPO, "devices", count)
     key = jax.random.key(config["seed"])
     state = jax.pmap(init, "devices", devices=devices)(jnp.repeat(key, count))
     update = jax.pmap(update, "devices", devices=devices, donate_argnums=0)

@@ -23,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from benchmarks.naive import make_naive_network
-from config import CHOICES, ConfigError, check_config, read_overrides
+from benchmarks.naive import NAIVE_PPO
+from config import ConfigError, read_overrides
 from environments import make_env
+from learning import collect, make_init_and_update
 from policies import sample_uniformly
-from trainer_PPO_trXL import make_init_and_update, rollout, split_each
+from rollout import split_each
+from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
 CALLS = 5  # of which the median is taken
@@ -58,7 +60,7 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
     if script not in ("train_PPO_trXL.py", "train_PPO_trXL_pmap.py"):
         raise ConfigError(f"{script} is not one of train_PPO_trXL.py and train_PPO_trXL_pmap.py")
     config = importlib.import_module(script.removesuffix(".py")).config
-    return check_config({**config, **read_overrides(arguments)})
+    return PPO.check({**config, **read_overrides(arguments, PPO.keys)})
 
 
 def measure(config: dict[str, Any]) -> dict[str, Any]:
@@ -92,29 +94,22 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
 
     @jax.jit
     def roll(state):
-        return rollout(config, env, network, state)[0]
+        return collect(config, env, network, PPO, state)[0]
 
     seconds, _ = median_seconds(roll, state)
     numbers["rollout_sps"] = steps / seconds
     del state
 
     progress("the update with the naive network")
-    init, update = make_init_and_update(config, make_network=make_naive_network)
+    init, update = make_init_and_update(config, NAIVE_PPO)
     state = jax.jit(init)(jax.random.key(config["seed"]))
     update = jax.jit(update, donate_argnums=0)
     seconds, state = median_seconds(lambda state: update(state)[0], state)
     numbers["naive_train_sps"] = steps / seconds
     del state
 
+    numbers |= environment_rates(config)
     own = config["RESET_STRATEGY"] or env.default_reset_strategy
-    for strategy in CHOICES["RESET_STRATEGY"]:
-        progress(f"the environment with RESET_STRATEGY={strategy}")
-        try:
-            checked = check_config({**config, "RESET_STRATEGY": strategy})
-        except ConfigError as error:
-            progress(f"  left out: {error}")
-            continue
-        numbers[f"env_sps_{strategy}"] = steps / environment_seconds(checked)
     numbers["env_sps"] = numbers[f"env_sps_{own}"]
 
     numbers["speedup_vs_naive"] = numbers["train_sps"] / numbers["naive_train_sps"]
@@ -183,6 +178,21 @@ def flops_per_step(config: dict[str, Any], obs_size: int, outputs: int) -> float
     return 2 * (in_rollout + config["UPDATE_EPOCHS"] * in_epoch)
 
 
+def environment_rates(config: dict[str, Any]) -> dict[str, float]:
+    """Steps per second of the environments alone, `env_sps_<strategy>` of each that can be."""
+    rates = {}
+    for strategy in PPO.keys["RESET_STRATEGY"].choices:
+        progress(f"the environment with RESET_STRATEGY={strategy}")
+        try:
+            checked = PPO.check({**config, "RESET_STRATEGY": strategy})
+        except ConfigError as error:
+            progress(f"  left out: {error}")
+            continue
+        steps = config["NUM_ENVS"] * config["NUM_STEPS"]
+        rates[f"env_sps_{strategy}"] = steps / environment_seconds(checked)
+    return rates
+
+
 def environment_seconds(config: dict[str, Any]) -> float:
     """Seconds for a rollout's steps of all environments with random actions."""
     num_envs = config["NUM_ENVS"]
@@ -220,7 +230,7 @@ def compile_programs(config: dict[str, Any]) -> tuple[dict[str, float], Any, Any
         for name in ("compile_s", "compile_cached_s"):
             jax.clear_caches()
             start = time.perf_counter()
-            init, update = make_init_and_update(config)
+            init, update = make_init_and_update(config, PPO)
             init = jax.jit(init).lower(jax.random.key(0)).compile()
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), init.out_info)
             update = jax.jit(update, donate_argnums=0).lower(state).compile()

@@ -4,15 +4,33 @@ import gc
 import os
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 # A program of the tests takes longer to compile than to run. What it computes stays the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
-)
+# All tests, and the processes that they start, share what was compiled, however small it is.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Tracing makes many objects that stay, and the collector would look at all of them again and again.
 gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_configure(config):
+    """Warnings of what our own modules call are errors; the suites' imports warn by themselves."""
+    for module in own_modules():
+        config.addinivalue_line("filterwarnings", f"error:::{module}")
+
+
+def own_modules():
+    """The names of all modules of the project but its tests."""
+    paths = [*REPOSITORY.glob("*.py")]
+    for folder in ("benchmarks", "environments", "host"):
+        paths += (REPOSITORY / folder).glob("*.py")
+    names = (".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths)
+    return sorted(name.removesuffix(".__init__") for name in names)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import check_config
 from environments import Discrete
+from host import checkpoints, experiment
+from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
 SMALL = {
@@ -28,8 +29,30 @@ QUICK = {**SMALL, "num_layers": 1}
 OBS_SIZE = 3
 
 
+OWN_ENVIRONMENT = """
+from pathlib import Path
+import jax.numpy as jnp
+from environments import Discrete, SingleEnvironment
+
+Path(__file__).with_name("ran").touch()
+
+
+class Corridor(SingleEnvironment):
+    action_space = Discrete(2)
+    obs_size = 1
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action):
+        state = state + 1
+        return jnp.ones(1), state, action * 1.0, state == 3, jnp.bool_(False), {}
+"""
+"""The file of an environment of one's own, `Corridor`, that leaves a file `ran` when it is run."""
+
+
 def small_network(**changes):
-    config = check_config({**SMALL, **changes})
+    config = PPO.check({**SMALL, **changes})
     return config, make_network(config, Discrete(3))
 
 
@@ -99,3 +122,18 @@ def make_window_form(network, window_grad):
 def whole_checkpoints(folder):
     """After which updates a run's whole checkpoints were taken."""
     return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}
+
+
+def run(config, all_devices=False):
+    """`host.experiment.run` with PPO."""
+    return experiment.run(config, PPO, all_devices)
+
+
+def main(config, all_devices=False):
+    """`host.experiment.main` with PPO."""
+    experiment.main(config, PPO, all_devices)
+
+
+def resumed_config(folder, overrides):
+    """`host.checkpoints.resumed_config` of a run of PPO."""
+    return checkpoints.resumed_config(folder, overrides, PPO)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,35 +13,29 @@ from support import QUICK, SMALL
 
 import train_PPO_trXL_pmap
 from benchmarks import growth, memory, scaling, scaling_model, throughput
-from benchmarks.naive import make_naive_network
-from config import check_config
+from benchmarks.naive import NAIVE_PPO, make_naive_network
 from environments import Discrete, make_env
+from learning import collect, init_params, make_init_and_update
 from spaces import restore_obs
-from trainer_PPO_trXL import (
-    generalised_advantages,
-    init_params,
-    make_batch,
-    make_init_and_update,
-    ppo_loss,
-    rollout,
-)
+from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
 from transformerXL import make_network
+
+pytestmark = pytest.mark.slow
 
 SHORT_EPISODES = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 
 
 def stored_batch(config):
     """A second rollout as the loss reads it: its memory is not empty; and the parameters."""
-    init, update = make_init_and_update(config)
+    init, update = make_init_and_update(config, PPO)
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space)
     state, _ = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
 
     @jax.jit
     def run(state):
-        _, trajectory, last_value = rollout(config, env, network, state)
-        advantage = generalised_advantages(trajectory, last_value, 0.99, 0.8)
-        return make_batch(config, trajectory, advantage, state.memory.hidden)
+        _, collected = collect(config, env, network, PPO, state)
+        return make_batch(config, collected, generalised_advantages(collected, 0.99, 0.8))
 
     return env, state.train_state.params, run(state)
 
@@ -50,18 +45,19 @@ def stored_batch(config):
     [
         SHORT_EPISODES,
         {**SHORT_EPISODES, "gating": False, "WINDOW_MEM": 5},
-        {**SMALL, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
-        {**SMALL, "ENV_NAME": "Pendulum-v1"},
+        {**QUICK, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
+        {**QUICK, "ENV_NAME": "Pendulum-v1"},
     ],
     ids=["MemoryChain", "without gates", "CartPole", "Pendulum"],
 )
 def test_naive_and_fast_have_the_same_losses_and_gradients(config):
-    config = check_config(config)
+    config = PPO.check(config)
     env, params, batch = stored_batch(config)
 
     def losses(network):
         loss = jax.value_and_grad(ppo_loss, has_aux=True)
-        return jax.jit(lambda params, batch: loss(params, config, network, batch))(params, batch)
+        loss = partial(loss, network=network, **loss_settings(config))
+        return jax.jit(loss)(params, batch)
 
     (_, metrics), gradients = losses(make_network(config, env.action_space))
     (_, naive_metrics), naive_gradients = losses(make_naive_network(config, env.action_space))
@@ -75,8 +71,8 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
 
 def test_whole_updates_with_the_naive_network_are_the_same():
     curves = []
-    for network in (make_network, make_naive_network):
-        init, update = make_init_and_update(SHORT_EPISODES, make_network=network)
+    for algorithm in (PPO, NAIVE_PPO):
+        init, update = make_init_and_update(SHORT_EPISODES, algorithm)
         state = jax.jit(init)(jax.random.key(1))
         _, metrics = jax.jit(
             lambda state, update=update: jax.lax.scan(
@@ -92,9 +88,9 @@ def test_whole_updates_with_the_naive_network_are_the_same():
 
 
 def test_bfloat16_changes_the_products_and_nothing_else():
-    config = check_config(SHORT_EPISODES)
+    config = PPO.check(SHORT_EPISODES)
     env, params, batch = stored_batch(config)
-    half = check_config({**config, "COMPUTE_DTYPE": "bfloat16"})
+    half = PPO.check({**config, "COMPUTE_DTYPE": "bfloat16"})
     outputs, obs = {}, restore_obs(batch.obs)
     for c in (config, half):
         network = make_network(c, env.action_space)
@@ -106,17 +102,17 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     difference = np.abs(outputs["bfloat16"] - outputs["float32"])
     assert 1e-5 < difference.max() < 0.02
 
-    init, update = make_init_and_update(half)
+    init, update = make_init_and_update(half, PPO)
     state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
     for leaf in jax.tree.leaves(state.train_state):
         assert leaf.dtype in (jnp.float32, jnp.int32)
-    assert state.memory.hidden.dtype == jnp.float32
+    assert state.rollout_state.memory.hidden.dtype == jnp.float32
     assert np.isfinite(metrics["total_loss"])
 
 
 def test_the_arithmetic_of_a_step():
     """81 MFLOP for the published network on MemoryChain, of which 73 are the tokens' own."""
-    config = check_config({"NUM_ENVS": 64})
+    config = PPO.check({"NUM_ENVS": 64})
     assert throughput.flops_per_step(config, obs_size=3, outputs=2) == pytest.approx(81e6, rel=0.02)
     no_training = {**config, "UPDATE_EPOCHS": 0}
     no_memory = {**no_training, "WINDOW_MEM": 0, "num_layers": 1, "gating": False}
@@ -146,7 +142,7 @@ def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
 
 
 def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
-    config = check_config(QUICK)
+    config = PPO.check(QUICK)
     point = growth.point(config, "WINDOW_MEM", 2)
     assert point["WINDOW_MEM"] == 2
     assert min(point["update_us"], point["rollout_us"]) > 0
@@ -162,7 +158,7 @@ def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
 
 
 def test_scaling_counts_what_devices_exchange():
-    config = check_config({**QUICK, "NUM_ENVS": 8})
+    config = PPO.check({**QUICK, "NUM_ENVS": 8})
     row = scaling.measure(config, 16, 2)
     assert row["sps"] > 0
     assert "| 2 | 16 |" in scaling.report(config, [{**row, "devices": 1}, row])
@@ -200,7 +196,7 @@ ENTRY %main (x: f32[]) -> f32[] {
 
 def test_the_scaling_model_starts_from_one_gpu_and_the_published_config():
     run = scaling_model.RUN
-    config = check_config(train_PPO_trXL_pmap.config)
+    config = PPO.check(train_PPO_trXL_pmap.config)
     assert (run.envs, run.steps, run.minibatches) == tuple(
         config[key] for key in ("NUM_ENVS", "NUM_STEPS", "NUM_MINIBATCHES")
     )

@@ -5,17 +5,18 @@ import pytest
 
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from config import DEFAULTS, ConfigError, check_config, num_updates, read_overrides
+from config import ConfigError, num_updates, read_overrides
+from trainer_PPO_trXL import PPO
 
 
 @pytest.mark.parametrize("script", [train_PPO_trXL, train_PPO_trXL_pmap])
 def test_the_scripts_show_every_key(script):
-    assert set(script.config) == set(DEFAULTS)
-    check_config(script.config)
+    assert set(script.config) == set(PPO.keys)
+    PPO.check(script.config)
 
 
 def test_the_pmap_script_has_the_published_craftax_config():
-    config = check_config(train_PPO_trXL_pmap.config, num_devices=8)
+    config = PPO.check(train_PPO_trXL_pmap.config, num_devices=8)
     published = {
         **{"LR": 2e-4, "NUM_ENVS": 1024, "NUM_STEPS": 128, "TOTAL_TIMESTEPS": 10**9},
         **{"UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 8, "GAMMA": 0.999, "GAE_LAMBDA": 0.8},
@@ -46,7 +47,7 @@ def test_the_pmap_script_has_the_published_craftax_config():
     ],
 )
 def test_an_override_is_read_by_its_keys_type(argument, value):
-    config = check_config({"NUM_MINIBATCHES": 1, **read_overrides([argument])})
+    config = PPO.check({"NUM_MINIBATCHES": 1, **read_overrides([argument], PPO.keys)})
     key = argument.partition("=")[0]
     assert config[key] == value
     assert type(config[key]) is type(value)
@@ -86,7 +87,7 @@ WRONG = [
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[str(changes) for changes, _ in WRONG])
 def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
     with pytest.raises(ConfigError) as error:
-        check_config(changes)
+        PPO.check(changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -103,17 +104,17 @@ def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message):
     with pytest.raises(ConfigError) as error:
-        read_overrides([argument])
+        read_overrides([argument], PPO.keys)
     assert message in str(error.value)
 
 
 def test_devices_must_divide_the_environments_and_their_shares_the_minibatches():
     with pytest.raises(ConfigError, match="the number of devices must divide NUM_ENVS"):
-        check_config({}, num_devices=3)
+        PPO.check({}, num_devices=3)
     with pytest.raises(ConfigError, match="NUM_MINIBATCHES must divide NUM_ENVS / 128 devices"):
-        check_config({}, num_devices=128)
+        PPO.check({}, num_devices=128)
 
 
 @pytest.mark.parametrize("number", [np.int64(8), np.float32(8), np.array(8)])
 def test_numpys_numbers_are_numbers(number):
-    assert check_config({"num_heads": number})["num_heads"] == 8
+    assert PPO.check({"num_heads": number})["num_heads"] == 8

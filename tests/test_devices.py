@@ -1,6 +1,7 @@
 """Training with `jax.pmap`: the result does not depend on how many devices did it."""
 
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 from support import QUICK
 
+import learning
+import reductions
 import trainer_PPO_trXL as trainer
-from config import check_config
-from program import Program
+from host.program import Program
+from learning import make_init_and_update
+from trainer_PPO_trXL import PPO
+
+pytestmark = pytest.mark.slow
 
 # Episodes of four steps, and a learning rate at which wrong gradients show.
 CONFIG = {
@@ -23,26 +29,32 @@ CONFIG = {
 }
 TOLERANCE = 1e-4
 
+KINDS = {
+    "one agent": {},
+    "the pool": {"RESET_STRATEGY": "pool", "RESET_RATIO": 4},
+    "three agents": {"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Team", "ENV_KWARGS": {}},
+}
 
-def trained(num_devices):
+
+def trained(num_devices, kind="one agent"):
     """Parameters, metrics and last observations of four updates; leaves (devices, ...), NumPy.
 
     With `num_devices` None the way of `train_PPO_trXL.py`, without `jax.pmap`.
     """
-    key = jax.random.key(0)
+    key, config = jax.random.key(0), CONFIG | KINDS[kind]
     if num_devices is None:
-        out = jax.tree.map(lambda x: x[None], jax.jit(results_of(trainer.make_train(CONFIG)))(key))
+        out = jax.tree.map(lambda x: x[None], jax.jit(results_of(trainer.make_train(config)))(key))
     else:
-        train = make_train_on(num_devices)
+        train = make_train_on(config, num_devices)
         run = jax.pmap(results_of(train), "devices", devices=jax.devices()[:num_devices])
         out = run(jnp.repeat(key, num_devices))
     return jax.device_get(out)
 
 
-def make_train_on(num_devices):
+def make_train_on(config, num_devices):
     if num_devices == jax.device_count():
-        return trainer.make_train(CONFIG, "devices")
-    init, update = trainer.make_init_and_update(CONFIG, "devices", num_devices)
+        return trainer.make_train(config, "devices")
+    init, update = make_init_and_update(config, PPO, "devices", num_devices)
 
     def train(key):
         state, metrics = jax.lax.scan(lambda state, _: update(state), init(key), None, 4)
@@ -55,14 +67,14 @@ def results_of(train):
     def run(key):
         out = train(key)
         state = out["runner_state"]
-        return state.train_state.params, out["metrics"], state.obs
+        return state.train_state.params, out["metrics"], state.rollout_state.obs
 
     return run
 
 
 @cache
-def without_pmap():
-    return trained(None)
+def without_pmap(kind):
+    return trained(None, kind)
 
 
 def largest_difference(params, others):
@@ -77,11 +89,14 @@ def assert_alike(tree):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
-def test_any_number_of_devices_trains_the_same(num_devices):
-    params, metrics, obs = trained(num_devices)
+@pytest.mark.parametrize(
+    ("num_devices", "kind"),
+    [*((n, "one agent") for n in (1, 2, 8)), (2, "the pool"), (8, "three agents")],
+)
+def test_any_number_of_devices_trains_the_same(num_devices, kind):
+    params, metrics, obs = trained(num_devices, kind)
     assert_alike((params, metrics))
-    expected_params, expected_metrics, expected_obs = without_pmap()
+    expected_params, expected_metrics, expected_obs = without_pmap(kind)
     assert largest_difference(params, expected_params) < TOLERANCE
     for name, values in expected_metrics.items():
         np.testing.assert_allclose(metrics[name][0], values[0], rtol=1e-4, atol=1e-4, err_msg=name)
@@ -92,21 +107,22 @@ def test_any_number_of_devices_trains_the_same(num_devices):
 @pytest.mark.parametrize("of_gradients", [True, False], ids=["gradients", "advantages"])
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", "not reduced"])
 def test_a_wrong_reduction_would_be_seen(of_gradients, summed, monkeypatch):
-    right = trainer.mean_over_devices
+    right, expected = reductions.mean_over_devices, without_pmap("one agent")
 
     def reduce(tree, axis_name):
         if isinstance(tree, tuple) != of_gradients:  # (gradients, metrics), or an array
             return right(tree, axis_name)
         return jax.lax.psum(tree, axis_name) if summed else tree
 
-    monkeypatch.setattr(trainer, "mean_over_devices", reduce)
-    assert largest_difference(trained(2)[0], without_pmap()[0]) > 100 * TOLERANCE
+    monkeypatch.setattr(reductions, "mean_over_devices", reduce)
+    monkeypatch.setattr(learning, "mean_over_devices", reduce)
+    assert largest_difference(trained(2)[0], expected[0]) > 100 * TOLERANCE
 
 
 def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
     changes = {"NUM_ENVS": 32, "NUM_MINIBATCHES": 2, "TOTAL_TIMESTEPS": 4 * 32 * 16}
-    config = check_config({**CONFIG, **changes}, 8)
-    program = Program(config, 8)
+    config = PPO.check({**CONFIG, **changes}, 8)
+    program = Program(config, PPO, 8)
     state = program.init()
     update = program.compile(state)
     for _ in range(3):
@@ -114,5 +130,43 @@ def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
     key = jax.random.key_data(state.permutation_key)
     assert_alike(jax.device_get((state.train_state, key, metrics)))
     assert metrics["episodes"][0] == 32 * 16 / 4
-    streams = jax.random.key_data(state.env_keys).reshape(32, -1)
+    streams = jax.random.key_data(state.rollout_state.env_keys).reshape(32, -1)
     assert len(np.unique(streams, axis=0)) == 32
+
+
+def test_one_device_is_read_of_what_all_have_alike(monkeypatch):
+    """Of eight copies of the parameters and the optimiser one goes to the host."""
+    config = PPO.check(CONFIG, 8)
+    program = Program(config, PPO, 8)
+    state = program.init()
+    read = []
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: read.append(tree) or device_get(tree))
+    (of_seed,) = program.per_seed(state.train_state)
+    joined = program.train_state(state)
+    monkeypatch.undo()
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in read]
+    assert sizes == [sum(x.size for x in jax.tree.leaves(state.train_state)) // 8] * 2
+    for tree in (of_seed, joined):
+        expected = jax.tree.map(lambda x: x[0], device_get(state.train_state))
+        jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def test_optimistic_resets_share_worlds_among_the_environments_of_one_device():
+    """So a device's rollout is that of its environments without any other device."""
+    config = {**CONFIG, "RESET_STRATEGY": "optimistic", "RESET_RATIO": 4}
+    devices = jax.devices()[:2]
+    init, update = make_init_and_update(config, PPO, "devices", 2)
+    keys = jnp.repeat(jax.random.key(0), 2)
+    state = jax.pmap(init, "devices", devices=devices)(keys)
+    together, _ = jax.pmap(update, "devices", devices=devices)(state)
+    assert_alike(jax.device_get(together.train_state))
+    _, update = make_init_and_update({**config, "NUM_ENVS": config["NUM_ENVS"] // 2}, PPO)
+    update = jax.jit(update)
+    for device in range(2):
+        alone, _ = update(jax.tree.map(lambda x, device=device: x[device], state))
+        by_device = jax.tree.map(lambda x, device=device: x[device], together)
+        by_device, alone = by_device.rollout_state, alone.rollout_state
+        np.testing.assert_array_equal(by_device.obs, alone.obs)
+        jax.tree.map(np.testing.assert_array_equal, by_device.env_state, alone.env_state)
+        np.testing.assert_array_equal(by_device.memory.reach, alone.memory.reach)

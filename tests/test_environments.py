@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from craftax.craftax_env import make_craftax_env_from_name
 
-from config import ConfigError, check_config
+from config import ConfigError
 from environments import Box, Discrete, make_env, resolve_name
 from spaces import restore_obs, store_obs
+from trainer_PPO_trXL import PPO
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"
 REGISTERED = [name for name in gymnax.registered_envs if name != NEEDS_NETWORK]
@@ -17,7 +18,7 @@ STEPS = 300
 
 
 def make(name, num_envs=2, **changes):
-    return make_env(check_config({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
+    return make_env(PPO.check({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
 
 
 def replay(env, keys, actions):
@@ -117,6 +118,7 @@ def test_which_tasks_end_with_their_clock():
     assert not make("CartPole-v1", BOOTSTRAP_TRUNCATED=False).can_truncate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Craftax-Classic-Symbolic-v1", "Craftax-Symbolic-v1"])
 def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     own = make_craftax_env_from_name(name, auto_reset=False)

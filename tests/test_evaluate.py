@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from support import QUICK, SMALL, make_window_form, reach_of
+from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
 
 import evaluate_PPO_trXL as evaluate
-from config import ConfigError, check_config
+from config import ConfigError
 from environments import Discrete, make_env
-from record import save_seed
-from trainer_PPO_trXL import init_params
+from host.results_files import save_seed
+from learning import init_params
+from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
@@ -24,13 +25,22 @@ CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 def folder(tmp_path_factory):
     """An agent for MemoryChain with parameters large enough to prefer one action over another."""
     folder = tmp_path_factory.mktemp("agent")
-    config = check_config(CHAIN)
+    config = PPO.check(CHAIN)
     params = init_params(config, make_network(config, Discrete(2)), 3, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), params)
     params["params"]["actor"]["Dense_2"]["bias"][:] = 0
     save_seed(folder, 0, config, {"total_loss": np.zeros(1)}, params)
     return folder
+
+
+def save_untrained(folder, **changes):
+    """An agent with its first parameters."""
+    config = PPO.check({**QUICK, **changes})
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space)
+    params = init_params(config, network, env.obs_size, jax.random.key(0))
+    save_seed(folder, 0, config, {}, jax.device_get(params))
 
 
 def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
@@ -67,6 +77,66 @@ def test_every_environment_plays_the_same_number_of_complete_episodes(folder, mo
     assert set(results["returned_episode_returns"]) <= {-1.0, 1.0}
 
 
+def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
+    """Also in fewer environments than shared one world while it was trained."""
+    shared = {"RESET_STRATEGY": "optimistic", "RESET_RATIO": 4, "NUM_ENVS": 8}
+    limit = {"max_steps_in_episode": 3}
+    save_untrained(tmp_path, ENV_NAME="CartPole-v1", ENV_KWARGS=limit, **shared)
+    agent = evaluate.load_agent(tmp_path)
+    assert len(evaluate.play(agent, 1, jax.random.key(0))["returned_episode_returns"]) == 1
+    evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
+    assert Image.open(tmp_path / "episode.gif").n_frames == 3
+
+    # All environments finish in the same step, and none starts where another does.
+    env = make_env(agent.config, 32)
+    keys = jax.random.split(jax.random.key(0), (4, 32))
+    _, state = env.reset(keys[0])
+    step = jax.jit(env.step)
+    for t in range(1, 4):
+        obs, state, _, done, _ = step(keys[t], state, jnp.zeros(32, int))
+    assert done.all()
+    assert len(np.unique(obs, axis=0)) == 32
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A folder with an agent whose config names a file in it, which says when it runs."""
+    (tmp_path / "corridor.py").write_text(OWN_ENVIRONMENT)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "agent").mkdir()
+    save_untrained(tmp_path / "agent", ENV_NAME="corridor.py:Corridor")
+    (tmp_path / "ran").unlink()
+    return tmp_path
+
+
+def test_a_file_that_only_the_config_names_is_not_run(stranger, monkeypatch):
+    with pytest.raises(ConfigError) as error:
+        evaluate.load_agent(stranger / "agent")
+    assert 'environment="corridor.py:Corridor"' in str(error.value)
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", "agent"])
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main()
+    assert "ENV_NAME=corridor.py:Corridor" in exit.value.code
+    for other in ("CartPole-v1", "corridor.py:Other", "elsewhere.py:Corridor"):
+        with pytest.raises(ConfigError, match=r"the run has ENV_NAME = 'corridor.py:Corridor'"):
+            evaluate.load_agent(stranger / "agent", environment=other)
+    assert not (stranger / "ran").exists()
+
+
+def test_a_file_that_the_user_names_is_run_wherever_it_is(stranger, monkeypatch, capsys):
+    (stranger / "mine").mkdir()
+    (stranger / "corridor.py").rename(stranger / "mine" / "corridor.py")
+    name = "mine/corridor.py:Corridor"
+    agent = evaluate.load_agent(stranger / "agent", environment=name)
+    assert (stranger / "mine" / "ran").exists()
+    lengths = evaluate.play(agent, 4, jax.random.key(0))["returned_episode_lengths"]
+    np.testing.assert_array_equal(lengths, 3)
+    arguments = ["agent", f"ENV_NAME={name}", "EPISODES=2", "POLICY=random"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", *arguments])
+    evaluate.main()
+    assert "2 episodes of mine/corridor.py:Corridor" in capsys.readouterr().out
+
+
 def test_random_actions_are_no_better_than_chance(folder):
     agent = evaluate.random_agent(evaluate.load_agent(folder))
     returns = evaluate.play(agent, 512, jax.random.key(0))["returned_episode_returns"]
@@ -94,16 +164,13 @@ def test_report_gives_craftax_its_score_and_achievements():
     assert "never: the other 1 of 3 achievements" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "env_kwargs", "frames"),
     [("Catch-bsuite", {}, 9), ("Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, 3)],
 )
 def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_path):
-    config = check_config({**QUICK, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
-    env = make_env(config, 1)
-    network = make_network(config, env.action_space)
-    params = init_params(config, network, env.obs_size, jax.random.key(0))
-    save_seed(tmp_path, 0, config, {}, jax.device_get(params))
+    save_untrained(tmp_path, ENV_NAME=name, ENV_KWARGS=env_kwargs)
     agent = evaluate.load_agent(tmp_path)
     evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
     gif = Image.open(tmp_path / "episode.gif")

@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, main, run
 
-import experiment
-from experiment import main, run
-from program import Program
+from host import experiment
+from host.program import Program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
@@ -158,6 +157,84 @@ def test_the_scripts_exit_with_one_line_and_status_one(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == "error: NUM_STEPS must be at least 1, not 0\n"
+
+
+@pytest.mark.parametrize("all_devices", [False, True])
+def test_only_the_script_of_all_devices_joins_the_tasks_of_a_slurm_step(
+    all_devices, monkeypatch, tmp_path
+):
+    """As `srun -n 8 python train_PPO_trXL.py seed=$SLURM_PROCID` starts it."""
+    variables = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "8", "SLURM_PROCID": "3"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    class JoinedError(Exception):
+        pass
+
+    def join(**_):
+        raise JoinedError
+
+    monkeypatch.setattr(jax.distributed, "initialize", join)
+    settings = ["seed=3", f"RESULTS_DIR={tmp_path}", "TOTAL_TIMESTEPS=64"]
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", *settings])
+    if all_devices:
+        with pytest.raises(JoinedError):
+            main({**CHAIN}, all_devices)
+    else:
+        main({**CHAIN})
+        assert (tmp_path / "MemoryChain-bsuite" / "3_params.npy").exists()
+
+
+def test_what_fails_before_the_first_update_leaves_no_folder(monkeypatch, tmp_path):
+    def out_of_memory(self, state):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Program, "compile", out_of_memory)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
+
+
+STOPPED_IN_ITS_MAKING = """
+import os, signal, sys
+from host import record
+from host.experiment import run
+from host.tracking import NoTracker
+from trainer_PPO_trXL import PPO
+
+number, moment, root = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+class Tracker(NoTracker):
+    def __init__(self):
+        if moment == "tracker":
+            os.kill(os.getpid(), number)
+
+    def close(self):
+        print("closed", flush=True)
+
+def check_shared(folder):
+    if moment == "folder":
+        os.kill(os.getpid(), number)
+
+record.make_tracker = lambda *_: Tracker()
+record.check_shared = check_shared
+run({"RESULTS_DIR": root}, PPO)
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["folder", "tracker"])
+def test_a_signal_while_the_folder_is_made_leaves_none_and_closes_the_tracker(
+    moment, number, tmp_path
+):
+    command = [sys.executable, "-c", STOPPED_IN_ITS_MAKING, str(number.value), moment, tmp_path]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 128 + number, result.stderr
+    assert result.stdout == "closed\n"
+    assert result.stderr.endswith("stopped at once\n")
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 class TestSignals:

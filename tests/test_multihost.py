@@ -11,10 +11,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK, whole_checkpoints
+from jax.errors import JaxRuntimeError
+from support import QUICK, main, whole_checkpoints
 
-from config import LAUNCH, ConfigError, check_values
-from multihost import check_shared, connect, from_main, gather_texts, in_all
+from config import LAUNCH_KEYS, ConfigError, check_values
+from host import experiment
+from host.multihost import (
+    TRY_AGAIN,
+    check_shared,
+    connect,
+    from_main,
+    gather_texts,
+    in_all,
+)
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "train_PPO_trXL_pmap.py"
@@ -127,7 +138,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     wait_for_checkpoint(tmp_path, processes)
     processes[1].kill()
     (status, _), (output, _) = finish(*processes, timeout=30)
-    assert status != 0
+    assert status in (TRY_AGAIN, -signal.SIGABRT), output
     # Either JAX's runtime noticed, or the exchange of gradients that was under way failed.
     assert "stopped sending heartbeats" in output or "JaxRuntimeError" in output
     (folder,) = tmp_path.iterdir()
@@ -190,6 +201,65 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
     assert_same_results(one_process, tmp_path / "results_slurm")
 
 
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [
+        *((status, 0, True) for status in (TRY_AGAIN, 128 + signal.SIGTERM, 134, 137)),
+        *((status, 0, False) for status in (0, 1, 2)),
+        (TRY_AGAIN, 20, False),
+    ],
+)
+def test_the_slurm_script_requeues_what_is_worth_another_start(
+    status, restarts, requeued, tmp_path
+):
+    for name, text in {"srun": f"exit {status}", "scontrol": 'echo "$@" > called'}.items():
+        path = tmp_path / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    result = subprocess.run(
+        ["bash", REPOSITORY / "train_slurm.sh"],
+        cwd=tmp_path,
+        env={**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert result.returncode == status
+    assert (tmp_path / "called").exists() == requeued
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: connection reset by peer"), TRY_AGAIN),
+        (JaxRuntimeError("UNAVAILABLE: connection to the coordinator was lost"), TRY_AGAIN),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), 1),
+        (JaxRuntimeError("INVALID_ARGUMENT: the executable expected 3 arguments"), 1),
+        (TypeError("a mistake in the program"), 1),
+    ],
+)
+def test_a_process_of_several_says_by_its_status_whether_to_try_again(
+    error, status, monkeypatch, capsys
+):
+    class EndedError(BaseException):
+        pass
+
+    def fail(*_):
+        raise error
+
+    def end(with_status):
+        raise EndedError(with_status)
+
+    monkeypatch.setattr(experiment, "run", fail)
+    monkeypatch.setattr(experiment, "check_same_config", lambda _: None)
+    monkeypatch.setattr(experiment, "in_all", lambda act: act())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL_pmap.py"])
+    with pytest.raises(EndedError) as ended:
+        main({}, all_devices=True)
+    assert ended.value.args == (status,)
+    assert str(error) in capsys.readouterr().err
+
+
 def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
     processes = start_two(
         f"RESULTS_DIR={tmp_path}", of_each=(("LR=0.1",), ("LR=0.2", "gating=False"))
@@ -212,7 +282,7 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
     # Environment variables do as well.
     variables = dict(setting.split("=") for setting in (*settings, "CONNECT_TIMEOUT=1"))
     statuses, outputs = finish(start(1, f"RESULTS_DIR={tmp_path}", **variables), timeout=60)
-    assert statuses == [1]
+    assert statuses == [TRY_AGAIN]
     assert outputs[0].startswith(
         "error: not all 2 processes were there after CONNECT_TIMEOUT = 1 s"
     )
@@ -231,7 +301,7 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
 )
 def test_wrong_settings_of_a_process_are_one_line(settings, message):
     with pytest.raises(ConfigError) as error:
-        connect(check_values(settings, LAUNCH))
+        connect(check_values(settings, LAUNCH_KEYS))
     assert message in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """From a name to an environment, without importing other suites; environments of one's own."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, run
 
 import environments
-import suites
-from config import ConfigError, check_config
-from environments import make_env, resolve_name
-from experiment import run
+from config import ConfigError
+from environments import brax, make_env, navix, resolve_name
 from results import load_results
+from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CORRIDOR = next(
     block
     for block in re.findall(
-        r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL
+        r"```python\n(.*?)```", (REPOSITORY / "docs/environments.md").read_text(), re.DOTALL
     )
     if "class Corridor" in block
 )
@@ -57,7 +57,7 @@ def test_no_suite_is_imported_for_a_bare_name():
 
 
 def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
-    monkeypatch.setitem(environments.NAMES, "navix", ["ant"])
+    monkeypatch.setattr(navix, "NAMES", ["ant"])
     with pytest.raises(ConfigError, match=r"several suites have 'ant'; say brax/ant or navix/ant"):
         resolve_name("ant")
     assert resolve_name("navix/ant") == ("navix", "ant")
@@ -68,7 +68,7 @@ def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
     [
         ("antt", r"unknown environment 'antt'; did you mean .*ant"),
         ("gymnax/CartPole", r"unknown environment 'gymnax/CartPole'; did you mean CartPole-v1"),
-        ("atari/Pong", r"unknown suite 'atari' .* there are gymnax, craftax, brax"),
+        ("atari/Pong", r"unknown suite 'atari' .* there are brax, craftax, gymnax"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_candidates(name, message):
@@ -83,18 +83,77 @@ def test_a_suite_that_is_not_installed_is_one_line_with_the_package(monkeypatch)
     message = r"brax is not installed .*pip install brax.*requirements-envs.txt"
     for name in ("ant", "brax/ant", "brax/newer"):
         with pytest.raises(ConfigError, match=message) as error:
-            make_env(check_config({"ENV_NAME": name}), 512)
+            make_env(PPO.check({"ENV_NAME": name}), 512)
         assert "\n" not in str(error.value)
 
 
 def test_a_name_that_was_registered_by_hand_is_found_in_its_suite(monkeypatch):
-    monkeypatch.setitem(suites.REGISTRIES, "brax", ("json", lambda _: ["my_robot"]))
+    monkeypatch.setattr(brax, "registered", lambda: ["my_robot"])
     assert resolve_name("brax/my_robot") == ("brax", "my_robot")
 
 
-def test_the_readmes_own_environment_trains_and_writes_to_a_folder_of_its_own(
-    tmp_path, monkeypatch
-):
+A_SUITE = """
+from spaces import Discrete
+from wrappers import SingleEnvironment
+import jax.numpy as jnp
+
+NAMES = ["Coin-v0"]
+
+
+def registered():
+    return [*NAMES, "Coin-v1"]
+
+
+def make(name, env_kwargs):
+    return Coin(**env_kwargs)
+
+
+class Coin(SingleEnvironment):
+    action_space = Discrete(2)
+    obs_size = 1
+
+    def __init__(self, sides=2):
+        self.action_space = Discrete(sides)
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action):
+        return jnp.zeros(1), state, action * 1.0, jnp.bool_(True), jnp.bool_(False), {}
+"""
+
+
+@pytest.fixture
+def toy_suite(tmp_path, monkeypatch):
+    """A file `coins.py` in a folder that is one of the package's."""
+    (tmp_path / "coins.py").write_text(A_SUITE)
+    monkeypatch.setattr(environments, "__path__", [*environments.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop("environments.coins", None)
+    vars(environments).pop("coins", None)
+
+
+def test_a_suite_is_one_file_more(toy_suite):
+    for name in ("Coin-v0", "coins/Coin-v0"):
+        assert resolve_name(name) == ("coins", "Coin-v0")
+    assert resolve_name("coins/Coin-v1") == ("coins", "Coin-v1")
+    assert resolve_name("ant") == ("brax", "ant")
+    for message, name in {"did you mean Coin-v0": "Coin-v2", "brax, coins, craftax": "x/y"}.items():
+        with pytest.raises(ConfigError, match=message):
+            resolve_name(name)
+    env = make_env(PPO.check({"ENV_NAME": "Coin-v0", "ENV_KWARGS": {"sides": 3}}), 2)
+    assert env.action_space.n == 3
+
+
+def test_a_suites_file_and_the_suite_itself_are_two_modules():
+    for name, module in environments.suites().items():
+        assert module.__name__ == f"environments.{name}"
+        assert Path(module.__file__).parent == REPOSITORY / "environments"
+        suite = importlib.util.find_spec(name)
+        assert suite is None or suite.origin != module.__file__
+
+
+def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "corridor.py").write_text(CORRIDOR)
     assert len([line for line in CORRIDOR.splitlines() if line.strip()]) <= 25
     monkeypatch.chdir(tmp_path)
@@ -129,5 +188,5 @@ def test_an_own_environment_that_is_not_there_is_one_line(
     (tmp_path / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
-        make_env(check_config({"ENV_NAME": name, "ENV_KWARGS": env_kwargs}), 512)
+        make_env(PPO.check({"ENV_NAME": name, "ENV_KWARGS": env_kwargs}), 512)
     assert "\n" not in str(error.value)

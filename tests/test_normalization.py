@@ -3,15 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import QUICK
+from support import QUICK, run
 
 import evaluate_PPO_trXL as evaluate
-import trainer_PPO_trXL as trainer
-from config import check_config
 from environments import make_env
-from experiment import run
-from normalization import first_moments, update_moments
+from learning import collect, make_init_and_update
+from normalization import (
+    add_rows,
+    as_float,
+    exact_count,
+    first_moments,
+    init_normalizer,
+    network_input,
+    update_moments,
+    update_normalizer,
+)
 from results import load_results
+from rollout import empty_memory
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
 
 PENDULUM = {**QUICK, "ENV_NAME": "Pendulum-v1", "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}
 
@@ -30,7 +40,28 @@ def test_moments_of_batches_are_those_of_everything_seen():
     np.testing.assert_allclose(everything.variance, seen.var(axis=0), rtol=1e-3)
     np.testing.assert_allclose(moments.mean, seen[active.ravel()].mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(moments.variance, seen[active.ravel()].var(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(moments.count, active.sum(), rtol=1e-4)
+    np.testing.assert_array_equal(moments.count, [0, active.sum()])
+
+
+def test_the_count_of_rows_is_exact_beyond_what_float32_or_one_integer_holds():
+    count = jnp.array([0, 2**32 - 3], jnp.uint32)
+    np.testing.assert_array_equal(add_rows(count, jnp.uint32(5)), [1, 2])
+    assert as_float(jnp.array([3, 7], jnp.uint32)) == 3.0 * 2**32
+    moments = first_moments(())._replace(count=jnp.array([0, 2**24], jnp.uint32))
+    assert update_moments(moments, jnp.zeros(1), None, None).count[1] == 2**24 + 1
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    active = jnp.array([True, False])
+    moments = update_moments(first_moments(()), jnp.array([2.0, jnp.inf]), active, None)
+    np.testing.assert_allclose(moments.mean, 2.0, rtol=1e-3)
+    assert np.isfinite(moments.variance)
+
+
+def test_counts_that_were_saved_as_one_number_are_read():
+    np.testing.assert_array_equal(exact_count(np.float32(260.0001)), [0, 260])
+    np.testing.assert_array_equal(exact_count(np.array([5.0, 2.0**33])), [[0, 5], [2, 0]])
+    np.testing.assert_array_equal(exact_count(np.array([1, 2], np.uint32)), [1, 2])
 
 
 def test_moments_are_over_all_devices():
@@ -43,19 +74,20 @@ def test_moments_are_over_all_devices():
 
 
 def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
-    config = check_config(PENDULUM)
+    config = PPO.check(PENDULUM)
     plain_config = {**config, "NORMALIZE_OBS": False, "NORMALIZE_REWARD": False}
 
     def play(config):
-        env = trainer.make_env(config, 4)
-        network = trainer.make_network(config, env.action_space)
-        state = trainer.make_init_and_update(config)[0](jax.random.key(0))
+        env = make_env(config, 4)
+        network = make_network(config, env.action_space)
+        state = make_init_and_update(config, PPO)[0](jax.random.key(0))
         silent = jax.tree.map(jnp.zeros_like, state.train_state.params)  # the same actions
         state = state._replace(train_state=state.train_state._replace(params=silent))
-        return state, *trainer.rollout(config, env, network, state)
+        after, collected = collect(config, env, network, PPO, state)
+        return state, after, collected.trajectory
 
-    first, state, trajectory, _ = play(config)
-    _, _, plain, _ = play(plain_config)
+    first, state, trajectory = play(config)
+    _, _, plain = play(plain_config)
     raw = np.asarray(plain.obs.real)
     mean, variance, count = np.zeros(3), np.ones(3), 1e-4
     returns, seen_returns = np.zeros(4), [np.zeros(0)]
@@ -75,8 +107,9 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
             np.testing.assert_allclose(
                 trajectory.reward[t], plain.reward[t] / deviation, rtol=2e-2, atol=1e-3
             )
-    assert first.train_state.normalizer["obs"].count < state.train_state.normalizer["obs"].count
-    np.testing.assert_array_equal(state.obs.shape, (4, 3))
+    counts = [s.train_state.normalizer["obs"].count[1] for s in (first, state)]
+    assert counts == [4, 4 + 4 * len(raw)]
+    np.testing.assert_array_equal(state.rollout_state.obs.shape, (4, 3))
     np.testing.assert_allclose(
         trajectory.episode_metrics["returned_episode_returns"][-1],
         plain.reward.sum(axis=0),
@@ -86,13 +119,13 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
 
 def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):
     one_hot = {**PENDULUM, "ENV_NAME": "FrozenLake-misc", "NORMALIZE_REWARD": False}
-    config = check_config(one_hot)
+    config = PPO.check(one_hot)
     env = make_env(config, 1)
     assert env.num_binary == 16
     obs = jnp.eye(16)
-    normalizer = trainer.init_normalizer(config, env)
-    normalizer = trainer.count(normalizer, "obs", obs[:, env.num_binary :], None, None)
-    np.testing.assert_array_equal(trainer.as_seen(normalizer, obs), obs)
+    normalizer = init_normalizer(config, env)
+    normalizer = update_normalizer(normalizer, "obs", obs[:, env.num_binary :], None, None)
+    np.testing.assert_array_equal(network_input(normalizer, obs), obs)
     run({**one_hot, "TOTAL_TIMESTEPS": 64, "RESULTS_DIR": str(tmp_path)})
     metrics = load_results(tmp_path / "FrozenLake-misc" / "0_metrics.npy")
     assert np.isfinite(metrics["total_loss"]).all()
@@ -102,15 +135,15 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     run({**PENDULUM, "RESULTS_DIR": str(tmp_path), "CHECKPOINT_KIND": "learner"})
     folder = tmp_path / "Pendulum-v1"
     saved = load_results(folder / "0_params.npy")
-    assert saved["normalizer"]["obs"]["count"] > 256
+    np.testing.assert_array_equal(saved["normalizer"]["obs"]["count"], [0, 256 + 4])
     agent = evaluate.load_agent(folder, greedy=True)
     obs = jnp.array([[1.0, 0.0, 3.0]])
-    config = check_config(PENDULUM)
-    network = trainer.make_network(config, evaluate.make_env(config, 1).action_space)
+    config = PPO.check(PENDULUM)
+    network = make_network(config, make_env(config, 1).action_space)
     moments = saved["normalizer"]["obs"]
     seen = (obs - moments["mean"]) / np.sqrt(moments["variance"] + 1e-8)
     caches = network.apply(
-        {"params": saved["params"]}, trainer.empty_memory(config, 1).hidden, method="start_rollout"
+        {"params": saved["params"]}, empty_memory(config, 1).hidden, method="start_rollout"
     )
     policy, *_ = network.apply(
         {"params": saved["params"]}, seen, caches, 0, jnp.zeros(1, jnp.int32), method="step"
@@ -120,4 +153,4 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     # A learner-only checkpoint goes on with them.
     run({**PENDULUM, "TOTAL_TIMESTEPS": 512, "RESUME": str(folder), "CHECKPOINT_KIND": "learner"})
     count = load_results(folder / "0_params.npy")["normalizer"]["obs"]["count"]
-    np.testing.assert_allclose(count, 512 + 4, rtol=1e-5)
+    np.testing.assert_array_equal(count, [0, 512 + 4])

@@ -10,13 +10,15 @@ import pytest
 
 from results import load_results
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CRAFTAX = REPOSITORY / "results_craftax"
 
 
 @pytest.fixture(scope="module")
 def figures():
-    """The figures that the notebook shows, in their order."""
+    """The figures that the notebook shows, in their order; all of its code is run once, here."""
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)

@@ -3,7 +3,6 @@
 `KILLS=10 python -m pytest tests/test_resume.py` kills ten times at random moments; the suite three.
 """
 
-import json
 import os
 import random
 import shutil
@@ -16,18 +15,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK, whole_checkpoints
+from support import OWN_ENVIRONMENT, QUICK, main, resumed_config, run, whole_checkpoints
 
-import checkpoints
-from checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints, resumed_config
-from config import ConfigError, check_config
-from experiment import main, run
-from record import NotFiniteError, Record
+from config import ConfigError
+from host import checkpoints
+from host.checkpoints import FullCheckpoints, LearnerCheckpoints
+from host.record import NotFiniteError, Record
+from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
+# Episodes of five steps in small worlds, of which the pool makes two at a time.
+CRAFTAX = {
+    "ENV_NAME": "Craftax-Classic-Symbolic-v1",
+    "ENV_KWARGS": {"max_timesteps": 5, "map_size": [16, 16]},
+    "RESET_RATIO": 2,
+}
 STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
-KILLS = int(os.environ.get("KILLS", 3))
+KILLS = int(os.environ.get("KILLS", 2))
 
 
 def load(folder, seed=0):
@@ -77,6 +82,7 @@ def being_written(folder):
     return list(folder.glob("checkpoints/*tmp*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_path):
     updates = 40 + 12 * KILLS
     settings = [f"{key}={value}" for key, value in CHAIN.items() if key != "TOTAL_TIMESTEPS"]
@@ -110,25 +116,29 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
     assert_bitwise_equal(whole, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "all_devices"),
     [
         ({"NUM_SEEDS": 2}, False),
         ({"NUM_ENVS": 16, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}, True),
         ({"NUM_ENVS": 16, "WINDOW_MEM": 0}, True),
+        (CRAFTAX, False),
     ],
-    ids=["two seeds under vmap", "eight devices under pmap", "without memory"],
+    ids=["two seeds under vmap", "eight devices under pmap", "without memory", "Craftax's pool"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
     updates = QUICK["NUM_STEPS"] * changes.get("NUM_ENVS", QUICK["NUM_ENVS"])
     config = {**CHAIN, **changes, "ANNEAL_LR": False}
     run({**config, "TOTAL_TIMESTEPS": 4 * updates, "RESULTS_DIR": str(tmp_path / "a")}, all_devices)
     run({**config, "TOTAL_TIMESTEPS": 2 * updates, "RESULTS_DIR": str(tmp_path / "b")}, all_devices)
-    whole, stopped = (tmp_path / name / "MemoryChain-bsuite" for name in "ab")
+    name = config.get("ENV_NAME", "MemoryChain-bsuite")
+    whole, stopped = (tmp_path / root / name for root in "ab")
     resumed = resumed_config(stopped, {"TOTAL_TIMESTEPS": 4 * updates})
     run({**resumed, "RESUME": str(stopped)}, all_devices)
     for seed in range(config.get("NUM_SEEDS", 1)):
         assert_bitwise_equal(load(whole, seed), load(stopped, seed))
+    assert np.all(load(whole)[0]["episodes"] > 0)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +181,51 @@ def test_what_would_change_the_states_meaning_is_refused_by_name(finished, overr
     assert message in str(error.value)
 
 
+def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("corridor.py").write_text(OWN_ENVIRONMENT)
+    name = "corridor.py:Corridor"
+    run({**QUICK, "ENV_NAME": name, "RESULTS_DIR": "runs", "TOTAL_TIMESTEPS": 64})
+    Path("ran").unlink()
+    resume = ["train_PPO_trXL.py", "RESUME=runs/Corridor", "TOTAL_TIMESTEPS=128"]
+    monkeypatch.setattr(sys, "argv", resume)
+    with pytest.raises(SystemExit) as exit:
+        main({"ENV_NAME": "MemoryChain-bsuite"})
+    assert exit.value.code.startswith("error: RESUME: the environment is corridor.py:Corridor")
+    assert "ENV_NAME=corridor.py:Corridor" in exit.value.code
+    monkeypatch.setattr(sys, "argv", [*resume, "ENV_NAME=corridor.py:Other"])
+    with pytest.raises(SystemExit, match="RESUME: ENV_NAME can't change; the run has ENV_NAME = "):
+        main({})
+    assert not Path("ran").exists()
+
+    Path("moved").mkdir()
+    Path("corridor.py").rename("moved/corridor.py")
+    name = f"moved/{name}"
+    monkeypatch.setattr(sys, "argv", [*resume, f"ENV_NAME={name}"])
+    main({})
+    monkeypatch.setattr(sys, "argv", [*resume[:2], "TOTAL_TIMESTEPS=192"])
+    main({"ENV_NAME": name})  # as in a script of one's own
+    assert Path("moved/ran").exists()
+    assert len(load(Path("runs/Corridor"))[0]["total_loss"]) == 3
+
+
+def test_a_tuple_or_numpys_number_in_env_kwargs_is_the_one_that_was_saved(finished, tmp_path):
+    kwargs = {"size": (3, np.int64(4)), "weights": np.float32([0.5, 2])}
+    checkpoints.save_run_config(tmp_path, PPO.check({**CHAIN, "ENV_KWARGS": kwargs}))
+    assert resumed_config(tmp_path, {"ENV_KWARGS": kwargs})["ENV_KWARGS"] is kwargs
+    as_read = {"size": [3, 4], "weights": [0.5, 2.0]}
+    assert resumed_config(tmp_path, {})["ENV_KWARGS"] == as_read
+    with pytest.raises(ConfigError, match="ENV_KWARGS can't change"):
+        resumed_config(tmp_path, {"ENV_KWARGS": {**kwargs, "size": (3, 5)}})
+
+
+def test_a_config_that_cannot_be_saved_is_one_line_before_a_folder_is_made(tmp_path):
+    config = {**CHAIN, "ENV_KWARGS": {"memory_length": len}, "RESULTS_DIR": str(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match="built-in function len> can't be saved with the run"):
+        Record(PPO.check(config), PPO, [0])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_other_keys_may_change(finished):
     changes = {"TOTAL_TIMESTEPS": 10**6, "LR": 1e-5, "CHECKPOINT_EVERY": 7, "KEEP_CHECKPOINTS": 1}
     config = resumed_config(finished, changes)
@@ -188,7 +243,7 @@ def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeyp
         resumed_config(tmp_path, {})
     (tmp_path / "run.json").write_text((finished / "run.json").read_text())
     with pytest.raises(ConfigError, match="has no whole checkpoint to go on from"):
-        Record(check_config({**CHAIN, "RESUME": str(tmp_path)}), [0])
+        Record(PPO.check({**CHAIN, "RESUME": str(tmp_path)}), PPO, [0])
 
 
 def files_of(folder):
@@ -212,6 +267,7 @@ def replace_by_another(folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "learner"])
 @pytest.mark.parametrize("breaks", [cut_off, replace_by_another])
 def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
@@ -236,6 +292,7 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
         assert len(load(folder)[0]["total_loss"]) == 10**4 // STEPS_PER_UPDATE
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256, "NUM_MINIBATCHES": 1}
     curves = {}
@@ -280,26 +337,3 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     metrics, params = load(folder)
     np.testing.assert_array_equal(metrics["env_steps"], [256, 512, 768, 1024])
     assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
-
-
-def test_only_the_newest_checkpoints_are_kept(finished):
-    assert len(whole_checkpoints(finished)) == 2
-
-
-def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
-    curve = CurveFile(tmp_path, 0, 0)
-    values = np.float32([0.1, np.nan, 1e-30, 3.0])
-    for i, value in enumerate(values):
-        curve.append({"loss": value, "episodes": np.int32(i)})
-    with open(tmp_path / "0_metrics.jsonl", "a") as file:
-        file.write('{"loss": 0.')  # what a kill leaves behind
-    resumed = CurveFile(tmp_path, 0, 3)
-    resumed.cut_off()
-    resumed.append({"loss": np.float32(0.7), "episodes": np.int32(9)})
-    read = resumed.read()
-    np.testing.assert_array_equal(read["loss"], np.float32([*values[:3], 0.7]))
-    np.testing.assert_array_equal(read["episodes"], [0, 1, 2, 9])
-    lines = (tmp_path / "0_metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["episodes"] for line in lines] == [0, 1, 2, 9]
-    with pytest.raises(ConfigError, match="fewer lines than the checkpoint has updates"):
-        CurveFile(tmp_path, 0, 5)

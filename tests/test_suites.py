@@ -17,14 +17,17 @@ import pytest
 from support import QUICK
 
 import trainer_PPO_trXL as trainer
-from config import ConfigError, check_config
-from environments import NAMES, make_env
+from config import ConfigError
+from environments import make_env, suites
 from evaluate_PPO_trXL import load_agent, play, random_agent, report
+from host.results_files import save_seed
+from learning import collect, init_params, make_init_and_update
 from policies import sample_uniformly
-from record import save_seed
 from spaces import Box, Discrete, MultiDiscrete, mask_size, restore_obs
-from suites import registered
+from trainer_PPO_trXL import PPO
 from transformerXL import make_network
+
+pytestmark = pytest.mark.slow
 
 STEPS = 300
 PACKAGES = ("brax", "jaxmarl", "jumanji", "navix", "xminigrid")
@@ -78,17 +81,17 @@ def ruleset_file(tmp_path_factory):
 
 
 def make(name, num_envs=2, **changes):
-    return make_env(check_config({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
+    return make_env(PPO.check({"ENV_NAME": name, "NUM_MINIBATCHES": 1, **changes}), num_envs)
 
 
 def start(name, env_kwargs, **changes):
     """A config, its environment, network and first state, and the jitted rollout."""
     names = {"ENV_NAME": name, "ENV_KWARGS": env_kwargs, "TOTAL_TIMESTEPS": 1e6}
-    config = check_config({**QUICK, **names, **changes})
+    config = PPO.check({**QUICK, **names, **changes})
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space)
-    state = trainer.make_init_and_update(config)[0](jax.random.key(0))
-    roll = jax.jit(lambda state: trainer.rollout(config, env, network, state))
+    state = make_init_and_update(config, PPO)[0](jax.random.key(0))
+    roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
     return config, env, network, state, roll
 
 
@@ -328,8 +331,8 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     config, env, network, state, roll = start(name, env_kwargs, NUM_ENVS=64, NUM_STEPS=400)
     steps, forbidden = 0, 0.0
     while steps < 100_000:
-        old_memory = state.memory.hidden
-        state, trajectory, last_value = roll(state)
+        state, collected = roll(state)
+        trajectory = collected.trajectory
         obs = restore_obs(trajectory.obs)
         mask = np.asarray(obs[..., : mask_size(env.action_space)])
         taken = np.take_along_axis(mask, np.asarray(trajectory.action)[..., None], axis=-1)
@@ -337,8 +340,8 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
         forbidden += (mask == 0).mean()
         steps += trajectory.action.size
     assert forbidden > 0  # there was something to avoid
-    advantage = trainer.generalised_advantages(trajectory, last_value, 0.99, 0.8)
-    batch = trainer.make_batch(config, trajectory, advantage, old_memory)
+    advantage = trainer.generalised_advantages(collected, 0.99, 0.8)
+    batch = trainer.make_batch(config, collected, advantage)
     policy, _ = network.apply(
         state.train_state.params,
         *(restore_obs(batch.obs), batch.memory, batch.reach, config["WINDOW_GRAD"]),
@@ -351,7 +354,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
 def test_dead_units_are_out_until_their_teams_episode_ends():
     name, env_kwargs = "jaxmarl/HeuristicEnemySMAX", {"scenario": "3m"}
     *_, state, roll = start(name, env_kwargs, NUM_ENVS=8, NUM_STEPS=128)
-    _, trajectory, _ = roll(state)
+    trajectory = roll(state)[1].trajectory
     active, done = np.asarray(trajectory.active), np.asarray(trajectory.done)
     assert 0.3 < active.mean() < 0.95
     # Nobody comes back within an episode, and at its end everybody does.
@@ -426,7 +429,7 @@ def test_a_trial_keeps_its_ruleset_over_its_episodes_and_memory_ends_with_it(rul
 def test_a_trials_agent_trains_and_is_evaluated_by_episode_number(ruleset_file, tmp_path):
     env_kwargs = {"benchmark": ruleset_file, "episodes_per_trial": 2, "max_steps": 5}
     name = "xminigrid/XLand-MiniGrid-R1-9x9"
-    config = check_config({**QUICK, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
+    config = PPO.check({**QUICK, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
     out = jax.jit(trainer.make_train(config))(jax.random.key(0))
     assert np.isfinite(out["metrics"]["total_loss"]).all()
     assert np.isfinite(out["metrics"]["trial_return/episode_2"]).all()
@@ -441,27 +444,43 @@ def test_a_trials_agent_trains_and_is_evaluated_by_episode_number(ruleset_file, 
 
 @suite("jaxmarl")
 def test_a_team_is_evaluated_by_its_episodes(tmp_path):
-    config = check_config({**QUICK, "ENV_NAME": "jaxmarl/switch_riddle"})
+    config = PPO.check({**QUICK, "ENV_NAME": "jaxmarl/switch_riddle"})
     env = make_env(config, 1)
     network = make_network(config, env.action_space)
-    params = trainer.init_params(config, network, env.obs_size, jax.random.key(0))
+    params = init_params(config, network, env.obs_size, jax.random.key(0))
     save_seed(tmp_path, 0, config, {}, jax.device_get(params))
     for agent in (load_agent(tmp_path), random_agent(load_agent(tmp_path))):
         results = play(agent, 24, jax.random.key(0))
         assert results["returned_episode_returns"].shape == (24,)
 
 
+class Attack:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._path}",)
+
+
+@suite("jaxmarl")
+def test_a_folder_of_maps_cannot_run_code(tmp_path):
+    with open(tmp_path / "map_buffer_0", "wb") as file:
+        pickle.dump(Attack(tmp_path / "ran"), file)
+    maps = {"map_size": (7, 7), "dir_path": str(tmp_path)}
+    with pytest.raises(ConfigError, match="Grid-Buffer, which can run any code"):
+        make("jaxmarl/jaxnav", ENV_KWARGS={"map_id": "Grid-Buffer", "map_params": maps})
+    assert not (tmp_path / "ran").exists()
+
+
 @suite("xminigrid")
 def test_a_file_of_rulesets_cannot_run_code(tmp_path):
     import bz2
 
-    class Attack:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'ran'}",)
-
     path = tmp_path / "attack.bz2"
     with bz2.open(path, "wb") as file:
-        pickle.dump({"goals": Attack()}, file)
+        pickle.dump({"goals": Attack(tmp_path / "ran")}, file)
     with pytest.raises(ConfigError, match=r"attack.bz2 is not a file of rulesets: .*system"):
         trials(str(path))
     assert not (tmp_path / "ran").exists()
@@ -519,7 +538,7 @@ def test_wrong_env_kwargs_are_one_line_that_helps(name, env_kwargs, message):
     "name", ["gymnax", *(pytest.param(name, marks=suite(name)) for name in PACKAGES)]
 )
 def test_the_names_are_those_that_the_suite_registers(name):
-    assert sorted(NAMES[name]) == sorted(set(registered(name)))
+    assert sorted(suites()[name].NAMES) == sorted(set(suites()[name].registered()))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, run
 
 from config import ConfigError
-from experiment import run
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
 

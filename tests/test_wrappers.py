@@ -6,17 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import Team
 
+from resets import AutoReset, OptimisticReset, WorldPool
 from spaces import Box, Discrete, mask_size
-from wrappers import (
-    AgentRows,
-    AutoReset,
-    LogEpisodes,
-    OptimisticReset,
-    PreviousActionReward,
-    SingleEnvironment,
-    WorldPool,
-)
+from wrappers import AgentRows, LogEpisodes, PreviousActionReward, SingleEnvironment
 
 B = 6
 
@@ -156,46 +150,45 @@ def test_optimistic_resets_share_worlds_only_when_more_finish_than_were_made():
     assert len(np.unique(world)) == 3
 
 
-def test_the_pool_works_under_vmap_over_seeds():
-    actions = (np.random.default_rng(1).random((30, B)) < 0.4).astype(int)
+def test_the_pools_of_seeds_under_vmap_are_those_of_the_seeds_alone():
+    """Of one in which all environments finish again and again, one in which none does, and two."""
+    rng = np.random.default_rng(1)
+    actions = jnp.stack([rng.random((30, B)) < often for often in (0.9, 0.0, 0.1, 0.4)])
     env = WorldPool(Toy(), B, 2)
 
-    def run(key):
+    def run(key, actions):
         keys = jax.random.split(key, B)
-        _, state = env.reset(keys)
+        obs, state = env.reset(keys)
 
         def step(state, action):
             obs, state, *_ = env.step(keys, state, action)
             return state, obs
 
-        return jax.lax.scan(step, state, jnp.asarray(actions))[1]
+        return obs, *jax.lax.scan(step, state, actions.astype(int))
 
-    keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(jax.vmap(run))(keys)
+    keys = jax.random.split(jax.random.key(0), 4)
+    _, together, all_obs = jax.jit(jax.vmap(run))(keys, actions)
+    alone = jax.jit(run)
     for i, key in enumerate(keys):
-        np.testing.assert_array_equal(together[i], jax.jit(run)(key))
+        _, state, obs = alone(key, actions[i])
+        np.testing.assert_array_equal(all_obs[i], obs)
+        running = jax.tree.map(lambda x, i=i: x[i], together.running)
+        jax.tree.map(np.testing.assert_array_equal, running, state.running)
 
 
-class Team(SingleEnvironment):
-    """Three agents; agent i is out after step 2 + i, and the episode ends after step 5."""
-
-    num_agents = 3
-    action_space = Discrete(4)
-    can_truncate = False
-    obs_size = 2
-
-    def reset(self, key):
-        return self._observe(jnp.int32(0)), jnp.int32(0)
-
-    def step(self, key, state, action):
-        state = state + 1
-        return self._observe(state), state, action * 1.0, state == 5, jnp.bool_(False), {}
-
-    def out(self, state):
-        return state >= 2 + jnp.arange(3)
-
-    def _observe(self, state):
-        return jnp.stack([jnp.arange(3), jnp.full(3, state)], axis=-1).astype(jnp.float32)
+def test_a_pool_that_another_seed_makes_generate_replaces_its_used_worlds_early():
+    """Their loop is one: none throws away what it generated because it wasn't due."""
+    env = WorldPool(Toy(), B, 2)
+    keys = jax.random.split(jax.random.key(0), (2, B))
+    _, state = jax.vmap(env.reset)(keys)
+    step = jax.jit(jax.vmap(env.step))
+    all_and_one = jnp.zeros((2, B), int).at[0].set(1).at[1, 0].set(1)
+    _, state, *_ = step(keys, state, all_and_one)
+    np.testing.assert_array_equal(state.pool.used.sum(axis=1), [B, 1])
+    _, state, *_ = step(keys, state, jnp.zeros((2, B), int))
+    np.testing.assert_array_equal(state.pool.used.sum(axis=1), [0, 0])
+    episode = np.where(all_and_one, 2, 1)
+    np.testing.assert_array_equal(state.pool.episode, episode)
 
 
 def test_agents_are_rows_with_their_own_actions_and_their_teams_end():

@@ -13,7 +13,7 @@ from jax.experimental.multihost_utils import (
 )
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from trainer_PPO_trXL import RunnerState, TrainState, make_init_and_update
+from learning import ALIKE, Algorithm, RunnerState, TrainState, make_init_and_update
 
 BY_DEVICE = PartitionSpec("devices")
 
@@ -23,6 +23,7 @@ class Program:
 
     Args:
       config: checked.
+      algorithm: that trains.
       num_devices: of all processes together, for pmap; None for one device without it.
 
     Under pmap a state has the devices of this process as its first axis. Joined, it has none: what
@@ -30,11 +31,11 @@ class Program:
     array is one array for all processes.
     """
 
-    def __init__(self, config: dict[str, Any], num_devices: int | None):
+    def __init__(self, config: dict[str, Any], algorithm: Algorithm, num_devices: int | None):
         self.seeds = [config["seed"] + i for i in range(config["NUM_SEEDS"])]
         keys = jnp.stack([jax.random.key(seed) for seed in self.seeds])
         axis_name = "devices" if num_devices else None
-        init, update = make_init_and_update(config, axis_name, num_devices)
+        init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
         if num_devices:
             self._keys = jnp.repeat(keys, jax.local_device_count())
             self._init = jax.pmap(init, axis_name)
@@ -68,7 +69,8 @@ class Program:
         if not self._num_devices:
             return state
         by_device = host_local_array_to_global_array(state, self._mesh(), BY_DEVICE)
-        return jax.jit(join_devices, out_shardings=self._shardings())(by_device)
+        out_shardings: Any = RunnerState(**self._shardings())
+        return jax.jit(join_devices, out_shardings=out_shardings)(by_device)
 
     def split(self, joined: RunnerState) -> RunnerState:
         """Undoes `join`, for the devices of this program."""
@@ -85,39 +87,51 @@ class Program:
             return with_sharding(shapes, SingleDeviceSharding(jax.devices()[0]))
         shapes = jax.tree.map(self._of_all_processes, shapes)
         joined = jax.eval_shape(join_devices, shapes)
-        return RunnerState(*map(with_sharding, joined, self._shardings()))
+        shardings = self._shardings()
+        return RunnerState(
+            **{name: with_sharding(getattr(joined, name), shardings[name]) for name in shardings}
+        )
 
-    def learner(self, state: RunnerState) -> TrainState:
+    def train_state(self, state: RunnerState) -> TrainState:
         """The train state as it stands in a joined state, as NumPy arrays."""
-        learner = jax.device_get(state.train_state)
-        return jax.tree.map(lambda x: x[0], learner) if self._num_devices else learner
+        return self._to_host(state.train_state)
 
     def per_seed(self, tree: Any) -> list[Any]:
-        """A tree of the state or the metrics as one tree of NumPy arrays for each seed."""
-        tree = jax.device_get(tree)
-        if not self._num_devices and len(self.seeds) == 1:
+        """The train state or the metrics as one tree of NumPy arrays for each seed."""
+        tree = self._to_host(tree)
+        if len(self.seeds) == 1:
             return [tree]
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.seeds))]
+
+    def _to_host(self, tree: Any) -> Any:
+        """What all devices have alike, as NumPy arrays without their axis: one device's is read."""
+        if not self._num_devices:
+            return jax.device_get(tree)
+        of_one = jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
+        return jax.tree.map(lambda x: x[0], of_one)
 
     def _of_all_processes(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self._num_devices, *x.shape[1:]), x.dtype)
 
     def _mesh(self) -> Mesh:
-        return Mesh(np.array(jax.devices()), BY_DEVICE)
+        return Mesh(np.array(jax.devices()), ("devices",))
 
-    def _shardings(self) -> RunnerState:
-        """Where each part of a joined state is: everywhere, or its rows spread over the devices."""
+    def _shardings(self) -> dict[str, Any]:
+        """Where each field of a joined state is: everywhere, or by rows over the devices."""
         everywhere = NamedSharding(self._mesh(), PartitionSpec())
         rows = NamedSharding(self._mesh(), BY_DEVICE)
-        parts = dict.fromkeys(RunnerState._fields, rows)
-        return RunnerState(**{**parts, "train_state": everywhere, "permutation_key": everywhere})
+        return {name: everywhere if name in ALIKE else rows for name in RunnerState._fields}
 
 
 def join_devices(state: RunnerState) -> RunnerState:
     """(devices, B, ...) to (devices * B, ...), and what all devices have alike once."""
-    joined = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), state)
-    first = jax.tree.map(lambda x: x[0], (state.train_state, state.permutation_key))
-    return joined._replace(train_state=first[0], permutation_key=first[1])
+
+    def join(name: str, part: Any) -> Any:
+        if name in ALIKE:
+            return jax.tree.map(lambda x: x[0], part)
+        return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), part)
+
+    return RunnerState(**{name: join(name, part) for name, part in state._asdict().items()})
 
 
 def split_devices(num_devices: int, joined: RunnerState) -> RunnerState:
@@ -126,10 +140,15 @@ def split_devices(num_devices: int, joined: RunnerState) -> RunnerState:
     def repeat(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (num_devices, *x.shape))
 
-    alike = {name: getattr(joined, name) for name in ("train_state", "permutation_key")}
-    rows = joined._replace(**dict.fromkeys(alike))
-    state = jax.tree.map(lambda x: jnp.stack(jnp.split(x, num_devices)), rows)
-    return state._replace(**jax.tree.map(repeat, alike))
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.stack(jnp.split(x, num_devices))
+
+    return RunnerState(
+        **{
+            name: jax.tree.map(repeat if name in ALIKE else cut, part)
+            for name, part in joined._asdict().items()
+        }
+    )
 
 
 def with_sharding(shapes: Any, sharding: Sharding) -> Any:

@@ -22,19 +22,25 @@ from jax.experimental import multihost_utils
 
 from config import ConfigError
 
+TRY_AGAIN = os.EX_TEMPFAIL
+"""The status, 75, of a process that ends for want of another: the same run may do next time."""
+
+HOPELESS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+"""What a JaxRuntimeError starts with that another start would meet again."""
+
 
 def connect(launch: dict[str, Any]) -> None:
     """Joins this process to the others of its run, if there are others.
 
     Args:
-      launch: checked values of `config.LAUNCH`; without COORDINATOR a SLURM step of several tasks
-        is recognised.
+      launch: checked values of `config.LAUNCH_KEYS`; without COORDINATOR a SLURM step of several
+        tasks is recognised.
 
     Raises:
       ConfigError: settings that don't fit together, an address that can't be taken, processes with
         different numbers of devices.
 
-    Ends the process with one line and status 1 where the others don't appear in time.
+    Ends the process with one line and status `TRY_AGAIN` where the others don't appear in time.
     """
     where = _from_settings(launch) or _from_slurm()
     if not where:
@@ -61,6 +67,12 @@ def connect(launch: dict[str, Any]) -> None:
     if launch["COORDINATOR"] is None:
         _take_all_gpus()
     _check_devices()
+
+
+def status_of(error: Exception) -> int:
+    """With which status a process of several ends: `TRY_AGAIN` where an exchange failed, else 1."""
+    failed = isinstance(error, jax.errors.JaxRuntimeError)
+    return TRY_AGAIN if failed and not str(error).startswith(HOPELESS) else 1
 
 
 def is_main() -> bool:
@@ -214,7 +226,7 @@ def _nobody_came(launch: dict[str, Any]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    os._exit(TRY_AGAIN)
 
 
 def _check_devices() -> None:

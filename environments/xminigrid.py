@@ -13,15 +13,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError
+from environments.adapting import (
+    check_env_kwargs,
+    each,
+    field_names,
+    flatten_obs,
+    import_suite,
+    making,
+    one_line,
+)
 from results import unpickle_arrays
 from spaces import Discrete
-from suites import check_env_kwargs, field_names, flatten_obs, import_suite, making, one_line
 from wrappers import SingleEnvironment
 
-OF_A_TRIAL = {"benchmark": "", "episodes_per_trial": 10}
+NAMES = [
+    *each("XLand-MiniGrid-R1-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R2-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R4-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R6-{0}x{0}", "13 17 19"),
+    *each("XLand-MiniGrid-R9-{0}x{0}", "16 19 25"),
+    *each("MiniGrid-DoorKey-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-Empty-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-EmptyRandom-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-MemoryS{}", "8 16 32 64 128"),
+    *each("MiniGrid-{}", "BlockedUnlockPickUp FourRooms LockedRoom Playground Unlock"),
+    "MiniGrid-UnlockPickUp",
+]
+
+OF_A_TRIAL: dict[str, Any] = {"benchmark": "", "episodes_per_trial": 10}
 
 
-def make_adapter(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+def registered() -> list[str]:
+    """The names that the installed XLand-MiniGrid knows."""
+    return list(import_suite("xminigrid").registered_environments())
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """A MiniGrid task, or trials of XLand-MiniGrid.
 
     ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`; of a trial `benchmark`, the name of one
@@ -39,8 +66,8 @@ class Task(SingleEnvironment):
     Logs `success`: 1 for an episode that ended with a reward, else 0.
     """
 
-    episode_metrics = ("success",)
-    extra = ()
+    episode_metrics: tuple[str, ...] = ("success",)
+    extra: tuple[str, ...] = ()
     """What ENV_KWARGS can set besides xminigrid's parameters."""
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
@@ -48,12 +75,12 @@ class Task(SingleEnvironment):
         constants = import_suite("xminigrid.core.constants")
         known = field_names(import_suite("xminigrid.environment").EnvParams)
         check_env_kwargs(name, env_kwargs, [*(k for k in known if k != "render_mode"), *self.extra])
-        make = making(name, env_kwargs)
+        attempt = making(name, env_kwargs)
         of_params = {key: value for key, value in env_kwargs.items() if key in known}
-        self._env, self._params = make(lambda: xminigrid.make(name, **of_params))
+        self._env, self._params = attempt(lambda: xminigrid.make(name, **of_params))
         self._categories = constants.NUM_TILES, constants.NUM_COLORS
         self.action_space = Discrete(self._env.num_actions(self._params))
-        self.obs_size = make(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
+        self.obs_size = attempt(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
         self.num_binary = self.obs_size
 
     def reset(self, key: jax.Array):

@@ -6,11 +6,14 @@ in files small enough to be carried anywhere. The metrics so far stand beside ei
 `CurveFile`. A checkpoint is either whole or absent, whenever the process dies.
 """
 
+import gc
 import io
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from config import ConfigError, check_config
-
-MEANING_OF_THE_STATE = (
-    *("ENV_NAME", "ENV_KWARGS", "RESET_STRATEGY", "RESET_RATIO", "NUM_ENVS", "NUM_STEPS"),
-    *("PREV_ACTION_REWARD", "NORMALIZE_OBS", "NORMALIZE_REWARD"),
-    *("EMBED_SIZE", "qkv_features", "num_heads", "num_layers", "hidden_layers", "ACTIVATION"),
-    *("WINDOW_MEM", "gating", "gating_bias", "seed", "NUM_SEEDS", "RESULTS_DIR"),
-)
-"""The keys that a resumed run can't change: sizes, the environment, the network, the seeds."""
-
+from config import ConfigError
+from environments import named_by_user
+from host.multihost import is_main
+from learning import Algorithm
+from normalization import exact_count
 
 PART_BYTES = 15_000_000
+
+LEFTOVERS = ("*.partial", "removed", "*.orbax-checkpoint-tmp*")
+"""What a kill may leave beside the whole checkpoints, which have a number for a name."""
 
 
 class FullCheckpoints:
@@ -43,19 +44,26 @@ class FullCheckpoints:
     """
 
     def __init__(self, folder: Path, keep: int):
-        self.folder = folder
+        self.root = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            (folder / "checkpoints").resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            self.root.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                todelete_subdir="removed",
+            ),
         )
 
     def save(self, updates: int, state: Any) -> None:
         """Writes the state after so many updates; returns when it is on the disk."""
         if updates == self.newest():
             return
+        if is_main():
+            remove_leftovers(self.root)
         self._manager.save(updates, args=ocp.args.StandardSave(without_empty(state)), force=True)
         # The next update takes the state's buffers for its own.
         self._manager.wait_until_finished()
+        if is_main():
+            remove_leftovers(self.root)
 
     def newest(self) -> int | None:
         """After how many updates the newest whole checkpoint was taken, None if there is none."""
@@ -68,16 +76,25 @@ class FullCheckpoints:
           ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
         newest = self.newest()
-        # When one read fails, those under way in Orbax's threads fail too, each with a traceback.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
-            state = self._manager.restore(
-                newest, args=ocp.args.StandardRestore(without_empty(shapes))
-            )
-            sys.unraisablehook = hook
+            with without_unraisable_errors():
+                state = self._manager.restore(
+                    newest, args=ocp.args.StandardRestore(without_empty(shapes))
+                )
             return with_empty(state, shapes)
         except Exception as error:  # a broken folder raises almost anything
-            raise unreadable(self.folder / "checkpoints" / str(newest), error) from error
+            raise unreadable(self.root / str(newest), error) from error
+
+
+@contextmanager
+def without_unraisable_errors() -> Iterator[None]:
+    """Says nothing of the reads that fail in Orbax's threads when one does, of each a traceback."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()  # what failed is told of when it is collected
+        sys.unraisablehook = hook
 
 
 def without_empty(tree: Any) -> Any:
@@ -88,8 +105,8 @@ def without_empty(tree: Any) -> Any:
 def with_empty(tree: Any, shapes: Any) -> Any:
     """Undoes `without_empty`."""
 
-    def fill(shape: jax.ShapeDtypeStruct, x: Any) -> Any:
-        if x is not None:
+    def fill(shape: jax.ShapeDtypeStruct | None, x: Any) -> Any:
+        if x is not None or shape is None:
             return x
         make = partial(jnp.zeros, shape.shape, shape.dtype)
         return jax.jit(make, out_shardings=shape.sharding)()
@@ -109,20 +126,20 @@ class LearnerCheckpoints:
     """
 
     def __init__(self, folder: Path, keep: int):
-        self._root = folder / "learner"
+        self.root = folder / "learner"
         self._keep = keep
 
     def save(self, updates: int, params: Any, opt_state: Any = None) -> None:
         """Writes NumPy trees; `opt_state` may be None."""
-        target = self._root / str(updates)
+        target = self.root / str(updates)
         if target.exists():
             return
         leaves = jax.tree.leaves({"opt_state": opt_state, "params": params})
         archive = io.BytesIO()
         np.savez(archive, *leaves)
         data = archive.getbuffer()
-        partial = self._root / f"{updates}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_leftovers(self.root)
+        partial = self.root / f"{updates}.partial"
         partial.mkdir(parents=True)
         for index, start in enumerate(range(0, len(data), PART_BYTES)):
             with open(partial / f"part_{index:03}", "wb") as file:
@@ -130,7 +147,7 @@ class LearnerCheckpoints:
                 os.fsync(file.fileno())
         os.rename(partial, target)
         for old in self._all()[: -self._keep]:
-            shutil.rmtree(self._root / str(old))
+            remove_whole(self.root / str(old))
 
     def newest(self) -> int | None:
         """After how many updates the newest one was taken, None if there is none."""
@@ -145,7 +162,7 @@ class LearnerCheckpoints:
         Raises:
           ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
-        folder = self._root / str(self.newest())
+        folder = self.root / str(self.newest())
         parts = sorted(folder.glob("part_*"))
         try:
             archive = np.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
@@ -156,13 +173,35 @@ class LearnerCheckpoints:
         if len(leaves) == len(jax.tree.leaves(params)):
             tree["opt_state"] = None
         wanted, structure = jax.tree.flatten(tree)
+        if len(leaves) == len(wanted):
+            leaves = list(map(as_saved_today, leaves, wanted))
         if [np.shape(x) for x in leaves] != [np.shape(x) for x in wanted]:
             raise unreadable(folder, ValueError("the arrays have other shapes than the network's"))
         tree = jax.tree.unflatten(structure, leaves)
         return tree["params"], tree["opt_state"]
 
     def _all(self) -> list[int]:
-        return sorted(int(path.name) for path in self._root.glob("*") if path.name.isdigit())
+        return sorted(int(path.name) for path in self.root.glob("*") if path.name.isdigit())
+
+
+def remove_whole(folder: Path) -> None:
+    """Removes a folder that, if this is cut short, does not stay half-empty under its name."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    os.rename(folder, partial)
+    shutil.rmtree(partial)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what a kill left half-written or half-removed among a run's checkpoints."""
+    for pattern in LEFTOVERS:
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover)
+
+
+def as_saved_today(x: np.ndarray, like: Any) -> np.ndarray:
+    """A leaf of a checkpoint, the statistics' count in the form that `like` has."""
+    is_count = getattr(like, "dtype", None) == np.uint32 and np.shape(like) == (*x.shape, 2)
+    return exact_count(x) if is_count else x
 
 
 def unreadable(path: Path, error: Exception) -> ConfigError:
@@ -220,10 +259,15 @@ class CurveFile:
         self._file.close()
 
     def read(self) -> dict[str, np.ndarray]:
-        """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32."""
+        """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32.
+
+        A run that is resumed by another version may get other metrics: NaN stands where an update
+        had none of a name.
+        """
         self._file.seek(0)
         rows = [json.loads(line) for line in self._file]
-        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
         return {
             name: column.astype(np.float32) if column.dtype == np.float64 else column
             for name, column in columns.items()
@@ -233,15 +277,31 @@ class CurveFile:
 def save_run_config(folder: Path, config: dict[str, Any]) -> None:
     """Writes the config that `resumed_config` reads."""
     partial = folder / "run.json.partial"
-    partial.write_text(json.dumps({**config, "RESUME": None}, indent=1))
+    partial.write_text(json.dumps(as_saved({**config, "RESUME": None}), indent=1))
     os.replace(partial, folder / "run.json")
 
 
-def resumed_config(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def as_saved(value: Any) -> Any:
+    """What is left of a config or a value of it in JSON: tuples are lists, NumPy's arrays too.
+
+    Raises:
+      ConfigError: JSON has nothing like it.
+    """
+
+    def plain(x: Any) -> Any:
+        if hasattr(x, "tolist"):  # an array or a scalar of NumPy's or JAX's
+            return x.tolist()
+        raise ConfigError(f"{x!r} can't be saved with the run; use numbers, texts, lists and dicts")
+
+    return json.loads(json.dumps(value, default=plain))
+
+
+def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm) -> dict[str, Any]:
     """The config of the run in `folder`, with the overrides of the command line.
 
     Raises:
-      ConfigError: there is no run, or an override that would change the meaning of its state.
+      ConfigError: there is no run, or one of another algorithm, or an override that would change
+        the meaning of its state, or its environment is a file that the overrides don't name.
     """
     try:
         saved = json.loads((folder / "run.json").read_text())
@@ -249,9 +309,23 @@ def resumed_config(folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"RESUME: no run in {folder}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"RESUME: {folder / 'run.json'} is broken: {error}") from error
-    saved = check_config(saved)
-    asked = check_config({**saved, **overrides})
-    changed = [key for key in MEANING_OF_THE_STATE if asked[key] != saved[key]]
+    trained_by = saved.pop("ALGORITHM", "PPO")
+    if trained_by != algorithm.name:
+        raise ConfigError(
+            f"RESUME: {folder} was trained by {trained_by}, and this script trains {algorithm.name}"
+        )
+    saved = algorithm.check(saved)
+    asked = algorithm.check({**saved, **overrides})
+    given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
+    try:
+        saved["ENV_NAME"] = named_by_user(saved["ENV_NAME"], given, "ENV_NAME={}")
+    except ConfigError as error:
+        raise ConfigError(f"RESUME: {error}") from error
+    changed = [
+        name
+        for name, key in algorithm.keys.items()
+        if not key.resumable and as_saved(asked[name]) != saved[name]
+    ]
     if changed:
         was = ", ".join(f"{key} = {saved[key]!r}" for key in changed)
         raise ConfigError(f"RESUME: {', '.join(changed)} can't change; the run has {was}")

@@ -1,12 +1,12 @@
-"""The host side of a run: the command line, the loop over jitted updates, the signals."""
+"""The host side of a run: the command line, and the loop over jitted updates."""
 
 import os
-import signal
 import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +14,74 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints import resumed_config
 from config import (
-    DEFAULTS,
-    LAUNCH,
+    LAUNCH_KEYS,
     ConfigError,
-    check_config,
     check_values,
+    defaults,
     num_updates,
     read_overrides,
 )
-from multihost import check_same_config, connect, in_all, is_main, largest, say
-from program import Program
-from record import NotFiniteError, Record, save_results
-from trainer_PPO_trXL import RunnerState
+from environments import is_own
+from host.checkpoints import resumed_config
+from host.help import help_text
+from host.multihost import check_same_config, connect, in_all, is_main, say, status_of
+from host.program import Program
+from host.record import NotFiniteError, Record, saved_params
+from host.results_files import save_results
+from host.signals import StopOnSignal
+from learning import Algorithm, RunnerState, TrainState
 
-REPOSITORY = Path(__file__).resolve().parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def main(config: dict[str, Any], all_devices: bool = False) -> None:
+def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> None:
     """What an entry script does: reads the overrides, trains, and writes the files of the run.
 
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
+      algorithm: that trains.
       all_devices: trains on every device of every process with `jax.pmap` instead of on one.
 
-    Exits with one line and status 1 where the config can't be run, and with 128 + its number after
-    a signal.
+    Exits with one line and status 1 where the config can't be run, with one for each seed that
+    diverged, with status `TRY_AGAIN` where another of several processes was lost, and with 128 +
+    its number after a signal.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print_help(config, all_devices)
+        print_help(config, algorithm, all_devices)
         return
     enable_compilation_cache()
     try:
-        launch, overrides = read_command_line(all_devices)
-        connect(launch)
-        config = in_all(lambda: started_config(config, overrides))
+        launch, overrides = read_command_line(algorithm, all_devices)
+        if all_devices:
+            connect(launch)
+        config = in_all(lambda: started_config(config, overrides, algorithm))
         check_same_config(config)
-        stopped_by = run(config, all_devices)
+        stopped_by = run(config, algorithm, all_devices)
     except (ConfigError, NotFiniteError) as error:
-        sys.exit(f"error: {error}" if is_main() else 1)
-    except Exception:
+        lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
+        sys.exit(lines if is_main() else 1)
+    except Exception as error:
         if jax.process_count() == 1:
             raise
         # An orderly exit would wait for the other processes, and they for this one.
         traceback.print_exc()
-        os._exit(1)
+        os._exit(status_of(error))
     if stopped_by:
         sys.exit(128 + stopped_by)
 
 
-def print_help(config: dict[str, Any], all_devices: bool) -> None:
-    """Lists the keys of the command line with their values."""
+def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
+    """Lists the keys of the command line with their values, group by group."""
     print(f"usage: {sys.argv[0]} [KEY=VALUE ...]\n\nthe keys, with their values here:")
-    keys = check_config(config) | (LAUNCH if all_devices else {})
-    print("\n".join(f"  {key}={value!r}" for key, value in keys.items()))
+    keys = {**algorithm.keys, **(LAUNCH_KEYS if all_devices else {})}
+    print(help_text(keys, check_values(config, keys)))
 
 
-def read_command_line(all_devices: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where this process stands among others, `config.LAUNCH`, and the overrides of the config.
+def read_command_line(
+    algorithm: Algorithm, all_devices: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where this process stands among others, `LAUNCH_KEYS`, and the overrides of the config.
 
     The former may be environment variables too; both are for the script of all devices only.
 
@@ -80,33 +89,37 @@ def read_command_line(all_devices: bool) -> tuple[dict[str, Any], dict[str, Any]
       ConfigError: an argument that can't be read.
     """
     if not all_devices:
-        return LAUNCH, read_overrides(sys.argv[1:])
-    variables = [f"{key}={os.environ[key]}" for key in LAUNCH if key in os.environ]
-    given = read_overrides(variables + sys.argv[1:], DEFAULTS | LAUNCH)
-    overrides = {key: value for key, value in given.items() if key in DEFAULTS}
-    launch = {key: value for key, value in given.items() if key in LAUNCH}
-    return check_values(launch, LAUNCH), overrides
+        return defaults(LAUNCH_KEYS), read_overrides(sys.argv[1:], algorithm.keys)
+    variables = [f"{name}={os.environ[name]}" for name in LAUNCH_KEYS if name in os.environ]
+    given = read_overrides(variables + sys.argv[1:], {**algorithm.keys, **LAUNCH_KEYS})
+    overrides = {name: value for name, value in given.items() if name in algorithm.keys}
+    launch = {name: value for name, value in given.items() if name in LAUNCH_KEYS}
+    return check_values(launch, LAUNCH_KEYS), overrides
 
 
-def started_config(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def started_config(
+    config: dict[str, Any], overrides: dict[str, Any], algorithm: Algorithm
+) -> dict[str, Any]:
     """The config of a run that starts, or goes on with RESUME.
 
     Raises:
       ConfigError: a value that can't be, or a run that can't go on so.
     """
+    own = {key: config[key] for key in ["ENV_NAME"] if is_own(str(config.get(key)))}
     config = {**config, **overrides}
     if config.get("RESUME"):
-        return resumed_config(Path(config["RESUME"]), overrides)
-    return check_values(config, DEFAULTS)
+        # A script's settings give way to the run's, but an environment of its own is named in it.
+        return resumed_config(Path(config["RESUME"]), own | overrides, algorithm)
+    return check_values(config, algorithm.keys)
 
 
 def enable_compilation_cache() -> None:
     """Turns JAX's persistent compilation cache on, so that a second start is quick."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 
 
-def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
+def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> int | None:
     """Trains with a config and writes the files of the run, whole or after a signal.
 
     Returns:
@@ -115,68 +128,53 @@ def run(config: dict[str, Any], all_devices: bool = False) -> int | None:
     Raises:
       ConfigError: the config can't be run or its results folder can't be written; nothing was
         compiled, and no folder is left behind.
-      NotFiniteError: a loss or a parameter stopped being finite.
+      NotFiniteError: a loss or a parameter stopped being finite; of one seed of several, after
+        the others' run, whose files are written.
     """
     num_devices = jax.device_count() if all_devices else 1
-    config = check_config(config, num_devices)
+    config = algorithm.check(config, num_devices)
     if all_devices and config["NUM_SEEDS"] > 1:
         raise ConfigError(
             f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script"
             " spreads one seed over all devices"
         )
-    program = Program(config, num_devices if all_devices else None)
-    record = Record(config, program.seeds)
-    with StopOnSignal(record) as stop, closing(record):
-        state = train(config, program, record, stop)
-        learners = program.per_seed(state.train_state)
-        if is_main():
-            curves = record.curves()
-            save_results(record.folder, config, program.seeds, curves, learners)
-            print(summary(config, curves, stop.signal))
-            print(f"saved to {record.folder}")
+    program = Program(config, algorithm, num_devices if all_devices else None)
+    with StopOnSignal() as stop:
+        record = Record(config, algorithm, program.seeds)
+        stop.watch(record)
+        with closing(record):
+            state = train(config, program, record, stop)
+            train_states = program.per_seed(state.train_state)
+            if is_main():
+                save(config, algorithm, record, program.seeds, train_states, stop.signal)
     if stop.signal:
-        say(f"go on with RESUME={record.folder}")
+        own = f" ENV_NAME={config['ENV_NAME']}" if is_own(config["ENV_NAME"]) else ""
+        say(f"go on with RESUME={record.folder}{own}")
+    elif record.diverged:
+        raise NotFiniteError("\n".join(record.divergences(record.diverged)))
     return stop.signal
 
 
-class StopOnSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
-
-    `signal` is the number of the signal to stop for, or None. Of several processes all must stop
-    after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
-    to save, so the first one ends the process too.
-    """
-
-    def __init__(self, record: Record):
-        self._record = record
-        self._own = 0
-        self.signal = None
-        self.training = False
-
-    def agree(self) -> None:
-        """Sets `signal` to what any of the processes got; all of them call it after an update."""
-        self.signal = largest(self._own) or None
-        if self.signal and not self._own and is_main():
-            tqdm.write("stopping: another process was asked to", file=sys.stderr)
-
-    def __enter__(self):
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {number: signal.signal(number, self._handle) for number in signals}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: Any) -> None:
-        if self._own or not self.training:
-            tqdm.write("stopped at once", file=sys.stderr)
-            self._record.discard_if_empty()
-            # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
-            os._exit(128 + number)
-        self._own = number
-        if is_main():
-            tqdm.write("stopping after this update (once more to quit at once)", file=sys.stderr)
+def save(
+    config: dict[str, Any],
+    algorithm: Algorithm,
+    record: Record,
+    seeds: list[int],
+    train_states: list[TrainState],
+    stopped_by: int | None,
+) -> None:
+    """Writes the files of every seed, the parameters only of those that did not diverge."""
+    whole = [seed not in record.diverged for seed in seeds]
+    curves = record.curves()
+    params = [
+        saved_params(algorithm, train_state) if ok else None
+        for train_state, ok in zip(train_states, whole, strict=True)
+    ]
+    saved_config = {**config, "ALGORITHM": algorithm.name}
+    save_results(record.folder, saved_config, seeds, curves, params)
+    lost = f"; {len(record.diverged)} of {len(seeds)} seeds diverged" if record.diverged else ""
+    print(summary(config, list(compress(curves, whole)), stopped_by) + lost)
+    print(f"saved to {record.folder}")
 
 
 def train(
@@ -220,7 +218,11 @@ def train(
             record.append([one_seed | extra for one_seed in metrics])
             if record.updates % config["CHECKPOINT_EVERY"] == 0:
                 record.save_checkpoint(program, state)
-            returns = [one_seed["returned_episode_returns"] for one_seed in metrics]
+            returns = [
+                one_seed["returned_episode_returns"]
+                for seed, one_seed in zip(program.seeds, metrics, strict=True)
+                if seed not in record.diverged
+            ]
             newest_return = np.nanmean(returns) if np.any(np.isfinite(returns)) else newest_return
             bar.set_postfix_str(
                 f"{steps_per_second:,.0f} steps/s, return {newest_return:.2f}", refresh=False

@@ -10,15 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError
+from environments.adapting import choose, each, import_suite, making, read_action_space
 from spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
-from suites import choose, import_suite, making, read_action_space
 from wrappers import SingleEnvironment
+
+NAMES = [
+    *each("MPE_simple_{}_v3", "adversary crypto push reference spread tag world_comm"),
+    *("MPE_simple_v3", "MPE_simple_facmac_v1", "MPE_simple_speaker_listener_v4"),
+    *each("MPE_simple_facmac_{}v1", "3a_ 6a_ 9a_"),
+    *("SMAX", "HeuristicEnemySMAX", "LearnedPolicyEnemySMAX", "switch_riddle", "hanabi"),
+    *("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3"),
+    *("overcooked", "overcooked_v2", "storm", "storm_2p", "storm_np", "coin_game", "jaxnav"),
+    *each("JaxRobotarium_{}", "navigation discovery material_transport warehouse"),
+    *each("JaxRobotarium_{}", "arctic_transport foraging rware predator_prey"),
+]
 
 OWN_RESET = {
     name: {"auto_reset": False}
     for name in ("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3")
 }
 """Arguments for those that would reset within their step."""
+
+
+def registered() -> list[str]:
+    """The names that the installed JaxMARL knows."""
+    return list(import_suite("jaxmarl").registered_envs)
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """An environment of JaxMARL."""
+    return JaxMARLAdapter(name, env_kwargs)
 
 
 class Team(NamedTuple):
@@ -44,14 +65,14 @@ class JaxMARLAdapter(SingleEnvironment):
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
         jaxmarl = import_suite("jaxmarl")
-        make = making(name, env_kwargs)
+        attempt = making(name, env_kwargs)
         arguments = {key: named_argument(name, key, value) for key, value in env_kwargs.items()}
         arguments = OWN_RESET.get(name, {}) | arguments
-        self._env = make(lambda: jaxmarl.make(name, **arguments))
+        self._env = attempt(lambda: jaxmarl.make(name, **arguments))
         self._agents = tuple(self._env.agents)
         self.num_agents = len(self._agents)
-        obs, state = make(lambda: jax.eval_shape(self._env.reset, jax.random.key(0)))
-        self._sizes = make(lambda: [obs[agent].size for agent in self._agents])
+        obs, state = attempt(lambda: jax.eval_shape(self._env.reset, jax.random.key(0)))
+        self._sizes = attempt(lambda: [obs[agent].size for agent in self._agents])
         self._spaces = [read_action_space(name, self._env.action_space(a)) for a in self._agents]
         self._has_legal = isinstance(self._spaces[0], Discrete) and has_legal(self._env, state)
         self.action_space, self._usable = join_spaces(name, self._spaces, self._has_legal)
@@ -99,7 +120,8 @@ class JaxMARLAdapter(SingleEnvironment):
         if not self._has_legal:
             return usable
         most = self.action_space.num_outputs
-        legal = [jnp.ravel(x) for x in map(legal_actions(self._env, state).get, self._agents)]
+        by_agent = legal_actions(self._env, state)
+        legal = [jnp.ravel(by_agent[agent]) for agent in self._agents]
         padded = [jnp.pad(x.astype(jnp.float32), (0, most - x.size)) for x in legal]
         return jnp.stack(padded) * usable
 
@@ -142,8 +164,9 @@ def join_spaces(
     if Discrete in kinds:
         return Discrete(most, masked), usable
     # Where bounds differ, each agent's own are kept by `own_part`.
-    low = tuple(min(s.low[i] for s in spaces if i < s.size) for i in range(most))
-    high = tuple(max(s.high[i] for s in spaces if i < s.size) for i in range(most))
+    boxes = [space for space in spaces if isinstance(space, Box)]
+    low = tuple(min(s.low[i] for s in boxes if i < s.size) for i in range(most))
+    high = tuple(max(s.high[i] for s in boxes if i < s.size) for i in range(most))
     return Box(low, high, masked), usable
 
 
@@ -156,8 +179,13 @@ def named_argument(name: str, key: str, value: Any) -> Any:
     """A constructor's argument; a scenario of SMAX or a layout of Overcooked by its name.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: there is none of that name, or it would run what may be a stranger's code.
     """
+    if key == "map_id" and value == "Grid-Buffer":
+        raise ConfigError(
+            f"ENV_KWARGS: {name} unpickles the maps of Grid-Buffer, which can run any code; choose"
+            " another map_id, such as Grid-Rand-Poly"
+        )
     if key == "scenario" and isinstance(value, str):
         return choose(
             key, value, import_suite("jaxmarl.environments.smax.smax_env").MAP_NAME_TO_SCENARIO

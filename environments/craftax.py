@@ -1,0 +1,92 @@
+"""Craftax and Craftax-Classic.
+
+Matthews et al. 2024, "Craftax" (arXiv 2402.16801).
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from config import ConfigError
+from environments.adapting import field_names, import_suite, replace_fields, split_env_kwargs
+from spaces import Discrete
+from wrappers import SingleEnvironment
+
+NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]
+
+SPELLINGS = {"craftax": NAMES[0], **{name.lower(): name for name in NAMES}}
+
+BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
+
+
+def registered() -> list[str]:
+    """Nothing beyond `NAMES`: Craftax keeps no list."""
+    return []
+
+
+def full_name(name: str) -> str:
+    """The name that a name in lower case, or `craftax`, stands for; any other as it is.
+
+    Raises:
+      ConfigError: it is one of pixels.
+    """
+    lower = name.lower()
+    if lower.startswith("craftax") and "pixels" in lower:
+        raise ConfigError(
+            f"{name} observes pixels, which this network has no encoder for: its input is a flat"
+            " vector; use the same game's Symbolic variant"
+        )
+    return SPELLINGS.get(lower, name)
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """Craftax or Craftax-Classic."""
+    return CraftaxAdapter(name, env_kwargs)
+
+
+class CraftaxAdapter(SingleEnvironment):
+    """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
+
+    Craftax reports its step limit as an end like any other, so no step is truncated.
+    """
+
+    default_reset_strategy = "pool"
+    can_truncate = False
+
+    def __init__(self, name: str, env_kwargs: dict[str, Any]):
+        make_craftax_env_from_name = import_suite("craftax.craftax_env").make_craftax_env_from_name
+        env = make_craftax_env_from_name(name, auto_reset=False)
+        static_params = env.default_static_params()
+        of_params, of_static_params = split_env_kwargs(
+            name, env_kwargs, field_names(env.default_params), field_names(static_params)
+        )
+        self._env = type(env)(replace_fields(static_params, of_static_params))
+        self._params = replace_fields(env.default_params, of_params)
+        self.action_space = Discrete(env.num_actions)
+        obs, _, _, _, info = jax.eval_shape(self._own_step, jax.random.key(0))
+        self.obs_size = obs.size
+        # The map comes first: one-hot blocks, items and creatures, and whether there is light.
+        self.num_binary = importlib.import_module(type(env).__module__).get_flat_map_obs_shape()
+        self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
+
+    def reset(self, key: jax.Array):
+        return self._env.reset_env(key, self._params)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._env.step_env(key, state, action, self._params)
+        return obs, state, reward, done, jnp.zeros_like(done), info
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by Craftax itself."""
+        package = "craftax_classic" if "Classic" in self._env.name else "craftax"
+        module = importlib.import_module(f"craftax.{package}.renderer")
+        render = jax.jit(module.make_craftax_pixel_renderer(BLOCK_PIXELS))
+        return lambda state: np.asarray(render(state)).astype(np.uint8)
+
+    def _own_step(self, key: jax.Array):
+        _, state = self._env.reset_env(key, self._params)
+        return self._env.step_env(key, state, 0, self._params)

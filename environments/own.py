@@ -1,0 +1,75 @@
+"""Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from config import ConfigError
+from environments.adapting import making, one_line
+from wrappers import SingleEnvironment
+
+
+def is_own(name: str) -> bool:
+    """Whether an ENV_NAME is a file and a class in it rather than a suite's environment."""
+    return ":" in name
+
+
+def file_and_class(name: str) -> tuple[Path, str]:
+    """The two parts of `<file.py>:<class>`."""
+    path, _, class_name = name.rpartition(":")
+    return Path(path), class_name
+
+
+def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """An environment of the user's own: an object of `<file.py>:<class>`, made with ENV_KWARGS.
+
+    Raises:
+      ConfigError: there is no such file or class, or it can't be made.
+    """
+    path, class_name = file_and_class(name)
+    if not path.is_file():
+        raise ConfigError(f"ENV_NAME={name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
+        ) from error
+    own_class = getattr(module, class_name, None)
+    if not (isinstance(own_class, type) and issubclass(own_class, SingleEnvironment)):
+        raise ConfigError(f"ENV_NAME={name}: {path} has no SingleEnvironment {class_name}")
+    return making(name, env_kwargs)(lambda: own_class(**env_kwargs))
+
+
+def named_by_user(saved: str, given: str | None, argument: str) -> str:
+    """The ENV_NAME to make the environment of a saved config by.
+
+    A saved config may be a stranger's, and to make an environment of one's own is to run its file.
+    So the file is the one that the user names in this very command, never the one that the config
+    names. It may have moved: the file's name without its folder and ending, and the class, agree.
+
+    Args:
+      saved: ENV_NAME in the saved config.
+      given: what the user names, if anything.
+      argument: how to name it, with `{}` where the name goes.
+
+    Raises:
+      ConfigError: it is a file that the user didn't name, or they named another environment.
+    """
+    if given is None:
+        if is_own(saved):
+            raise ConfigError(
+                f"the environment is {saved}, a file that is run only if you name it: add"
+                f" {argument.format(saved)}"
+            )
+        return saved
+    if saved == given:
+        return given
+    parts = [(path.stem, class_name) for path, class_name in map(file_and_class, (saved, given))]
+    if is_own(saved) and is_own(given) and parts[0] == parts[1]:
+        return given
+    raise ConfigError(f"ENV_NAME can't change; the run has ENV_NAME = {saved!r}, not {given!r}")

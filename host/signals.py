@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM: a run that is asked to stop saves first."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from host.multihost import is_main, largest
+from host.record import Record
+
+
+class StopOnSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
+
+    `signal` is the number of the signal to stop for, or None. Of several processes all must stop
+    after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
+    to save, so the first one ends the process too, as soon as there is a record to close.
+    """
+
+    def __init__(self):
+        self._record = None
+        self._own = 0
+        self.signal = None
+        self.training = False
+
+    def watch(self, record: Record) -> None:
+        """From now on this record is closed before the process ends, or now if it is to end."""
+        self._record = record
+        if self._own:
+            self._quit(self._own)
+
+    def agree(self) -> None:
+        """Sets `signal` to what any of the processes got; all of them call it after an update."""
+        self.signal = largest(self._own) or None
+        if self.signal and not self._own and is_main():
+            tqdm.write("stopping: another process was asked to", file=sys.stderr)
+
+    def __enter__(self):
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._handle) for number in signals}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        again, self._own = self._own, self._own or number
+        if again:
+            self._quit(number, patient=False)
+        elif self._record is None:
+            return  # half made: `watch` will close it
+        elif not self.training:
+            self._quit(number)
+        elif is_main():
+            tqdm.write("stopping after this update (once more to quit at once)", file=sys.stderr)
+
+    def _quit(self, number: int, patient: bool = True) -> None:
+        """Ends the process; closing the record may wait for the receiver of live metrics."""
+        tqdm.write("stopped at once", file=sys.stderr)
+        if self._record:
+            (self._record.close if patient else self._record.discard_if_empty)()
+        # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
+        os._exit(128 + number)

@@ -1,0 +1,40 @@
+"""Sums, means and moments over the elements that count, on one device or over all of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Every leaf's mean over the devices of the axis; as it is without an axis."""
+    return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+
+def sum_over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Every leaf's sum over the devices of the axis; as it is without an axis."""
+    return jax.lax.psum(tree, axis_name) if axis_name else tree
+
+
+def where_counted(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """x, and 0 where its weight is 0, whatever stands there: 0 times infinity would be NaN."""
+    return x if weight is None else jnp.where(weight > 0, x, 0)
+
+
+def normalise_weight(weight: jax.Array, axis_name: str | None) -> jax.Array:
+    """Weights whose mean over all devices is 1, or that are all 0."""
+    mean = mean_over_devices(jnp.mean(weight), axis_name)
+    return weight / jnp.where(mean == 0, 1, mean)
+
+
+def weighted_mean(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """The mean of x over all its elements; weights have mean 1, None stands for all alike."""
+    return jnp.mean(x if weight is None else weight * where_counted(x, weight))
+
+
+def moments(
+    x: jax.Array, weight: jax.Array | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and population variance of x over all its elements on all devices."""
+    mean = mean_over_devices(weighted_mean(x, weight), axis_name)
+    return mean, mean_over_devices(weighted_mean((x - mean) ** 2, weight), axis_name)

@@ -1,0 +1,139 @@
+"""A run's checkpoints and curves on the disk, by themselves: pruning, kills midway, other names."""
+
+import json
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from config import ConfigError
+from host.checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints
+
+
+def full(folder):
+    """Full checkpoints, the function that saves one, and the folder they are in."""
+    manager = FullCheckpoints(folder, 2)
+    save = lambda updates: manager.save(updates, {"x": jnp.arange(8.0)})  # noqa: E731
+    return manager, save, folder / "checkpoints"
+
+
+def learner_only(folder):
+    manager = LearnerCheckpoints(folder, 2)
+    save = lambda updates: manager.save(updates, {"x": np.arange(8.0)})  # noqa: E731
+    return manager, save, folder / "learner"
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", [full, learner_only])
+def test_only_the_newest_checkpoints_are_kept(kind, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        manager, save, root = kind(tmp_path)
+        for updates in (2, 4, 6, 8):
+            save(updates)
+            assert manager.newest() == updates
+    assert names_in(root) == ["6", "8"]
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kind", [full, learner_only])
+def test_a_kill_while_one_is_pruned_leaves_nothing_half_empty_that_counts_as_whole(
+    kind, tmp_path, monkeypatch
+):
+    manager, save, root = kind(tmp_path)
+    save(1)
+    save(2)
+
+    def remove_a_file_and_die(path, *_, **__):
+        next(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+        raise KilledError
+
+    monkeypatch.setattr(shutil, "rmtree", remove_a_file_and_die)
+    with pytest.raises(KilledError):
+        save(3)
+    monkeypatch.undo()
+    assert [name for name in names_in(root) if name.isdigit()] == ["2", "3"]
+    assert len(names_in(root)) == 3  # what is left of the first has another name
+
+    (root / "7.orbax-checkpoint-tmp").mkdir()  # of a kill while one was written
+    (root / "3_of_mine").mkdir()  # what a user moved away
+    manager, save, _ = kind(tmp_path)
+    assert manager.newest() == 3
+    save(4)
+    assert names_in(root) == ["3", "3_of_mine", "4"]
+
+
+def test_a_kill_while_a_learner_only_one_is_written_leaves_none(tmp_path, monkeypatch):
+    manager, save, root = learner_only(tmp_path)
+    save(1)
+
+    def die(_):
+        raise KilledError
+
+    monkeypatch.setattr("os.fsync", die)
+    with pytest.raises(KilledError):
+        save(2)
+    monkeypatch.undo()
+    assert manager.newest() == 1
+    assert names_in(root) == ["1", "2.partial"]
+    save(2)
+    assert names_in(root) == ["1", "2"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_reading_a_checkpoint_leaves_pythons_hook_as_it_was(broken, tmp_path):
+    manager, save, root = full(tmp_path)
+    save(1)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+    hook = sys.unraisablehook
+    if broken:
+        for file in (root / "1").rglob("d/*"):
+            file.write_bytes(b"")
+        with pytest.raises(ConfigError, match="is broken or of another run"):
+            manager.restore(shapes)
+    else:
+        np.testing.assert_array_equal(manager.restore(shapes)["x"], np.arange(8.0))
+    assert sys.unraisablehook is hook
+
+
+def test_a_curve_has_the_names_of_all_updates_and_nan_where_one_is_absent(tmp_path):
+    curve = CurveFile(tmp_path, 0, 0)
+    curve.append({"loss": np.float32(0.5), "old": np.int32(1), "episodes": np.int32(3)})
+    curve.append({"loss": np.float32(0.25), "new": np.float32(2.5), "episodes": np.int32(4)})
+    read = curve.read()
+    np.testing.assert_array_equal(read["loss"], [0.5, 0.25])
+    np.testing.assert_array_equal(read["old"], [1, np.nan])
+    np.testing.assert_array_equal(read["new"], [np.nan, 2.5])
+    kinds = {name: column.dtype.kind for name, column in read.items()}
+    assert kinds == {"loss": "f", "old": "f", "new": "f", "episodes": "i"}
+
+
+def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
+    curve = CurveFile(tmp_path, 0, 0)
+    values = np.float32([0.1, np.nan, 1e-30, 3.0])
+    for i, value in enumerate(values):
+        curve.append({"loss": value, "episodes": np.int32(i)})
+    with open(tmp_path / "0_metrics.jsonl", "a") as file:
+        file.write('{"loss": 0.')  # what a kill leaves behind
+    resumed = CurveFile(tmp_path, 0, 3)
+    resumed.cut_off()
+    resumed.append({"loss": np.float32(0.7), "episodes": np.int32(9)})
+    read = resumed.read()
+    np.testing.assert_array_equal(read["loss"], np.float32([*values[:3], 0.7]))
+    np.testing.assert_array_equal(read["episodes"], [0, 1, 2, 9])
+    lines = (tmp_path / "0_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["episodes"] for line in lines] == [0, 1, 2, 9]
+    with pytest.raises(ConfigError, match="fewer lines than the checkpoint has updates"):
+        CurveFile(tmp_path, 0, 5)

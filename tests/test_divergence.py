@@ -1,0 +1,203 @@
+"""One seed of several whose agent breaks: it is marked, and the others go on to their end."""
+
+import json
+import re
+import shutil
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import QUICK, main, resumed_config, run, whole_checkpoints
+
+from config import ConfigError
+from host import experiment
+from host.program import Program
+from host.record import NotFiniteError
+from results import load_results
+
+pytestmark = pytest.mark.slow
+
+STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
+CONFIG = {
+    **QUICK,
+    "ENV_KWARGS": {"memory_length": 3},
+    "ANNEAL_LR": False,
+    "NUM_SEEDS": 2,
+    "CHECKPOINT_EVERY": 2,
+    "KEEP_CHECKPOINTS": 1,
+    "TOTAL_TIMESTEPS": 6 * STEPS_PER_UPDATE,
+}
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """Makes the parameters of seed i NaN before its update u, for {i: u}."""
+    compile_update = Program.compile
+
+    def breaks(at):
+        def compile_broken(self, state):
+            update = compile_update(self, state)
+
+            def broken_update(state):
+                train_state = state.train_state
+                for i in range(2):
+                    if int(train_state.updates[i]) + 1 == at.get(i):
+                        params = jax.tree.map(
+                            lambda x, i=i: x.at[i].set(jnp.nan), train_state.params
+                        )
+                        train_state = train_state._replace(params=params)
+                return update(state._replace(train_state=train_state))
+
+            return broken_update
+
+        monkeypatch.setattr(Program, "compile", compile_broken)
+
+    return breaks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run in which no seed broke."""
+    root = tmp_path_factory.mktemp("whole")
+    run({**CONFIG, "RESULTS_DIR": str(root)})
+    return root / "MemoryChain-bsuite"
+
+
+def load(folder, seed, kind):
+    content = load_results(folder / f"{seed}_{kind}.npy")
+    content.pop("steps_per_second", None)
+    return content
+
+
+def assert_same_seed(a, b, seed):
+    for kind in ("metrics", "params"):
+        jax.tree.map(np.testing.assert_array_equal, load(a, seed, kind), load(b, seed, kind))
+
+
+def resume(folder, updates):
+    run(
+        resumed_config(
+            folder, {"TOTAL_TIMESTEPS": updates * STEPS_PER_UPDATE, "RESUME": str(folder)}
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "learner"])
+def test_the_others_end_as_if_none_had_diverged_and_it_resumes_from_before(
+    kind, whole, tmp_path, breaks, capsys, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(
+        experiment.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text)
+    )
+    breaks({1: 3})
+    config = {**CONFIG, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
+    with pytest.raises(NotFiniteError) as error:
+        run(config)
+    folder = tmp_path / "MemoryChain-bsuite"
+    copy = folder / "diverged_1"
+    line = f"seed 1: total_loss is nan after update 3; the checkpoint of update 2 is kept in {copy}"
+    assert str(error.value) == line
+
+    assert_same_seed(whole, folder, 0)
+    assert load(folder, 1, "config")["seed"] == 1
+    curve, expected = load(folder, 1, "metrics"), load(whole, 1, "metrics")
+    np.testing.assert_array_equal(curve["total_loss"][:2], expected["total_loss"][:2])
+    assert np.isnan(curve["total_loss"][2:]).all()
+    assert len(curve["total_loss"]) == 6
+    assert not (folder / "1_params.npy").exists()
+    mark = {"what": "total_loss is nan", "update": 3, "checkpoint": 2}
+    assert json.loads((folder / "diverged.json").read_text()) == {"1": mark}
+
+    output = capsys.readouterr()
+    assert f"{line}; the other seeds go on" in output.err
+    last = float(load(folder, 0, "metrics")["returned_episode_returns"][-1])
+    assert shown[-1].endswith(f"return {last:.2f}")
+    assert f"mean return over the last 1: {last:.4f}; 1 of 2 seeds diverged" in output.out
+
+    # The run's own checkpoint of update 2 is long pruned.
+    where = {"full": "checkpoints", "learner": "learner"}[kind]
+    assert [path.name for path in (folder / where).iterdir()] == ["6"]
+    assert [path.name for path in (copy / where).iterdir()] == ["2"]
+    monkeypatch.undo()
+    resume(copy, 6)
+    if kind == "full":
+        assert_same_seed(whole, copy, 0)
+        assert_same_seed(whole, copy, 1)
+    else:
+        assert np.isfinite(load(copy, 1, "metrics")["total_loss"]).all()
+
+
+def test_a_mark_survives_resume_and_goes_with_the_updates_that_it_is_of(tmp_path, breaks):
+    breaks({1: 3})
+    with pytest.raises(NotFiniteError):
+        run({**CONFIG, "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    with pytest.raises(NotFiniteError, match=r"^seed 1: total_loss is nan after update 3; .*$"):
+        resume(folder, 8)
+    assert len(load(folder, 1, "metrics")["total_loss"]) == 8
+    assert not (folder / "1_params.npy").exists()
+    with pytest.raises(ConfigError, match="has done its 8 updates"):
+        resume(folder, 8)
+
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "diverged_1" / "checkpoints").rename(folder / "checkpoints")
+    breaks({})
+    resume(folder, 4)
+    assert not (folder / "diverged.json").exists()
+    assert not (folder / "diverged_1").exists()
+    assert load(folder, 1, "params")
+
+
+def test_when_all_have_diverged_the_run_ends_there(tmp_path, breaks, monkeypatch):
+    breaks({0: 3, 1: 5})
+    settings = [f"{key}={value}" for key, value in CONFIG.items()]
+    monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", *settings, f"RESULTS_DIR={tmp_path}"])
+    with pytest.raises(SystemExit) as exit:
+        main({})
+    folder = tmp_path / "MemoryChain-bsuite"
+    of_0 = f"the checkpoint of update 2 is kept in {folder}/diverged_0"
+    of_1 = f"the checkpoint of update 4 is kept in {folder}"
+    assert exit.value.code.splitlines() == [
+        f"error: seed 0: total_loss is nan after update 3; {of_0}",
+        f"error: seed 1: total_loss is nan after update 5; {of_1}",
+    ]
+    assert whole_checkpoints(folder) == {4}
+    assert not list(folder.glob("*.npy"))
+    # Where it goes on from, seed 1 had not diverged.
+    breaks({})
+    with pytest.raises(
+        NotFiniteError, match=re.escape(f"seed 0: total_loss is nan after update 3; {of_0}")
+    ):
+        resume(folder, 6)
+    assert load(folder, 1, "params")
+
+
+def test_one_that_diverges_before_any_checkpoint_is_said_to_have_none(tmp_path, breaks):
+    breaks({0: 1})
+    with pytest.raises(NotFiniteError) as error:
+        run({**CONFIG, "TOTAL_TIMESTEPS": 2 * STEPS_PER_UPDATE, "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    assert str(error.value) == (
+        f"seed 0: total_loss is nan after update 1; no checkpoint yet in {folder}"
+    )
+    assert not (folder / "diverged_0").exists()
+    assert load(folder, 1, "params")
+
+
+def test_a_stopped_run_in_which_one_diverged_ends_with_the_signals_status(
+    tmp_path, breaks, monkeypatch
+):
+    breaks({1: 3})
+    original = experiment.Record.append
+
+    def append(self, metrics):
+        original(self, metrics)
+        if self.updates == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(experiment.Record, "append", append)
+    assert run({**CONFIG, "RESULTS_DIR": str(tmp_path)}) == signal.SIGTERM

@@ -1,0 +1,204 @@
+"""README.md, CONTRIBUTING.md and docs/: their Python runs, their commands and links are true."""
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from config import LAUNCH_KEYS, ConfigError, read_overrides
+from evaluate_PPO_trXL import OPTIONS
+from host.help import PAGE, keys_page
+from trainer_PPO_trXL import KEYS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = REPOSITORY / "README.md"
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+LINKING = [
+    *PAGES,
+    REPOSITORY / "CHANGELOG.md",
+    *(REPOSITORY / "benchmarks").glob("*.md"),
+    *REPOSITORY.glob("results_*/README.md"),
+]
+FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+TRAINING_KEYS = {**KEYS, **LAUNCH_KEYS}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The code of a page's fences of that kind, such as "python" or "python no-run"."""
+    return [code for info, code in FENCE.findall(page.read_text()) if info == kind]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def each_block(kind: str):
+    return [
+        pytest.param(code, id=f"{name(page)}-{number}")
+        for page in PAGES
+        for number, code in enumerate(blocks(page, kind))
+    ]
+
+
+@pytest.mark.parametrize("code", each_block("python"))
+def test_its_python_runs(code, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    exec(compile(code, "page", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("code", each_block("python no-run"))
+def test_python_that_needs_a_run_of_the_readers_calls_what_is_there(code):
+    functions = {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            functions |= {alias.name: getattr(module, alias.name) for alias in node.names}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            keywords = dict.fromkeys(keyword.arg for keyword in node.keywords)
+            inspect.signature(functions[node.func.id]).bind(*node.args, **keywords)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every shell command of the pages, in fences and between backticks, cut into words."""
+    found = []
+    for page in PAGES:
+        lines = "".join(blocks(page, "bash")).splitlines()
+        lines += re.findall(r"`((?:python|pip|sbatch|\.ci/)[^`]*)`", prose(page))
+        for line in lines:
+            words = shlex.split(re.sub(r"<[^>]*>", "WORD", line), comments=True)
+            starts = [0, *(i + 1 for i, word in enumerate(words) if word == "&&"), len(words) + 1]
+            found += [(name(page), words[a : b - 1]) for a, b in pairwise(starts)]
+    return [(page, words) for page, words in found if words]
+
+
+def check_settings(script: str, arguments: list[str]) -> None:
+    """Raises where a script of this repository would not read its arguments."""
+    if script == "evaluate_PPO_trXL.py":
+        folder, *settings = arguments
+        assert folder == "FOLDER" or (REPOSITORY / folder).exists() or "corridor" in folder
+        read_overrides(settings, OPTIONS)
+    elif script.startswith(("train_", "benchmarks/")):
+        options = ("--nodes", "--help")
+        entry = [x for x in arguments if x.endswith(".py") and "=" not in x]
+        assert all((REPOSITORY / x).exists() for x in entry)
+        settings = [x for x in arguments if x not in entry and not x.startswith(options)]
+        read_overrides(settings, TRAINING_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [pytest.param(*c, id=f"{c[0]}: {' '.join(c[1])}") for c in commands()]
+)
+def test_its_commands_would_be_understood(page, words):
+    del page
+    program, *arguments = words
+    if program in ("python", "sbatch"):
+        scripts = [x for x in arguments if x.endswith((".py", ".sh")) and "=" not in x]
+        if scripts:
+            assert (REPOSITORY / scripts[0]).is_file()
+            arguments.remove(scripts[0])
+            check_settings(scripts[0], arguments)
+        else:
+            assert arguments[:1] in (["-m"], ["-c"])
+    elif program == "pip":
+        files = [x for flag, x in pairwise(arguments) if flag == "-r"]
+        assert all((REPOSITORY / file).is_file() for file in files)
+    elif "/" in program:
+        assert (REPOSITORY / program).is_file()
+    else:
+        assert program in ("ruff", "mypy", "pre-commit")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_settings_between_its_backticks_are_read(page):
+    for setting in re.findall(r"`([A-Za-z_]+=[^`]+)`", prose(page)):
+        key = setting.partition("=")[0]
+        of_no_config = key.startswith(("JAX_", "XLA_")) or setting == "KEY=VALUE"
+        if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # or of a function
+            continue
+        known = TRAINING_KEYS if key in TRAINING_KEYS else OPTIONS
+        try:
+            read_overrides([setting], known)
+        except ConfigError as error:
+            pytest.fail(f"{setting}: {error}")
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name)
+def test_what_it_links_to_is_there(page):
+    text = prose(page)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if target.startswith(("http", "../../actions/")):  # GitHub's own pages
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = README.read_text()
+    assert len(text.split()) <= 1200
+    for page in PAGES[1:]:
+        assert f"]({name(page)})" in text, name(page)
+    results = text.partition("\n## Results\n")[2].partition("\n## ")[0]
+    rows = [line for line in results.splitlines() if line.startswith("|")]
+    assert 1 <= len(rows) - 2 <= 8
+    assert "episode_0.gif" in text.partition("\n## ")[0]
+
+
+def test_the_page_of_keys_is_the_one_that_the_table_gives():
+    assert PAGE.read_text() == keys_page(PAGE.read_text()), "run python -m host.help"
+
+
+def test_the_page_on_programs_names_the_keys_that_may_be_traced():
+    text = (REPOSITORY / "docs/in_your_program.md").read_text()
+    sentence = re.search(r"In a sweep,(.*?)may be traced", text, re.DOTALL)
+    traced = {key for key, entry in KEYS.items() if entry.traced}
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == traced
+
+
+def files_in_order() -> list[str]:
+    """The Python files and folders of the page on architecture, in its tables' order."""
+    page = (REPOSITORY / "docs/architecture.md").read_text().partition("## The seams")[0]
+    cells = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    return [file for cell in cells for file in re.findall(r"`(\S+?(?:\.py|/))`", cell)]
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_file_has_its_place_and_imports_run_downwards():
+    order = files_in_order()
+    ours = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "host").glob("*.py")]
+    ours = {name(path) for path in ours if path.name != "__init__.py"}
+    assert ours <= set(order), ours - set(order)
+    assert all((REPOSITORY / file).exists() for file in order if "*" not in file)
+    modules = [file.removesuffix(".py").removesuffix("/").replace("/", ".") for file in order]
+    for i, file in enumerate(order[: order.index("docs/")]):
+        path = REPOSITORY / file
+        for source in path.glob("*.py") if path.is_dir() else [path]:
+            above = imported(source) & set(modules[:i])
+            assert not above, f"{name(source)} imports {above}"

@@ -1,0 +1,50 @@
+"""pyproject.toml, the requirements and the hooks say the same."""
+
+import re
+import tomllib
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def required(file: str) -> set[str]:
+    """The packages of a requirements file, their pins as lower bounds."""
+    lines = (REPOSITORY / file).read_text().splitlines()
+    return {line.replace("==", ">=") for line in lines if not line.startswith(("-r", "#"))}
+
+
+def test_the_pins_are_the_lower_bounds():
+    assert set(PROJECT["dependencies"]) == required("requirements.txt")
+    assert set(EXTRAS["envs"]) == required("requirements-envs.txt")
+    assert set(EXTRAS["test"]) == required("requirements-test.txt")
+    (jax,) = (x for x in PROJECT["dependencies"] if x.startswith("jax>"))
+    assert EXTRAS["gpu"] == [jax.replace("jax", "jax[cuda13]")]
+
+
+def test_every_module_and_package_is_installed():
+    installed = PYPROJECT["tool"]["setuptools"]
+    assert sorted(installed["py-modules"]) == sorted(x.stem for x in REPOSITORY.glob("*.py"))
+    ours = {"environments", "host"}
+    assert set(installed["packages"]) == ours
+    assert ours == {
+        x.parent.name for x in REPOSITORY.glob("*/__init__.py") if x.parent.name != "tests"
+    }
+
+
+def test_the_hooks_are_commands_of_ci():
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: (.+)", hooks)
+    assert entries
+    assert set(entries) <= set((REPOSITORY / ".ci/run").read_text().splitlines())
+
+
+def test_the_workflow_runs_ci_on_every_python_and_can_free_jax():
+    workflow = (REPOSITORY / ".github/workflows/ci.yml").read_text()
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert re.search(r"python: (\[.*\])", workflow)[1].startswith(f'["{oldest}"')
+    assert "run: .ci/run" in workflow
+    pattern = re.search(r"sed -i 's/(\^jax==)/", workflow)[1]
+    assert re.search(pattern, (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE)

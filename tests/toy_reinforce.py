@@ -1,0 +1,77 @@
+"""REINFORCE with a baseline on the same network: an algorithm of one's own, in one file.
+
+Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement
+learning", equation 11 with a learnt baseline; returns are cut off at the rollout's end.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from config import Key, with_shared
+from learning import (
+    Algorithm,
+    Minibatch,
+    clipped_adam,
+    descend,
+    fresh_train_state,
+    learning_rate,
+    minibatch_rows,
+)
+from rollout import by_environment, window_memory
+from spaces import restore_obs
+from transformerXL import make_network
+
+KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})
+
+
+class Batch(NamedTuple):
+    obs: jax.Array  # (B, T, obs_size), stored
+    action: jax.Array  # (B, T)
+    returns: jax.Array  # (B, T)
+    reach: jax.Array  # (B, T)
+    memory: jax.Array  # (B, M+T-W, L, E)
+
+
+def init(config, params):
+    return fresh_train_state(params, clipped_adam(1.0).init(params), extra=jnp.zeros(()))
+
+
+def learn(config, network, train_state, collected, key, axis_name):
+    trajectory = collected.trajectory
+
+    def discount(later, step):
+        reward, done = step
+        returns = reward + config["GAMMA"] * (1 - done) * later
+        return returns, returns
+
+    steps = trajectory.reward, trajectory.done
+    _, returns = jax.lax.scan(discount, jnp.zeros_like(trajectory.reward[0]), steps, reverse=True)
+    fields = trajectory.obs, trajectory.action, returns, trajectory.reach
+    batch = Batch(*map(by_environment, fields), window_memory(config, collected))
+    rows = minibatch_rows(key, len(batch.reach), 1, config["NUM_MINIBATCHES"])
+    loss = partial(reinforce_loss, network, config["WINDOW_GRAD"], config["BASELINE_COEF"])
+    rate = learning_rate(config, train_state.updates)
+    train_state, metrics = descend(
+        loss, clipped_adam(1.0), rate, train_state, batch, Minibatch(rows, {}), axis_name
+    )
+    best = jnp.maximum(train_state.extra, returns.max())
+    return train_state._replace(extra=best), metrics | {"best_return": best}
+
+
+def reinforce_loss(network, window_grad, baseline_coef, params, batch):
+    obs = restore_obs(batch.obs)
+    policy, value = network.apply(
+        params, obs, batch.memory, batch.reach, window_grad, method="window"
+    )
+    error = batch.returns - value
+    weight = jax.lax.stop_gradient(error)
+    policy_loss = -jnp.mean(weight * policy.log_prob(batch.action))
+    baseline_loss = 0.5 * jnp.mean(error**2)
+    loss = policy_loss + baseline_coef * baseline_loss
+    return loss, {"policy_loss": policy_loss, "baseline_loss": baseline_loss}
+
+
+REINFORCE = Algorithm("REINFORCE", KEYS, make_network, init, learn, ("policy_loss", "param_norm"))

@@ -1,0 +1,49 @@
+"""Environments made for the tests; `toys.py:Team` is also one of one's own."""
+
+import jax
+import jax.numpy as jnp
+
+from environments import Discrete, SingleEnvironment
+
+
+class Team(SingleEnvironment):
+    """Three agents; agent i is out after step 2 + i, and the episode ends after step 5."""
+
+    num_agents = 3
+    action_space = Discrete(4)
+    can_truncate = False
+    obs_size = 2
+
+    def reset(self, key):
+        return self._observe(jnp.int32(0)), jnp.int32(0)
+
+    def step(self, key, state, action):
+        state = state + 1
+        return self._observe(state), state, action * 1.0, state == 5, jnp.bool_(False), {}
+
+    def out(self, state):
+        return state >= 2 + jnp.arange(3)
+
+    def _observe(self, state):
+        return jnp.stack([jnp.arange(3), jnp.full(3, state)], axis=-1).astype(jnp.float32)
+
+
+class Errand(SingleEnvironment):
+    """Is cut off after as many steps, up to `longest`, as its reset drew; the reward is 0 or 1."""
+
+    action_space = Discrete(2)
+    obs_size = 2
+
+    def __init__(self, longest=40):
+        self._longest = longest
+
+    def reset(self, key):
+        left = jax.random.randint(key, (), 1, self._longest + 1)
+        return self._observe(left), left
+
+    def step(self, key, state, action):
+        reward = jax.random.bernoulli(key, 0.1 + 0.8 * action)
+        return self._observe(state - 1), state - 1, reward, jnp.bool_(False), state == 1, {}
+
+    def _observe(self, left):
+        return jnp.stack([left / self._longest, 1.0])
