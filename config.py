@@ -81,16 +81,42 @@ SHARED_KEYS = {
     "LR": Key(2e-4, "learning rate of Adam", low=0, traced=True),
     "ANNEAL_LR": Key(True, "linear decay to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
+    "NETWORK": network(
+        "published",
+        "what stands around the transformer where ENCODER, SKIP and HEADS are None: `published`,"
+        " or `wide`: `features`, True and `residual`",
+        choices=("published", "wide"),
+    ),
+    "ENCODER": network(
+        None,
+        "`linear`: one dense layer over the observation; `features`: grid and vector apart, with"
+        " norms; None: by NETWORK",
+        type=str,
+        choices=("linear", "features"),
+    ),
+    "SKIP": network(
+        None,
+        "whether actor and critic read the encoder's features beside the transformer's output;"
+        " None: by NETWORK",
+        type=bool,
+    ),
+    "HEADS": network(
+        None,
+        "actor and critic: `mlp` of two layers, or `residual` with norms; None: by NETWORK",
+        type=str,
+        choices=("mlp", "residual"),
+    ),
+    "encoder_features": network(512, "numbers that ENCODER=features makes of a grid", low=4),
     "ACTIVATION": network(
         "relu",
-        "of the actor's and critic's hidden layers: `relu` or `tanh`",
+        "of the hidden layers of HEADS=mlp: `relu` or `tanh`",
         choices=("relu", "tanh"),
     ),
     "EMBED_SIZE": network(256, "width of the transformer's stream, even", low=1),
     "qkv_features": network(256, "width of queries, keys and values, all heads together", low=1),
     "num_heads": network(8, "attention heads, divides `qkv_features`", low=1),
     "num_layers": network(2, "transformer layers", low=1),
-    "hidden_layers": network(256, "width of the actor's and critic's two hidden layers", low=1),
+    "hidden_layers": network(256, "width of the actor's and the critic's hidden layers", low=1),
     "WINDOW_MEM": network(
         128, "steps that attention reaches back in each layer, 0 for none", low=0
     ),
@@ -141,6 +167,12 @@ SHARED_KEYS = {
     ),
 }
 """The settings that any algorithm has."""
+
+NETWORKS = {
+    "published": {"ENCODER": "linear", "SKIP": False, "HEADS": "mlp"},
+    "wide": {"ENCODER": "features", "SKIP": True, "HEADS": "residual"},
+}
+"""What stands around the transformer, by the value of NETWORK."""
 
 LAUNCH_KEYS = {
     "COORDINATOR": Key(
@@ -201,6 +233,11 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     return {
         name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
+
+
+def piece(config: dict[str, Any], name: str) -> Any:
+    """What the config says of a piece of the network, or what NETWORK says of it."""
+    return NETWORKS[config["NETWORK"]][name] if config[name] is None else config[name]
 
 
 def num_updates(config: dict[str, Any]) -> int:

@@ -73,6 +73,15 @@ class Norm(nn.Module):
         return scale, bias
 
 
+class NormRelu(nn.Module):
+    """relu(LayerNorm(x)), x (..., N)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias = Norm(x.shape[-1])()
+        return nn.relu(scale * standardise(x) + bias)
+
+
 class Dense(nn.Module):
     """x W + b; with a `norm`, of the standardised x after that norm's scale and bias.
 

@@ -24,6 +24,7 @@ from normalization import init_normalizer, network_input, restored_normalizer
 from policies import sample_each, sample_uniformly
 from results import load_results
 from rollout import empty_memory, network_actor
+from spaces import obs_space
 
 OPTIONS = {
     "seed": Key(0, "of the agent", low=0, high=2**32 - 1),
@@ -107,7 +108,7 @@ def load_agent(
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
     config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
     env = make_env(config, 1)
-    network = algorithm.make_network(config, env.action_space)
+    network = algorithm.make_network(config, env.action_space, obs_space(env))
     actor = network_actor(network)
     window_mem = config["WINDOW_MEM"]
     normalizer = restored_normalizer(params.pop("normalizer", {}))

@@ -8,7 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dense import Dense
+from dense import Dense, Norm, NormRelu, standardise
+
+LAST_LAYER = {"mlp": "Dense_2", "residual": "output"}
+"""The name of a head's last layer among its parameters, by the value of HEADS."""
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 
@@ -42,3 +45,27 @@ class Head(nn.Module):
             x = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(x)
             x = ACTIVATIONS[self.activation](x)
         return Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
+
+
+class ResidualHead(nn.Module):
+    """Norm, dense, a residual layer whose weights start small, norm, output.
+
+    x (..., N) to (..., outputs). As wide as one likes: what a rarely seen input needs is not shared
+    with everything else.
+    """
+
+    width: int
+    outputs: int
+    gain: float
+    dtype: Any = jnp.float32  # of the hidden layers
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = Norm(x.shape[-1])()
+        h = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(
+            standardise(x), norm
+        )
+        h = h.astype(jnp.float32)
+        residual = Dense(self.width, kernel_init=orthogonal(0.1), dtype=self.dtype)
+        h = h + residual(NormRelu()(h)).astype(jnp.float32)
+        return Dense(self.outputs, kernel_init=orthogonal(self.gain), name="output")(NormRelu()(h))

@@ -28,6 +28,7 @@ from rollout import (
     rollout,
     take_obs,
 )
+from spaces import obs_space
 
 
 class TrainState(NamedTuple):
@@ -55,8 +56,8 @@ ALIKE = ("train_state", "permutation_key")
 class Algorithm(NamedTuple):
     """What is an algorithm's own.
 
-    make_network(config, action_space) -> a Flax module with `start_rollout` and `step`, see
-    `rollout.network_actor`, and `window`, by which its parameters are initialised.
+    make_network(config, action_space, obs_space) -> a Flax module with `start_rollout` and `step`,
+    see `rollout.network_actor`, and `window`, by which its parameters are initialised.
 
     init(config, params) -> the `TrainState` of fresh parameters, without statistics.
 
@@ -115,7 +116,7 @@ def make_init_and_update(
         num_devices = jax.device_count() if axis_name else 1
     config = algorithm.check(config, num_devices)
     env = make_env(config, config["NUM_ENVS"] // num_devices)
-    network = algorithm.make_network(config, env.action_space)
+    network = algorithm.make_network(config, env.action_space, obs_space(env))
 
     def device_index() -> jax.Array | int:
         return jax.lax.axis_index(axis_name) if axis_name else 0

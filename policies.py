@@ -6,7 +6,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from spaces import ActionSpace, Box, Discrete, mask_size
+from spaces import ActionSpace, Box, Discrete, Obs, action_mask
 
 ILLEGAL = -1e9
 """The logit of an action that can't be taken: finite, so that its gradient is 0 and not NaN."""
@@ -16,7 +16,7 @@ ENTROPY_FREE = (2 * math.pi * math.e) ** -0.5
 
 
 def make_policy(
-    space: ActionSpace, outputs: jax.Array, obs: jax.Array, log_std: jax.Array | None = None
+    space: ActionSpace, outputs: jax.Array, obs: Obs, log_std: jax.Array | None = None
 ) -> distrax.Distribution:
     """The distribution that the actor's outputs (..., num_outputs) stand for.
 
@@ -27,10 +27,10 @@ def make_policy(
 
     Args:
       outputs: logits, or means.
-      obs: (..., obs_size), whose first entries are the mask where the space has one.
+      obs: (..., obs_size), or as stored, whose first entries are the mask where the space has one.
       log_std: (num_outputs,), of a `Box`.
     """
-    legal = obs[..., : mask_size(space)] > 0 if space.masked else None
+    legal = action_mask(obs, space)
     if isinstance(space, Box):
         assert log_std is not None
         scale = jnp.broadcast_to(jnp.exp(log_std), outputs.shape)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from batching import anywhere
 from normalization import Normalizer, network_input, scale_reward, update_normalizer
 from policies import sample_each
-from spaces import StoredObs, store_obs
+from spaces import StoredObs, obs_space, store_obs
 
 Config = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -172,7 +172,7 @@ def take_step(
     ended = Carry(env_state, next_obs, discounted_return, caches, next_reach, env_keys, normalizer)
     truncated = info["truncated"] & ~info["terminated"]
     transition = Transition(
-        obs=store_obs(obs, env.num_binary),
+        obs=store_obs(obs, obs_space(env)),
         action=decision.action,
         log_prob=decision.log_prob,
         extras=decision.extras,

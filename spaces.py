@@ -1,6 +1,6 @@
 """Actions, as an environment describes them, and observations, as a rollout stores them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,18 +90,162 @@ def encode_action(space: ActionSpace, action: jax.Array) -> jax.Array:
     return one_hot.reshape(*one_hot.shape[:-2], choices * options)
 
 
+class Grid(NamedTuple):
+    """A grid of cells that an observation holds: entries that are 0 or 1.
+
+    It stands in the observation in `parts`, one behind the other, each of them row by row and cell
+    by cell. A part has its channels of a cell in groups: of a group of n at most one is 1, so that
+    it is one of n values or none. A channel that may be 1 beside any other is a group of 1.
+    """
+
+    start: int  # entries of the observation before the grid
+    rows: int
+    columns: int
+    parts: tuple[tuple[int, ...], ...]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Those of all parts."""
+        return sum(self.parts, ())
+
+    @property
+    def size(self) -> int:
+        """Entries of the observation that are the grid."""
+        return self.rows * self.columns * sum(self.groups)
+
+    def join(self, entries: jax.Array) -> jax.Array:
+        """(..., size), as they stand in an observation, to (..., rows, columns, channels)."""
+        sizes = [self.rows * self.columns * sum(groups) for groups in self.parts]
+        parts = jnp.split(entries, np.cumsum(sizes)[:-1], axis=-1)
+        shape = (*entries.shape[:-1], self.rows, self.columns, -1)
+        return jnp.concatenate([part.reshape(shape) for part in parts], axis=-1)
+
+    def part(self, cells: jax.Array) -> jax.Array:
+        """Undoes `join`."""
+        ends = np.cumsum([sum(groups) for groups in self.parts])[:-1]
+        shape = (*cells.shape[:-3], -1)
+        parts = jnp.split(cells, ends, axis=-1)
+        return jnp.concatenate([part.reshape(shape) for part in parts], axis=-1)
+
+
+class ObsSpace(NamedTuple):
+    """What an observation is made of: (size,) float32."""
+
+    size: int
+    num_binary: int = 0  # leading entries that are always 0 or 1, the grid's among them
+    grid: Grid | None = None
+
+
+def obs_space(env: Any) -> ObsSpace:
+    """Of an environment, batched or not."""
+    return ObsSpace(env.obs_size, env.num_binary, env.grid)
+
+
 class StoredObs(NamedTuple):
-    """Observations (..., obs_size) in the smallest types that hold them exactly."""
+    """Observations (..., size) in the smallest types that hold them exactly."""
 
-    binary: jax.Array  # (..., num_binary) bool, the leading entries, which are 0 or 1
-    real: jax.Array  # (..., obs_size - num_binary) float32, the others
-
-
-def store_obs(obs: jax.Array, num_binary: int) -> StoredObs:
-    """(..., obs_size) float32, the first `num_binary` of them 0 or 1, in fewer bytes."""
-    return StoredObs(obs[..., :num_binary].astype(bool), obs[..., num_binary:])
+    binary: jax.Array  # (..., num_binary - grid.size) bool, leading entries that are 0 or 1
+    cells: jax.Array | None  # (..., rows, columns, words) uint16, see `cell_words`; of a grid
+    real: jax.Array  # (..., size - num_binary) float32, the others
 
 
-def restore_obs(stored: StoredObs) -> jax.Array:
-    """Undoes `store_obs`."""
-    return jnp.concatenate([stored.binary.astype(jnp.float32), stored.real], axis=-1)
+Obs = jax.Array | StoredObs
+"""Observations (..., size), or the same as they are stored."""
+
+
+def cell_words(groups: tuple[int, ...]) -> list[list[tuple[int, int]]]:
+    """Where the groups of a cell stand in its 16-bit words: for each word (size, shift) by group.
+
+    A group of n takes the bits that hold 0 .. n: 0 where no channel is set, else 1 + its index.
+
+    Raises:
+      ValueError: a group takes more than 16 bits.
+    """
+    words: list[list[tuple[int, int]]] = [[]]
+    shift = 0
+    for size in groups:
+        bits = size.bit_length()
+        if bits > 16:
+            raise ValueError(f"a group of {size} channels takes more than 16 bits")
+        if shift + bits > 16:
+            words.append([])
+            shift = 0
+        words[-1].append((size, shift))
+        shift += bits
+    return words
+
+
+def pack_cells(channels: jax.Array, groups: tuple[int, ...]) -> jax.Array:
+    """(..., channels) of 0s and 1s to (..., words) uint16."""
+    words = cell_words(groups)
+    weights = np.zeros((sum(groups), len(words)), np.uint16)
+    channel = 0
+    for index, word in enumerate(words):
+        for size, shift in word:
+            weights[channel : channel + size, index] = np.arange(1, size + 1) << shift
+            channel += size
+    # Not as a product: a GPU's would round.
+    return jnp.sum(jnp.where(channels[..., None] > 0, weights, np.uint16(0)), -2, dtype=np.uint16)
+
+
+def unpack_cells(cells: jax.Array, groups: tuple[int, ...]) -> jax.Array:
+    """Undoes `pack_cells`, as float32."""
+
+    def channels_of(word: jax.Array, fields: list[tuple[int, int]]) -> jax.Array:
+        sizes = [size for size, _ in fields]
+        shifts = np.repeat([shift for _, shift in fields], sizes).astype(np.uint16)
+        masks = np.repeat([(1 << size.bit_length()) - 1 for size in sizes], sizes)
+        values = np.concatenate([np.arange(1, size + 1) for size in sizes])
+        field = (word[..., None] >> shifts) & masks.astype(np.uint16)
+        return (field == values.astype(np.uint16)).astype(jnp.float32)
+
+    words = cell_words(groups)
+    return jnp.concatenate(
+        [channels_of(cells[..., index], fields) for index, fields in enumerate(words)], axis=-1
+    )
+
+
+def store_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
+    """(..., size) float32 in fewer bytes."""
+    binary, real = jnp.split(obs, [space.num_binary], axis=-1)
+    if space.grid is None:
+        return StoredObs(binary.astype(bool), None, real)
+    grid, binary = _cut_grid(binary, space.grid)
+    return StoredObs(binary.astype(bool), pack_cells(grid, space.grid.groups), real)
+
+
+def restore_obs(obs: Obs, space: ObsSpace) -> jax.Array:
+    """Undoes `store_obs`; leaves observations alone that are (..., size)."""
+    if not isinstance(obs, StoredObs):
+        return obs
+    binary = obs.binary.astype(jnp.float32)
+    if obs.cells is None or space.grid is None:
+        return jnp.concatenate([binary, obs.real], axis=-1)
+    before, behind = jnp.split(binary, [space.grid.start], axis=-1)
+    grid = space.grid.part(unpack_cells(obs.cells, space.grid.groups))
+    return jnp.concatenate([before, grid, behind, obs.real], axis=-1)
+
+
+def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Array]:
+    """The grid (..., rows, columns, channels), None without one, and all else (..., others)."""
+    if space.grid is None:
+        return None, restore_obs(obs, space)
+    if not isinstance(obs, StoredObs):
+        return _cut_grid(obs, space.grid)
+    assert obs.cells is not None
+    vector = jnp.concatenate([obs.binary.astype(jnp.float32), obs.real], axis=-1)
+    return unpack_cells(obs.cells, space.grid.groups), vector
+
+
+def action_mask(obs: Obs, space: ActionSpace) -> jax.Array | None:
+    """Which actions are legal, (..., mask_size) bool; None where all are."""
+    if not space.masked:
+        return None
+    leading = obs.binary if isinstance(obs, StoredObs) else obs
+    return leading[..., : mask_size(space)] > 0
+
+
+def _cut_grid(entries: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    """The grid (..., rows, columns, channels) and what is before and behind it."""
+    before, cells, behind = jnp.split(entries, [grid.start, grid.start + grid.size], axis=-1)
+    return grid.join(cells), jnp.concatenate([before, behind], axis=-1)

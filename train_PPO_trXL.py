@@ -31,12 +31,20 @@ config = {
     "NUM_MINIBATCHES": 8,  # of whole environments, per pass
     "ANNEAL_LR": True,  # linearly to 0 over the run
     "GAE_LAMBDA": 0.8,  # of the generalised advantage estimate
-    "CLIP_EPS": 0.2,  # of the ratio and of the value
+    "CLIP_EPS": 0.2,  # of the ratio, and of the value
+    "CLIP_VALUE": None,  # by CLIP_EPS too; None: unless NORMALIZE_VALUE
+    "NORMALIZE_VALUE": False,  # values in the scale of the returns (PopArt)
+    "RETURN_DECAY": 0.95,  # of that scale, per update
     "VF_COEF": 0.5,  # weight of the value loss
     "MAX_GRAD_NORM": 1.0,  # global norm that gradients are clipped to
     "qkv_features": 64,  # width of queries, keys and values, all heads together
-    "hidden_layers": 64,  # width of the actor's and the critic's two layers
-    "ACTIVATION": "relu",  # in the actor and the critic: relu or tanh
+    "hidden_layers": 64,  # width of the actor's and the critic's layers
+    "NETWORK": "published",  # around the transformer: published, or wide
+    "ENCODER": None,  # linear or features; None: by NETWORK
+    "SKIP": None,  # whether actor and critic read the encoder's features too; None: by NETWORK
+    "HEADS": None,  # mlp or residual; None: by NETWORK
+    "encoder_features": 512,  # numbers that ENCODER=features makes of a grid
+    "ACTIVATION": "relu",  # of HEADS=mlp: relu or tanh
     "gating": True,  # GTrXL's gates; False: residual sums
     "gating_bias": 2.0,  # how closed the gates start
     "COMPUTE_DTYPE": "float32",  # of matrix products: float32 or bfloat16

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 import learning
-from config import Key, with_shared
+from config import Key, piece, with_shared
+from heads import LAST_LAYER
 from learning import (
     Algorithm,
     Minibatch,
@@ -23,9 +24,10 @@ from learning import (
     learning_rate,
     minibatch_rows,
 )
+from popart import Scale, no_returns, preserve_outputs, scale_of, see_returns
 from reductions import moments, normalise_weight, weighted_mean, where_counted
 from rollout import Config, Metrics, Rollout, by_environment, window_memory
-from spaces import StoredObs, restore_obs
+from spaces import StoredObs
 from transformerXL import ActorCriticTransformer, make_network
 
 KEYS = with_shared(
@@ -34,11 +36,17 @@ KEYS = with_shared(
         "GAE_LAMBDA": Key(
             0.8, "decay of the advantage estimate per step", low=0, high=1, traced=True
         ),
-        "CLIP_EPS": Key(
-            0.2,
-            "clipping of the ratio, and of the value in units of the return",
-            low=0,
-            traced=True,
+        "CLIP_EPS": Key(0.2, "clipping of the ratio, and of the value", low=0, traced=True),
+        "CLIP_VALUE": Key(
+            None,
+            "whether a value may move by CLIP_EPS alone per update; None: unless NORMALIZE_VALUE",
+            type=bool,
+        ),
+        "NORMALIZE_VALUE": Key(
+            False, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
+        ),
+        "RETURN_DECAY": Key(
+            0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
         ),
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
@@ -82,7 +90,8 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
-    return learning.fresh_train_state(params, make_optimizer(config).init(params))
+    extra = no_returns() if config["NORMALIZE_VALUE"] else None
+    return learning.fresh_train_state(params, make_optimizer(config).init(params), extra)
 
 
 def make_optimizer(config: Config):
@@ -100,12 +109,52 @@ def learn(
 ) -> tuple[TrainState, Metrics]:
     """One update: advantages, then gradient steps on them."""
     # CALCULATE ADVANTAGES
+    if config["NORMALIZE_VALUE"]:
+        collected = in_units_of_return(collected, scale_of(train_state.extra))
     advantage = generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
 
     # UPDATE NETWORK
+    if config["NORMALIZE_VALUE"]:
+        train_state, batch = rescale(config, train_state, batch, axis_name)
     train_state, metrics = update_network(config, network, train_state, batch, key, axis_name)
     return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
+
+
+def in_units_of_return(collected: Rollout, scale: Scale) -> Rollout:
+    """A rollout with the values that the critic's outputs stand for."""
+    trajectory = collected.trajectory
+    extras, final, last = scale.raw(
+        (trajectory.extras, trajectory.final_extras, collected.last_extras)
+    )
+    trajectory = trajectory._replace(extras=extras, final_extras=final)
+    return collected._replace(trajectory=trajectory, last_extras=last)
+
+
+def rescale(
+    config: Config, train_state: TrainState, batch: Batch, axis_name: str | None
+) -> tuple[TrainState, Batch]:
+    """Moves the scale of the values to the batch's returns: the critic says the same as before.
+
+    Returns:
+      the train state, and the batch with values and returns in the new scale.
+    """
+    old = scale_of(train_state.extra)
+    seen = see_returns(
+        train_state.extra, batch.returns, batch.weight, config["RETURN_DECAY"], axis_name
+    )
+    new = scale_of(seen)
+    network = dict(train_state.params["params"])
+    layer = LAST_LAYER[piece(config, "HEADS")]
+    network["critic"] = network["critic"] | {
+        layer: preserve_outputs(network["critic"][layer], old, new)
+    }
+    value, returns = new.normalised((batch.value, batch.returns))
+    params = train_state.params | {"params": network}
+    return (
+        train_state._replace(params=params, extra=seen),
+        batch._replace(value=value, returns=returns),
+    )
 
 
 def update_network(
@@ -215,7 +264,10 @@ def normalise_advantages(
 def loss_settings(config: Config) -> dict[str, Any]:
     """What `ppo_loss` needs of a checked config."""
     names = ("WINDOW_GRAD", "CLIP_EPS", "VF_COEF", "ENT_COEF")
-    return {name.lower(): config[name] for name in names}
+    clip_value = config["CLIP_VALUE"]
+    if clip_value is None:
+        clip_value = not config["NORMALIZE_VALUE"]
+    return {name.lower(): config[name] for name in names} | {"clip_value": clip_value}
 
 
 def ppo_loss(
@@ -226,21 +278,22 @@ def ppo_loss(
     clip_eps: float,
     vf_coef: float,
     ent_coef: float,
+    clip_value: bool,
 ) -> tuple[jax.Array, Metrics]:
-    """The clipped surrogate, the clipped value loss and the entropy bonus.
+    """The clipped surrogate, the value loss and the entropy bonus.
 
     L = L_clip + vf_coef L_value - ent_coef H (Schulman et al. 2017, equation 9), of a batch whose
     advantages and weights are normalised.
     """
-    obs = restore_obs(batch.obs)
     outputs: Any = network.apply(
-        params, obs, batch.memory, batch.reach, window_grad, method="window"
+        params, batch.obs, batch.memory, batch.reach, window_grad, method="window"
     )
     policy, value = outputs
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, batch.weight)
     ratio = jnp.exp(log_ratio)
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, batch.weight)
-    value_loss = clipped_value_loss(value, batch.value, batch.returns, clip_eps, batch.weight)
+    old_value = batch.value if clip_value else None
+    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, batch.weight)
     entropy = weighted_mean(policy.entropy(), batch.weight)
     loss = actor_loss + vf_coef * value_loss - ent_coef * entropy
     return loss, {
@@ -261,20 +314,22 @@ def clipped_surrogate(
     return -weighted_mean(jnp.minimum(ratio * advantage, clipped_ratio * advantage), weight)
 
 
-def clipped_value_loss(
+def squared_value_loss(
     value: jax.Array,
-    old_value: jax.Array,
+    old_value: jax.Array | None,
     returns: jax.Array,
     clip_eps: float,
     weight: jax.Array | None,
 ) -> jax.Array:
     """mean(max((v - R)^2, (v_clip - R)^2)) / 2, v_clip at most clip_eps from the rollout's value.
 
-    Engstrom et al. 2020 (arXiv 2005.12729), section 2.
+    Engstrom et al. 2020 (arXiv 2005.12729), section 2. Without an `old_value`, mean((v - R)^2) / 2.
     """
-    clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
-    error, clipped_error = (where_counted(v - returns, weight) for v in (value, clipped))
-    return 0.5 * weighted_mean(jnp.maximum(error**2, clipped_error**2), weight)
+    squares = where_counted(value - returns, weight) ** 2
+    if old_value is not None:
+        clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
+        squares = jnp.maximum(squares, where_counted(clipped - returns, weight) ** 2)
+    return 0.5 * weighted_mean(squares, weight)
 
 
 def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:

@@ -26,10 +26,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from config import piece
 from dense import Dense, Norm, standardise
-from heads import Head
+from encoders import FeatureEncoder, LinearEncoder
+from heads import Head, ResidualHead
 from policies import make_policy
-from spaces import ActionSpace, Box
+from spaces import ActionSpace, Box, Obs, ObsSpace
 
 
 class LayerCache(NamedTuple):
@@ -249,15 +251,24 @@ def heads_first(x: jax.Array) -> jax.Array:
 
 
 class TransformerXL(nn.Module):
-    """Encoder and L layers, no activation or norm after either."""
+    """Encoder and L layers, no activation or norm after either.
+
+    With `embeds` a dense layer takes the encoder's features to the stream; else they are it. With
+    `skip` the output has the features in front of the last layer's: F + E numbers in place of E.
+    """
 
     num_layers: int
     embed_size: int
+    make_encoder: Callable[[], Any]
     make_layer: Callable[[], TransformerXLLayer]
+    embeds: bool = False
+    skip: bool = False
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.encoder = Dense(self.embed_size, dtype=self.dtype)
+        self.encoder = self.make_encoder()
+        if self.embeds:
+            self.embedding = Dense(self.embed_size, dtype=self.dtype)
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
@@ -266,25 +277,33 @@ class TransformerXL(nn.Module):
             layer.start_rollout(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
-    def step(self, obs: jax.Array, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
-        """obs (B, obs_size), t (), reach (B,) -> output (B, E), caches, hidden (B, L, E).
+    def step(self, obs: Obs, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+        """obs (B, obs_size), t (), reach (B,) -> output (B, E or F+E), caches, hidden (B, L, E).
 
         `hidden` is what each layer saw as its input: what the memory keeps of this step.
         """
-        x = self.encoder(obs).astype(jnp.float32)
+        features, x = self._encode(obs)
         hidden, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden.append(x)
             x, cache = layer.step(x, cache, t, reach)
             new_caches.append(cache)
-        return x, tuple(new_caches), jnp.stack(hidden, axis=1)
+        return self._output(features, x), tuple(new_caches), jnp.stack(hidden, axis=1)
 
-    def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> output (B, T, E)."""
-        x = self.encoder(obs).astype(jnp.float32)
+    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> (B, T, E or F+E)."""
+        features, x = self._encode(obs)
         for index, layer in enumerate(self.layers):
             x = layer.window(x, memory[:, :, index], reach, window_grad)
-        return x
+        return self._output(features, x)
+
+    def _encode(self, obs: Obs) -> tuple[jax.Array, jax.Array]:
+        """Features (..., F) and the stream (..., E) that starts from them."""
+        features = self.encoder(obs)
+        return features, self.embedding(features).astype(jnp.float32) if self.embeds else features
+
+    def _output(self, features: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.concatenate([features, x], axis=-1) if self.skip else x
 
 
 class ActorCriticTransformer(nn.Module):
@@ -296,14 +315,12 @@ class ActorCriticTransformer(nn.Module):
 
     transformer: TransformerXL
     action_space: ActionSpace
-    hidden_layers: int
-    activation: str
-    dtype: Any = jnp.float32
+    make_head: Callable[..., nn.Module]  # of outputs and gain
 
     def setup(self):
         outputs = self.action_space.num_outputs
-        self.actor = Head(self.hidden_layers, outputs, 0.01, self.activation, self.dtype)
-        self.critic = Head(self.hidden_layers, 1, 1.0, self.activation, self.dtype)
+        self.actor = self.make_head(outputs=outputs, gain=0.01)
+        self.critic = self.make_head(outputs=1, gain=1.0)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
             self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
@@ -313,11 +330,11 @@ class ActorCriticTransformer(nn.Module):
         """Projects the memory (B, M, L, E) to the keys and values that `step` needs."""
         return self.transformer.start_rollout(memory)
 
-    def step(self, obs: jax.Array, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+    def step(self, obs: Obs, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
         """One step of a rollout.
 
         Args:
-          obs: (B, obs_size).
+          obs: (B, obs_size), or as stored.
           caches: from `start_rollout` or from the step before.
           t: (), steps since the rollout's start.
           reach: (B,), how many of the steps before this one it may attend to, 0..M.
@@ -328,11 +345,11 @@ class ActorCriticTransformer(nn.Module):
         x, caches, hidden = self.transformer.step(obs, caches, t, reach)
         return *self._heads(x, obs), caches, hidden
 
-    def window(self, obs: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
         """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
 
         Args:
-          obs: (B, T, obs_size).
+          obs: (B, T, obs_size), or as stored.
           memory: (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1, oldest first.
           reach: (B, T).
           window_grad: W, divides T.
@@ -342,19 +359,23 @@ class ActorCriticTransformer(nn.Module):
         """
         return self._heads(self.transformer.window(obs, memory, reach, window_grad), obs)
 
-    def _heads(self, x: jax.Array, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+    def _heads(self, x: jax.Array, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:
         policy = make_policy(self.action_space, self.actor(x), obs, self.log_std)
         return policy, jnp.squeeze(self.critic(x), axis=-1)
 
 
 def make_network(
-    config: dict[str, Any], action_space: ActionSpace, layer: type = TransformerXLLayer
+    config: dict[str, Any],
+    action_space: ActionSpace,
+    space: ObsSpace,
+    layer: type = TransformerXLLayer,
 ) -> ActorCriticTransformer:
     """The network of a checked config; `layer` may be another class with the same interface."""
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])
+    width = config["EMBED_SIZE"]
     make_layer = partial(
         layer,
-        embed_size=config["EMBED_SIZE"],
+        embed_size=width,
         num_heads=config["num_heads"],
         qkv_features=config["qkv_features"],
         window_mem=config["WINDOW_MEM"],
@@ -362,10 +383,27 @@ def make_network(
         gating_bias=config["gating_bias"],
         dtype=dtype,
     )
+    linear = piece(config, "ENCODER") == "linear"
+    make_encoder = (
+        partial(LinearEncoder, space, width, dtype)
+        if linear
+        else partial(FeatureEncoder, space, config["encoder_features"], dtype)
+    )
+    make_head = (
+        partial(Head, activation=config["ACTIVATION"])
+        if piece(config, "HEADS") == "mlp"
+        else ResidualHead
+    )
     return ActorCriticTransformer(
-        TransformerXL(config["num_layers"], config["EMBED_SIZE"], make_layer, dtype),
+        TransformerXL(
+            config["num_layers"],
+            width,
+            make_encoder,
+            make_layer,
+            embeds=not linear,
+            skip=piece(config, "SKIP"),
+            dtype=dtype,
+        ),
         action_space,
-        hidden_layers=config["hidden_layers"],
-        activation=config["ACTIVATION"],
-        dtype=dtype,
+        partial(make_head, width=config["hidden_layers"], dtype=dtype),
     )

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError
-from spaces import ActionSpace, Box, encode_action, mask_size
+from spaces import ActionSpace, Box, Grid, encode_action, mask_size
 
 
 class SingleEnvironment:
@@ -38,6 +38,8 @@ class SingleEnvironment:
     obs_size: int
     num_binary = 0
     """So many leading entries of an observation are always 0 or 1."""
+    grid: Grid | None = None
+    """The grid of cells that an observation holds, among its binary entries."""
     can_truncate = True
     """Whether truncation is told from termination; if not, it counts as one."""
     episode_metrics: tuple[str, ...] = ()
@@ -183,11 +185,14 @@ class PreviousActionReward(Wrapper):
 
     def __init__(self, env):
         super().__init__(env)
-        self.obs_size = env.obs_size + env.action_space.num_outputs + 1
-        if isinstance(env.action_space, Box):
+        outputs = env.action_space.num_outputs
+        self.obs_size = env.obs_size + outputs + 1
+        if isinstance(env.action_space, Box):  # numbers stand before what was binary
             self.num_binary = mask_size(env.action_space)
+            self.grid = None
         else:
-            self.num_binary = env.num_binary + env.action_space.num_outputs
+            self.grid = env.grid and env.grid._replace(start=env.grid.start + outputs)
+            self.num_binary = env.num_binary + outputs
 
     def reset(self, keys: jax.Array):
         obs, state = self._env.reset(keys)

@@ -21,6 +21,7 @@ from benchmarks.throughput import median_seconds, memory_bytes, progress, read_c
 from config import ConfigError
 from environments import make_env
 from learning import collect, make_init_and_update
+from spaces import obs_space
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -54,7 +55,7 @@ def point(config: dict[str, Any], key: str, value: int) -> dict[str, float]:
     config = PPO.check({**config, key: value})
     steps = config["NUM_ENVS"] * config["NUM_STEPS"]
     env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     init, update = make_init_and_update(config, PPO)
     state = jax.jit(init)(jax.random.key(0))
     compiled = jax.jit(update, donate_argnums=0).lower(state).compile()

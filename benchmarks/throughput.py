@@ -29,6 +29,7 @@ from environments import make_env
 from learning import collect, make_init_and_update
 from policies import sample_uniformly
 from rollout import split_each
+from spaces import obs_space
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -90,7 +91,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
     numbers["train_sps"] = steps / seconds
 
     progress("the rollout")
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
 
     @jax.jit
     def roll(state):

@@ -13,7 +13,7 @@ import numpy as np
 
 from config import ConfigError
 from environments.adapting import field_names, import_suite, replace_fields, split_env_kwargs
-from spaces import Discrete
+from spaces import Discrete, Grid
 from wrappers import SingleEnvironment
 
 NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]
@@ -48,6 +48,24 @@ def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     return CraftaxAdapter(name, env_kwargs)
 
 
+def map_in_view(module: Any) -> Grid:
+    """The grid that Craftax's observations begin with.
+
+    A cell of Craftax: its block, its item, by class the creature (melee, passive, ranged) that
+    stands there, all projectiles, which may share a cell, and whether it is lit; in the dark the
+    rest is 0. Of Craftax-Classic: its block and the four kinds of creatures.
+    """
+    rows, columns, channels = module.get_map_obs_shape()
+    blocks = len(module.BlockType)
+    if hasattr(module, "ItemType"):
+        items, types = len(module.ItemType), 8
+        projectiles_and_light = channels - blocks - items - 3 * types
+        groups = (blocks, items, types, types, types, *(1,) * projectiles_and_light)
+    else:
+        groups = (blocks, *(1,) * (channels - blocks))
+    return Grid(0, rows, columns, (groups,))
+
+
 class CraftaxAdapter(SingleEnvironment):
     """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
 
@@ -69,8 +87,8 @@ class CraftaxAdapter(SingleEnvironment):
         self.action_space = Discrete(env.num_actions)
         obs, _, _, _, info = jax.eval_shape(self._own_step, jax.random.key(0))
         self.obs_size = obs.size
-        # The map comes first: one-hot blocks, items and creatures, and whether there is light.
-        self.num_binary = importlib.import_module(type(env).__module__).get_flat_map_obs_shape()
+        self.grid = map_in_view(importlib.import_module(type(env).__module__))
+        self.num_binary = self.grid.size
         self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
 
     def reset(self, key: jax.Array):

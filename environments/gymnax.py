@@ -19,6 +19,7 @@ from environments.adapting import (
     replace_fields,
     split_env_kwargs,
 )
+from spaces import Grid
 from wrappers import SingleEnvironment
 
 NAMES = [
@@ -75,6 +76,9 @@ class GymnaxAdapter(SingleEnvironment):
         obs, _ = jax.eval_shape(self._env.reset_env, jax.random.key(0), self._params)
         binary = self._num_categories or obs.dtype == bool
         self.num_binary = self.obs_size if binary else 0
+        if obs.dtype == bool and obs.ndim == 3:  # MinAtar: things of several kinds may share a cell
+            rows, columns, kinds = obs.shape
+            self.grid = Grid(0, rows, columns, ((1,) * kinds,))
         self.can_truncate = name not in ENDS_WITH_ITS_CLOCK
 
     def reset(self, key: jax.Array):

@@ -23,7 +23,7 @@ from environments.adapting import (
     one_line,
 )
 from results import unpickle_arrays
-from spaces import Discrete
+from spaces import Discrete, Grid
 from wrappers import SingleEnvironment
 
 NAMES = [
@@ -82,6 +82,8 @@ class Task(SingleEnvironment):
         self.action_space = Discrete(self._env.num_actions(self._params))
         self.obs_size = attempt(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
         self.num_binary = self.obs_size
+        view = self._params.view_size
+        self.grid = Grid(0, view, view, tuple((n,) for n in self._categories))
 
     def reset(self, key: jax.Array):
         timestep = self._env.reset(self._params, key)

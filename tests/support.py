@@ -6,6 +6,7 @@ import numpy as np
 
 from environments import Discrete
 from host import checkpoints, experiment
+from spaces import ObsSpace
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -53,7 +54,7 @@ class Corridor(SingleEnvironment):
 
 def small_network(**changes):
     config = PPO.check({**SMALL, **changes})
-    return config, make_network(config, Discrete(3))
+    return config, make_network(config, Discrete(3), ObsSpace(OBS_SIZE))
 
 
 def random_params(params, seed=0, scale=0.4):

@@ -16,7 +16,7 @@ from benchmarks import growth, memory, scaling, scaling_model, throughput
 from benchmarks.naive import NAIVE_PPO, make_naive_network
 from environments import Discrete, make_env
 from learning import collect, init_params, make_init_and_update
-from spaces import restore_obs
+from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
 from transformerXL import make_network
 
@@ -29,7 +29,7 @@ def stored_batch(config):
     """A second rollout as the loss reads it: its memory is not empty; and the parameters."""
     init, update = make_init_and_update(config, PPO)
     env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     state, _ = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
 
     @jax.jit
@@ -59,8 +59,10 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
         loss = partial(loss, network=network, **loss_settings(config))
         return jax.jit(loss)(params, batch)
 
-    (_, metrics), gradients = losses(make_network(config, env.action_space))
-    (_, naive_metrics), naive_gradients = losses(make_naive_network(config, env.action_space))
+    (_, metrics), gradients = losses(make_network(config, env.action_space, obs_space(env)))
+    (_, naive_metrics), naive_gradients = losses(
+        make_naive_network(config, env.action_space, obs_space(env))
+    )
     assert float(metrics["value_loss"]) != 0
     for name, value in metrics.items():
         np.testing.assert_allclose(value, naive_metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -91,11 +93,11 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     config = PPO.check(SHORT_EPISODES)
     env, params, batch = stored_batch(config)
     half = PPO.check({**config, "COMPUTE_DTYPE": "bfloat16"})
-    outputs, obs = {}, restore_obs(batch.obs)
+    outputs = {}
     for c in (config, half):
-        network = make_network(c, env.action_space)
+        network = make_network(c, env.action_space, obs_space(env))
         policy, value = network.apply(
-            params, obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="window"
+            params, batch.obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="window"
         )
         outputs[c["COMPUTE_DTYPE"]] = np.concatenate([policy.logits, value[..., None]], axis=-1)
         assert policy.logits.dtype == value.dtype == jnp.float32
@@ -172,7 +174,7 @@ def test_scaling_counts_what_devices_exchange():
 
 
 def num_params(config, obs_size, actions):
-    network = make_network(config, Discrete(actions))
+    network = make_network(config, Discrete(actions), ObsSpace(obs_size))
     shapes = jax.eval_shape(
         lambda key: init_params(config, network, obs_size, key), jax.random.key(0)
     )

@@ -32,6 +32,13 @@ TOLERANCE = 1e-4
 KINDS = {
     "one agent": {},
     "the pool": {"RESET_STRATEGY": "pool", "RESET_RATIO": 4},
+    "a grid and values in their own scale": {
+        "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Gridded",
+        "ENV_KWARGS": {},
+        "NETWORK": "wide",
+        "encoder_features": 16,
+        "NORMALIZE_VALUE": True,
+    },
     "three agents": {"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Team", "ENV_KWARGS": {}},
 }
 
@@ -91,7 +98,12 @@ def assert_alike(tree):
 
 @pytest.mark.parametrize(
     ("num_devices", "kind"),
-    [*((n, "one agent") for n in (1, 2, 8)), (2, "the pool"), (8, "three agents")],
+    [
+        *((n, "one agent") for n in (1, 2, 8)),
+        (2, "the pool"),
+        (2, "a grid and values in their own scale"),
+        (8, "three agents"),
+    ],
 )
 def test_any_number_of_devices_trains_the_same(num_devices, kind):
     params, metrics, obs = trained(num_devices, kind)

@@ -15,6 +15,7 @@ from config import ConfigError
 from environments import Discrete, make_env
 from host.results_files import save_seed
 from learning import init_params
+from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -26,7 +27,9 @@ def folder(tmp_path_factory):
     """An agent for MemoryChain with parameters large enough to prefer one action over another."""
     folder = tmp_path_factory.mktemp("agent")
     config = PPO.check(CHAIN)
-    params = init_params(config, make_network(config, Discrete(2)), 3, jax.random.key(0))
+    params = init_params(
+        config, make_network(config, Discrete(2), ObsSpace(3)), 3, jax.random.key(0)
+    )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), params)
     params["params"]["actor"]["Dense_2"]["bias"][:] = 0
@@ -38,7 +41,7 @@ def save_untrained(folder, **changes):
     """An agent with its first parameters."""
     config = PPO.check({**QUICK, **changes})
     env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     params = init_params(config, network, env.obs_size, jax.random.key(0))
     save_seed(folder, 0, config, {}, jax.device_get(params))
 
@@ -62,7 +65,7 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     reach = reach_of(boundary, config["WINDOW_MEM"])
     no_memory = jnp.zeros((batch, config["WINDOW_MEM"], 2, config["EMBED_SIZE"]))
     params = np.load(folder / "0_params.npy", allow_pickle=True).item()
-    logits, _ = make_window_form(make_network(config, Discrete(2)), steps)(
+    logits, _ = make_window_form(make_network(config, Discrete(2), ObsSpace(3)), steps)(
         params, obs, no_memory, reach
     )
     np.testing.assert_array_equal(np.stack(actions, axis=1), np.argmax(logits, axis=-1))

@@ -20,6 +20,7 @@ from normalization import (
 )
 from results import load_results
 from rollout import empty_memory
+from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -79,7 +80,7 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
 
     def play(config):
         env = make_env(config, 4)
-        network = make_network(config, env.action_space)
+        network = make_network(config, env.action_space, obs_space(env))
         state = make_init_and_update(config, PPO)[0](jax.random.key(0))
         silent = jax.tree.map(jnp.zeros_like, state.train_state.params)  # the same actions
         state = state._replace(train_state=state.train_state._replace(params=silent))
@@ -139,7 +140,7 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     agent = evaluate.load_agent(folder, greedy=True)
     obs = jnp.array([[1.0, 0.0, 3.0]])
     config = PPO.check(PENDULUM)
-    network = make_network(config, make_env(config, 1).action_space)
+    network = make_network(config, make_env(config, 1).action_space, ObsSpace(3))
     moments = saved["normalizer"]["obs"]
     seen = (obs - moments["mean"]) / np.sqrt(moments["variance"] + 1e-8)
     caches = network.apply(

@@ -30,6 +30,9 @@ CRAFTAX = {
     "ENV_NAME": "Craftax-Classic-Symbolic-v1",
     "ENV_KWARGS": {"max_timesteps": 5, "map_size": [16, 16]},
     "RESET_RATIO": 2,
+    "NETWORK": "wide",
+    "encoder_features": 16,
+    "NORMALIZE_VALUE": True,
 }
 STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
 KILLS = int(os.environ.get("KILLS", 2))

@@ -23,7 +23,7 @@ from evaluate_PPO_trXL import load_agent, play, random_agent, report
 from host.results_files import save_seed
 from learning import collect, init_params, make_init_and_update
 from policies import sample_uniformly
-from spaces import Box, Discrete, MultiDiscrete, mask_size, restore_obs
+from spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -89,7 +89,7 @@ def start(name, env_kwargs, **changes):
     names = {"ENV_NAME": name, "ENV_KWARGS": env_kwargs, "TOTAL_TIMESTEPS": 1e6}
     config = PPO.check({**QUICK, **names, **changes})
     env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     state = make_init_and_update(config, PPO)[0](jax.random.key(0))
     roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
     return config, env, network, state, roll
@@ -333,7 +333,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     while steps < 100_000:
         state, collected = roll(state)
         trajectory = collected.trajectory
-        obs = restore_obs(trajectory.obs)
+        obs = restore_obs(trajectory.obs, obs_space(env))
         mask = np.asarray(obs[..., : mask_size(env.action_space)])
         taken = np.take_along_axis(mask, np.asarray(trajectory.action)[..., None], axis=-1)
         assert (taken == 1).all()
@@ -344,7 +344,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     batch = trainer.make_batch(config, collected, advantage)
     policy, _ = network.apply(
         state.train_state.params,
-        *(restore_obs(batch.obs), batch.memory, batch.reach, config["WINDOW_GRAD"]),
+        *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
         method="window",
     )
     np.testing.assert_allclose(policy.log_prob(batch.action), batch.log_prob, atol=1e-4)
@@ -446,7 +446,7 @@ def test_a_trials_agent_trains_and_is_evaluated_by_episode_number(ruleset_file, 
 def test_a_team_is_evaluated_by_its_episodes(tmp_path):
     config = PPO.check({**QUICK, "ENV_NAME": "jaxmarl/switch_riddle"})
     env = make_env(config, 1)
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     params = init_params(config, network, env.obs_size, jax.random.key(0))
     save_seed(tmp_path, 0, config, {}, jax.device_get(params))
     for agent in (load_agent(tmp_path), random_agent(load_agent(tmp_path))):

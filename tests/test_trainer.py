@@ -16,7 +16,7 @@ import transformerXL
 from environments import make_env
 from learning import collect, episode_metrics, learning_rate, make_init_and_update
 from rollout import Rollout, Transition, empty_memory
-from spaces import restore_obs
+from spaces import obs_space, restore_obs
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 
@@ -30,7 +30,7 @@ def setup(config):
     """A checked config, its environment and network, and a first state with random parameters."""
     config = PPO.check(config)
     env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space)
+    network = make_network(config, env.action_space, obs_space(env))
     init, _ = make_init_and_update(config, PPO)
     state = jax.jit(init)(jax.random.key(0))
     params = random_params(state.train_state.params)
@@ -38,10 +38,19 @@ def setup(config):
     return config, env, network, state
 
 
-@pytest.fixture(scope="module")
-def chain():
+WIDE = {"NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True}
+GRIDDED = {
+    **SMALL,
+    **WIDE,
+    "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Gridded",
+    "PREV_ACTION_REWARD": True,
+}
+
+
+@pytest.fixture(scope="module", params=[CHAIN, GRIDDED], ids=["published", "wide"])
+def chain(request):
     """Two rollouts, one after the other, with the same random parameters."""
-    config, env, network, state = setup(CHAIN)
+    config, env, network, state = setup(request.param)
     roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
     state_1, first = roll(state)
     _, second = roll(state_1)
@@ -57,7 +66,7 @@ def largest_ratio_error(chain):
     batch = jax.tree.map(lambda x: x[: len(x) // config["NUM_MINIBATCHES"]], batch)
     policy, value = network.apply(
         state.train_state.params,
-        *(restore_obs(batch.obs), batch.memory, batch.reach, config["WINDOW_GRAD"]),
+        *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
         method="window",
     )
     ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
@@ -151,7 +160,7 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
     for end in (2, 5):
         assert trajectory.truncated[end].all()
         assert not trajectory.terminated[end].any()
-        episode = restore_obs(trajectory.obs)[end - 2 : end + 1]  # (3, B, .)
+        episode = restore_obs(trajectory.obs, obs_space(env))[end - 2 : end + 1]  # (3, B, .)
         obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
         no_memory = empty_memory(config, config["NUM_ENVS"]).hidden
         reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))
@@ -400,7 +409,7 @@ def test_the_loss_clips_ratios_and_values_as_the_paper_says():
         errors.append(max((v - target) ** 2, (clipped - target) ** 2))
     assert np.mean(np.abs(ratio - 1) > eps) > 0.5
     actor_loss = trainer.clipped_surrogate(ratio, advantage, eps, None)
-    value_loss = trainer.clipped_value_loss(value, old_value, returns, eps, None)
+    value_loss = trainer.squared_value_loss(value, old_value, returns, eps, None)
     np.testing.assert_allclose(actor_loss, -np.mean(surrogate), rtol=1e-5)
     np.testing.assert_allclose(value_loss, 0.5 * np.mean(errors), rtol=1e-5)
     # No gradient pushes a ratio further out than the clip.

@@ -21,7 +21,6 @@ from learning import (
     minibatch_rows,
 )
 from rollout import by_environment, window_memory
-from spaces import restore_obs
 from transformerXL import make_network
 
 KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})
@@ -62,9 +61,8 @@ def learn(config, network, train_state, collected, key, axis_name):
 
 
 def reinforce_loss(network, window_grad, baseline_coef, params, batch):
-    obs = restore_obs(batch.obs)
     policy, value = network.apply(
-        params, obs, batch.memory, batch.reach, window_grad, method="window"
+        params, batch.obs, batch.memory, batch.reach, window_grad, method="window"
     )
     error = batch.returns - value
     weight = jax.lax.stop_gradient(error)

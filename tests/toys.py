@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from environments import Discrete, SingleEnvironment
+from spaces import Grid
 
 
 class Team(SingleEnvironment):
@@ -26,6 +27,29 @@ class Team(SingleEnvironment):
 
     def _observe(self, state):
         return jnp.stack([jnp.arange(3), jnp.full(3, state)], axis=-1).astype(jnp.float32)
+
+
+class Gridded(SingleEnvironment):
+    """Episodes of four steps; a cell holds one of three things or none, and a light of its own."""
+
+    action_space = Discrete(2)
+    grid = Grid(0, 2, 3, ((3,), (1,)))
+    num_binary = grid.size
+    obs_size = num_binary + 2
+    can_truncate = False
+
+    def reset(self, key):
+        return self._observe(key, jnp.int32(0)), jnp.int32(0)
+
+    def step(self, key, state, action):
+        return self._observe(key, state + 1), state + 1, action * 5.0, state == 3, False, {}
+
+    def _observe(self, key, state):
+        things, lights = jax.random.split(key)
+        things = jax.random.randint(things, (2, 3), 0, 4)
+        lights = jax.random.bernoulli(lights, shape=(6,)) * 1.0
+        rest = jnp.stack([state / 4, 0.1])
+        return jnp.concatenate([jax.nn.one_hot(things - 1, 3).ravel(), lights, rest])
 
 
 class Errand(SingleEnvironment):

@@ -1,0 +1,125 @@
+"""Trains what a study lists, a few runs at once: `python benchmarks/study.py STUDY OUT [workers]`.
+
+STUDY is a text file, read anew whenever a run ends, so that lines may be added meanwhile:
+
+    common KEY=VALUE ...            of all lines below it
+    seeds 100 101 102               of all lines below it
+    <name> [KEY=VALUE ...]          a run of `train_PPO_trXL.py` for each seed
+
+Runs go one after the other in the order of the file, a line's first seed before its second. Each
+run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl. Started again,
+the study goes on where it was: what is there is not run again, and what was stopped is resumed.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from results import load_results  # noqa: E402
+
+
+class Run(NamedTuple):
+    """One seed of a line."""
+
+    name: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    def folder(self, out: Path) -> Path:
+        """Where its results folder is made."""
+        return out / self.name / str(self.seed)
+
+
+def read_study(text: str) -> Iterator[Run]:
+    """The runs that a study's text lists, in its order."""
+    common, seeds = [], [0]
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        match words:
+            case []:
+                continue
+            case ["common", *common]:
+                continue
+            case ["seeds", *numbers]:
+                seeds = [int(number) for number in numbers]
+            case [name, *overrides]:
+                yield from (Run(name, seed, (*common, *overrides)) for seed in seeds)
+
+
+def command(run: Run, out: Path) -> list[str]:
+    """That starts a run, or goes on with it."""
+    script = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py")]
+    started = [path.parent for path in run.folder(out).glob("*/run.json")]
+    if started:
+        return [*script, f"RESUME={started[0]}"]
+    return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={run.folder(out)}"]
+
+
+def train(run: Run, out: Path) -> dict[str, Any]:
+    """Trains one run in a process of low priority, its output beside its folder.
+
+    Returns:
+      its line for the results.
+    """
+    run.folder(out).mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with open(run.folder(out) / "output.txt", "ab") as output:
+        status = subprocess.run(
+            ["nice", "-n", "19", *command(run, out)], stdout=output, stderr=output, check=False
+        ).returncode
+    path = next(run.folder(out).glob(f"*/{run.seed}_metrics.npy"), None)
+    line = {"name": run.name, "seed": run.seed, "overrides": run.overrides, "status": status}
+    line["seconds"] = round(time.monotonic() - start)
+    if path is not None:
+        line |= summary(load_results(path))
+    return line
+
+
+def summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean returns over the last tenth of the updates and over each fifth of them."""
+    returns = metrics["returned_episode_returns"]
+    fifths = [round(float(np.nanmean(part)), 4) for part in np.array_split(returns, 5)]
+    last = np.nanmean(returns[-max(1, len(returns) // 10) :])
+    return {"updates": len(returns), "last_tenth": round(float(last), 4), "fifths": fifths}
+
+
+def main(study: Path, out: Path, workers: int) -> None:
+    """Runs until nothing of the study is left."""
+    out.mkdir(parents=True, exist_ok=True)
+    taken: set[tuple[str, int]] = set()
+    results = out / "results.jsonl"
+    if results.exists():
+        done = (json.loads(line) for line in results.read_text().splitlines())
+        taken = {(line["name"], line["seed"]) for line in done if line["status"] == 0}
+    running: set[Future] = set()
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            runs = [run for run in read_study(study.read_text()) if run[:2] not in taken]
+            for run in runs[: workers - len(running)]:
+                taken.add(run[:2])
+                running.add(pool.submit(train, run, out))
+            if not running:
+                return
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            with open(results, "a") as file:
+                for future in ended:
+                    file.write(json.dumps(future.result()) + "\n")
+                    print(json.dumps(future.result()), flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGINT))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)

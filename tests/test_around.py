@@ -1,0 +1,219 @@
+"""What stands around the transformer, against NumPy: stored grids, encoder, heads, PopArt."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from support import QUICK, random_params, run
+
+import popart
+import trainer_PPO_trXL as trainer
+from config import ConfigError
+from encoders import FeatureEncoder
+from evaluate_PPO_trXL import load_agent
+from heads import ResidualHead
+from learning import init_params
+from results import load_results
+from spaces import (
+    Discrete,
+    Grid,
+    ObsSpace,
+    cell_words,
+    grid_and_vector,
+    restore_obs,
+    store_obs,
+)
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+
+GRIDS = {
+    "one part": Grid(0, 2, 3, ((5, 1, 1, 2),)),
+    "two parts, the previous action before them": Grid(4, 3, 2, ((13,), (12,))),
+    "bits alone, more than a word": Grid(0, 2, 2, ((1,) * 20,)),
+    "as Craftax": Grid(1, 2, 2, ((37, 5, 8, 8, 8, *(1,) * 17),)),
+}
+
+
+def random_obs(grid, batch=7, behind=2, real=3, seed=0):
+    """Observations (batch, .) and the cells (batch, rows, columns, channels) that they hold."""
+    rng = np.random.default_rng(seed)
+    cells = np.zeros((batch, grid.rows, grid.columns, sum(grid.groups)), np.float32)
+    for index in np.ndindex(cells.shape[:-1]):
+        channel = 0
+        for size in grid.groups:
+            value = rng.integers(size + 1)
+            cells[index][channel + value - 1] = value > 0 or cells[index][channel + value - 1]
+            channel += size
+    ends = np.cumsum([sum(groups) for groups in grid.parts])[:-1]
+    parts = [part.reshape(batch, -1) for part in np.split(cells, ends, axis=-1)]
+    before, after = (rng.integers(0, 2, (batch, n)) for n in (grid.start, behind))
+    obs = np.concatenate([before, *parts, after, rng.standard_normal((batch, real))], axis=-1)
+    space = ObsSpace(obs.shape[1], grid.start + grid.size + behind, grid)
+    vector = np.concatenate([obs[:, : grid.start], obs[:, grid.start + grid.size :]], axis=-1)
+    return obs.astype(np.float32), cells, vector.astype(np.float32), space
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_what_is_stored_is_what_was_seen(grid):
+    obs, cells, vector, space = random_obs(grid)
+    stored = store_obs(obs, space)
+    assert stored.cells.dtype == jnp.uint16
+    np.testing.assert_array_equal(restore_obs(stored, space), obs)
+    for seen in (obs, stored):
+        np.testing.assert_array_equal(grid_and_vector(seen, space)[0], cells)
+        np.testing.assert_array_equal(grid_and_vector(seen, space)[1], vector)
+
+
+def test_a_cell_takes_as_few_words_as_its_groups_fill():
+    assert len(cell_words((1,) * 16)) == 1
+    assert len(cell_words((37, 5, 8, 8, 8, *(1,) * 17))) == 3
+    with pytest.raises(ValueError, match="16 bits"):
+        cell_words((65_536,))
+
+
+def test_the_encoder_is_a_convolution_beside_a_dense_layer():
+    grid = GRIDS["one part"]
+    obs, cells, vector, space = random_obs(grid)
+    encoder = FeatureEncoder(space, width=12)
+    params = random_params(jax.eval_shape(encoder.init, jax.random.key(0), obs))["params"]
+    features = encoder.apply({"params": params}, store_obs(obs, space))
+
+    embedded = np.asarray(oracle.dense(cells, params["cells"]["Dense_0"]))
+    kernel = np.asarray(params["cells"]["convolution"]["kernel"]).reshape(3, 3, 32, 32)
+    convolved = np.zeros_like(embedded) + np.asarray(params["cells"]["convolution"]["bias"])
+    for row, column, i, j in np.ndindex(grid.rows, grid.columns, 3, 3):
+        r, c = row + i - 1, column + j - 1
+        if 0 <= r < grid.rows and 0 <= c < grid.columns:
+            convolved[:, row, column] += np.maximum(embedded[:, r, c], 0) @ kernel[i, j]
+    flat = np.maximum(embedded + convolved, 0).reshape(len(obs), -1)
+
+    def part(x, name):
+        return np.maximum(
+            oracle.layer_norm(oracle.dense(x, params[name]), params[f"{name}_norm"]["Norm_0"]), 0
+        )
+
+    expected = np.concatenate([part(flat, "grid"), part(vector, "vector")], axis=-1)
+    assert features.shape == (len(obs), 12 + 3)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_residual_head_is_its_equations():
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    head = ResidualHead(width=8, outputs=3, gain=1.0)
+    params = random_params(jax.eval_shape(head.init, jax.random.key(0), x))["params"]
+    h = oracle.dense(oracle.layer_norm(x, params["Norm_0"]), params["Dense_0"])
+    for_residual, for_output = (
+        lambda h, name=name: np.maximum(oracle.layer_norm(h, params[name]["Norm_0"]), 0)
+        for name in ("NormRelu_0", "NormRelu_1")
+    )
+    h = h + oracle.dense(for_residual(h), params["Dense_1"])
+    expected = oracle.dense(for_output(h), params["output"])
+    np.testing.assert_allclose(head.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "encoder", "reads"),
+    [
+        ({"NETWORK": "wide"}, True, 20 + 16),
+        ({"NETWORK": "wide", "SKIP": False}, True, 16),
+        ({"NETWORK": "wide", "ENCODER": "linear"}, False, 16 + 16),
+        ({"SKIP": True}, False, 16 + 16),
+        ({"ENCODER": "features"}, True, 16),
+        ({}, False, 16),
+    ],
+)
+def test_each_piece_is_a_key(pieces, encoder, reads):
+    config = PPO.check({**QUICK, "encoder_features": 16, **pieces})
+    *_, space = random_obs(GRIDS["one part"])
+    network = make_network(config, Discrete(3), space)
+    params = jax.eval_shape(
+        lambda: init_params(config, network, space.size, jax.random.key(0))["params"]
+    )
+    assert ("cells" in params["transformer"]["encoder"]) == encoder
+    assert params["critic"]["Dense_0"]["kernel"].shape[0] == reads
+    assert ("output" in params["critic"]) == (pieces.get("NETWORK") == "wide" or "HEADS" in pieces)
+
+
+def test_the_scale_follows_the_returns_and_outputs_stay():
+    """Moments against a loop; the critic says the same of everything when they have moved."""
+    rng = np.random.default_rng(0)
+    moments, decay, mean, square, weight = popart.no_returns(), 0.9, 0.0, 0.0, 0.0
+    first = popart.scale_of(moments)
+    assert (float(first.mu), float(first.sigma)) == (0, 1)
+    kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
+    layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    x = rng.standard_normal((9, 6))
+    says = first.raw(x @ kernel + bias)
+    for scale in (1.0, 30.0, 1e-3):
+        returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
+        counts = (rng.random((4, 5)) < 0.7) * 1.0
+        old = popart.scale_of(moments)
+        moments = popart.see_returns(moments, returns, jnp.asarray(counts), decay, None)
+        new = popart.scale_of(moments)
+        counted = returns[counts > 0]
+        mean = decay * mean + (1 - decay) * counted.mean()
+        square = decay * square + (1 - decay) * (counted**2).mean()
+        weight = decay * weight + (1 - decay)
+        np.testing.assert_allclose(new.mu, mean / weight, rtol=1e-4)
+        deviation = np.sqrt(square / weight - (mean / weight) ** 2)
+        np.testing.assert_allclose(new.sigma, deviation, rtol=1e-3)
+        layer = popart.preserve_outputs(layer, old, new)
+        after = new.raw(x @ layer["kernel"] + layer["bias"])
+        np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
+    still = popart.see_returns(popart.no_returns(), jnp.full((2, 2), 3.0), None, decay, None)
+    np.testing.assert_allclose(popart.scale_of(still).sigma, popart.LEAST_SIGMA, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", ["mlp", "residual"])
+def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_critic(heads):
+    """What the critic says of the batch in units of the return is the same before and after."""
+    config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
+    network = make_network(config, Discrete(3), ObsSpace(2))
+    params = random_params(init_params(config, network, 2, jax.random.key(0)))
+    state = PPO.init(config, params)
+    rng = np.random.default_rng(0)
+    obs = store_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
+    memory = jnp.zeros((4, 8 + 16 - 4, 1, 16))
+    reach = jnp.zeros((4, 16), jnp.int32)
+
+    def values(state):
+        x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
+        return popart.scale_of(state.extra).raw(x)
+
+    before = values(state)
+    returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
+    batch = trainer.Batch(*[None] * 9)._replace(value=before, returns=returns)
+    state, batch = trainer.rescale(config, state, batch, None)
+    np.testing.assert_allclose(values(state), before, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(batch.returns, (returns - returns.mean()) / returns.std(), atol=1e-3)
+    np.testing.assert_allclose(batch.value, (before - returns.mean()) / returns.std(), atol=1e-3)
+
+
+def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
+    for changes, clipped in [
+        ({}, True),
+        ({"NORMALIZE_VALUE": True}, False),
+        ({"NORMALIZE_VALUE": True, "CLIP_VALUE": True}, True),
+        ({"CLIP_VALUE": False}, False),
+    ]:
+        assert trainer.loss_settings(PPO.check(changes))["clip_value"] == clipped
+    value, old, returns = jnp.float32([3.0]), jnp.float32([0.0]), jnp.float32([2.0])
+    assert float(trainer.squared_value_loss(value, None, returns, 0.2, None)) == 0.5
+    assert float(trainer.squared_value_loss(value, old, returns, 0.2, None)) == pytest.approx(1.62)
+
+
+def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_path):
+    config = {**QUICK, "NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True}
+    run({**config, "ENV_KWARGS": {"memory_length": 3}, "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / "MemoryChain-bsuite"
+    agent = load_agent(folder)
+    obs = jnp.zeros((1, 3))
+    action, _ = agent.act(agent.initial_memory(1), obs, jnp.array([True]), jax.random.key(0))
+    assert action.shape == (1,)
+    # The same files with a config from before the key: the published network, which has others.
+    saved = load_results(folder / "0_config.npy")
+    del saved["NETWORK"]
+    np.save(folder / "0_config.npy", saved)
+    with pytest.raises(ConfigError, match="does not fit"):
+        load_agent(folder)
