@@ -6,6 +6,7 @@ process would do alike but only one may (printing, writing files) is left to pro
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -66,6 +67,8 @@ def connect(launch: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, handler)
     if launch["COORDINATOR"] is None:
         _take_all_gpus()
+    if not is_main():  # process 0 alone says what Orbax thinks of the disk's speed
+        logging.getLogger("absl").setLevel(logging.ERROR)
     _check_devices()
 
 

@@ -2,16 +2,24 @@
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+
+def add_flags(*flags):
+    """To those of XLA, which processes that a test starts inherit."""
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+
+
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    add_flags("--xla_force_host_platform_device_count=8")
 
 # A program of the tests takes longer to compile than to run. What it computes stays the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # another version may not know it, and ends
+    add_flags("--xla_cpu_use_fusion_emitters=false")
 # All tests, and the processes that they start, share what was compiled, however small it is.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
