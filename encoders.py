@@ -10,27 +10,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dense import Dense, NormRelu
-from spaces import Obs, ObsSpace, grid_and_vector, restore_obs
+from dense import Dense, NormRelu, matmul
+from spaces import Obs, ObsSpace, grid_and_vector, pieces
 
 CELL_WIDTH = 32
 """Numbers for each cell of a grid."""
 
 
 class LinearEncoder(nn.Module):
-    """x0 = Dense_E(obs), the published network's: its features are the stream."""
+    """x0 = Dense_E(obs), the published network's: its features are the stream.
+
+    As a sum over the pieces that an observation is stored in, which need not be joined for it.
+    """
 
     space: ObsSpace
     width: int
     dtype: Any = jnp.float32
 
-    def setup(self):
-        self.dense = Dense(self.width, dtype=self.dtype)
-        nn.share_scope(self, self.dense)
-
+    @nn.compact
     def __call__(self, obs: Obs) -> jax.Array:
-        return self.dense(restore_obs(obs, self.space)).astype(jnp.float32)
+        shape = (self.space.size, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        present = [x.astype(self.dtype) for x in pieces(obs, self.space) if x.shape[-1]]
+        ends = np.cumsum([x.shape[-1] for x in present])[:-1]
+        products = map(matmul, present, jnp.split(kernel, ends))
+        return (sum(products) + bias).astype(jnp.float32)
 
 
 class FeatureEncoder(nn.Module):

@@ -1,10 +1,12 @@
 """Actions, as an environment describes them, and observations, as a rollout stores them."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import block_diag
 
 
 class Discrete(NamedTuple):
@@ -153,15 +155,23 @@ Obs = jax.Array | StoredObs
 """Observations (..., size), or the same as they are stored."""
 
 
-def cell_words(groups: tuple[int, ...]) -> list[list[tuple[int, int]]]:
-    """Where the groups of a cell stand in its 16-bit words: for each word (size, shift) by group.
+class Word(NamedTuple):
+    """One of the 16-bit words that a cell is stored in, and the channels that it holds."""
+
+    values: np.ndarray  # (channels,) uint16, what the word has in the bits of a channel that is 1
+    masks: np.ndarray  # (channels,) uint16, which bits those are
+
+
+@cache
+def cell_words(groups: tuple[int, ...]) -> tuple[Word, ...]:
+    """How a cell's channels are stored, word by word.
 
     A group of n takes the bits that hold 0 .. n: 0 where no channel is set, else 1 + its index.
 
     Raises:
       ValueError: a group takes more than 16 bits.
     """
-    words: list[list[tuple[int, int]]] = [[]]
+    words: list[list[tuple[int, int]]] = [[]]  # (size, shift) of each group
     shift = 0
     for size in groups:
         bits = size.bit_length()
@@ -172,37 +182,30 @@ def cell_words(groups: tuple[int, ...]) -> list[list[tuple[int, int]]]:
             shift = 0
         words[-1].append((size, shift))
         shift += bits
-    return words
+
+    def make(fields: list[tuple[int, int]]) -> Word:
+        values = [np.arange(1, size + 1) << shift for size, shift in fields]
+        masks = [np.full(size, ((1 << size.bit_length()) - 1) << shift) for size, shift in fields]
+        return Word(*(np.concatenate(x).astype(np.uint16) for x in (values, masks)))
+
+    return tuple(map(make, words))
 
 
 def pack_cells(channels: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """(..., channels) of 0s and 1s to (..., words) uint16."""
     words = cell_words(groups)
-    weights = np.zeros((sum(groups), len(words)), np.uint16)
-    channel = 0
-    for index, word in enumerate(words):
-        for size, shift in word:
-            weights[channel : channel + size, index] = np.arange(1, size + 1) << shift
-            channel += size
-    # Not as a product: a GPU's would round.
-    return jnp.sum(jnp.where(channels[..., None] > 0, weights, np.uint16(0)), -2, dtype=np.uint16)
+    weights = block_diag(*(word.values.astype(np.float32)[:, None] for word in words))
+    # Sums below 2^16 are exact in float32, which a GPU would otherwise round its products to less.
+    return jnp.matmul(channels, weights, precision="highest").astype(jnp.uint16)
 
 
 def unpack_cells(cells: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """Undoes `pack_cells`, as float32."""
-
-    def channels_of(word: jax.Array, fields: list[tuple[int, int]]) -> jax.Array:
-        sizes = [size for size, _ in fields]
-        shifts = np.repeat([shift for _, shift in fields], sizes).astype(np.uint16)
-        masks = np.repeat([(1 << size.bit_length()) - 1 for size in sizes], sizes)
-        values = np.concatenate([np.arange(1, size + 1) for size in sizes])
-        field = (word[..., None] >> shifts) & masks.astype(np.uint16)
-        return (field == values.astype(np.uint16)).astype(jnp.float32)
-
-    words = cell_words(groups)
-    return jnp.concatenate(
-        [channels_of(cells[..., index], fields) for index, fields in enumerate(words)], axis=-1
-    )
+    channels = [
+        (cells[..., index, None] & word.masks) == word.values
+        for index, word in enumerate(cell_words(groups))
+    ]
+    return jnp.concatenate(channels, axis=-1).astype(jnp.float32)
 
 
 def store_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
@@ -216,14 +219,18 @@ def store_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
 
 def restore_obs(obs: Obs, space: ObsSpace) -> jax.Array:
     """Undoes `store_obs`; leaves observations alone that are (..., size)."""
+    return jnp.concatenate(pieces(obs, space), axis=-1)
+
+
+def pieces(obs: Obs, space: ObsSpace) -> list[jax.Array]:
+    """Observations (..., size) as pieces of them, one behind the other, that are there already."""
     if not isinstance(obs, StoredObs):
-        return obs
+        return [obs]
     binary = obs.binary.astype(jnp.float32)
     if obs.cells is None or space.grid is None:
-        return jnp.concatenate([binary, obs.real], axis=-1)
+        return [binary, obs.real]
     before, behind = jnp.split(binary, [space.grid.start], axis=-1)
-    grid = space.grid.part(unpack_cells(obs.cells, space.grid.groups))
-    return jnp.concatenate([before, grid, behind, obs.real], axis=-1)
+    return [before, space.grid.part(unpack_cells(obs.cells, space.grid.groups)), behind, obs.real]
 
 
 def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Array]:
