@@ -8,11 +8,16 @@ import ast
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+
+SETTINGS = Path(__file__).resolve().parent / "settings"
+"""Files of KEY=VALUE words that are known to work, one for each task."""
 
 GROUPS = ("Environment", "Training", "Network", "Run")
 
@@ -246,23 +251,42 @@ def num_updates(config: dict[str, Any]) -> int:
 
 
 def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
-    """The command line's KEY=VALUE arguments as a dict.
+    """The command line's KEY=VALUE arguments as a dict; of a key given twice, the last.
 
     Args:
-      arguments: the command line.
+      arguments: the command line. `@name` stands for what is in `settings/<name>.txt`.
       keys: the keys that there are.
 
     Raises:
-      ConfigError: an argument without "=", an unknown key, a value that does not read as its type.
+      ConfigError: an argument without "=", an unknown key, a value that does not read as its type,
+        settings that are not there.
     """
     overrides = {}
-    for argument in arguments:
+    for argument in with_settings(arguments):
         name, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
         _check_known(name, keys)
         overrides[name] = _read_value(name, keys[name], text)
     return overrides
+
+
+def with_settings(arguments: list[str]) -> Iterator[str]:
+    """The arguments, each `@name` replaced by the words of that file of `SETTINGS`.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    for argument in arguments:
+        if not argument.startswith("@"):
+            yield argument
+            continue
+        path = SETTINGS / f"{argument[1:]}.txt"
+        if path.parent != SETTINGS or not path.is_file():
+            names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
+            hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
+            raise ConfigError(f"no settings {argument!r} in settings/{hint}")
+        yield from shlex.split(path.read_text(), comments=True)
 
 
 def did_you_mean(word: str, candidates: Iterable[Any]) -> str:

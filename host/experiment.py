@@ -73,7 +73,7 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
 
 def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
     """Lists the keys of the command line with their values, group by group."""
-    print(f"usage: {sys.argv[0]} [KEY=VALUE ...]\n\nthe keys, with their values here:")
+    print(f"usage: {sys.argv[0]} [@SETTINGS] [KEY=VALUE ...]\n\nthe keys, with their values here:")
     keys = {**algorithm.keys, **(LAUNCH_KEYS if all_devices else {})}
     print(help_text(keys, check_values(config, keys)))
 

@@ -5,7 +5,7 @@ import pytest
 
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from config import ConfigError, num_updates, read_overrides
+from config import SETTINGS, ConfigError, num_updates, read_overrides
 from trainer_PPO_trXL import PPO
 
 
@@ -118,3 +118,10 @@ def test_devices_must_divide_the_environments_and_their_shares_the_minibatches()
 @pytest.mark.parametrize("number", [np.int64(8), np.float32(8), np.array(8)])
 def test_numpys_numbers_are_numbers(number):
     assert PPO.check({"num_heads": number})["num_heads"] == 8
+
+
+@pytest.mark.parametrize("path", sorted(SETTINGS.glob("*.txt")), ids=lambda path: path.stem)
+def test_settings_are_read_and_can_be_run_and_overridden(path):
+    given = read_overrides([f"@{path.stem}", "seed=7"], PPO.keys)
+    assert PPO.check({**train_PPO_trXL.config, **given})["seed"] == 7
+    assert len(given) > 5

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.study import read_study
 from config import LAUNCH_KEYS, ConfigError, read_overrides
 from evaluate_PPO_trXL import OPTIONS
 from host.help import PAGE, keys_page
@@ -86,6 +87,9 @@ def check_settings(script: str, arguments: list[str]) -> None:
         folder, *settings = arguments
         assert folder == "FOLDER" or (REPOSITORY / folder).exists() or "corridor" in folder
         read_overrides(settings, OPTIONS)
+    elif script == "benchmarks/study.py":
+        for run in read_study((REPOSITORY / arguments[0]).read_text()):
+            read_overrides([*run.overrides], TRAINING_KEYS)
     elif script.startswith(("train_", "benchmarks/")):
         options = ("--nodes", "--help")
         entry = [x for x in arguments if x.endswith(".py") and "=" not in x]

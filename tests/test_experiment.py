@@ -113,6 +113,8 @@ WRONG = {
     "ENV_NAME=CartPole": "error: unknown environment 'CartPole'; did you mean CartPole-v1",
     "ENV_NAME=Craftax-Pixels-v1": "error: Craftax-Pixels-v1 observes pixels",
     "ENV_KWARGS={'memory': 3}": "error: MemoryChain-bsuite has no 'memory'",
+    "@craftax-1": "error: no settings '@craftax-1' in settings/; did you mean craftax",
+    "@../README": "error: no settings '@../README' in settings/; there are",
     "num_heads=3": "error: num_heads must divide qkv_features",
     "RESULTS_DIR=/dev/null/results": "error: can't write the results to /dev/null/results",
 }

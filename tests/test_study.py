@@ -1,0 +1,82 @@
+"""A list of runs: what it lists, and that it goes on where it was."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import study
+
+TEXT = """
+common LR=1e-3   # of both
+seeds 3 4
+plain
+quoted "ENV_KWARGS={'memory_length': 2}" LR=1e-2
+common
+seeds 0
+alone
+"""
+
+TRAINING = """
+import pathlib, sys
+import numpy as np
+folder = pathlib.Path(sys.argv[1]) / "Task"
+folder.mkdir(exist_ok=True)
+(folder / "run.json").write_text("{}")
+if sys.argv[3] == "fail":
+    sys.exit(3)
+returns = np.array([np.nan, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
+np.save(folder / f"{sys.argv[2]}_metrics.npy", {"returned_episode_returns": returns})
+"""
+
+
+def test_a_line_is_a_run_for_each_seed_with_what_is_common():
+    assert [*study.read_study(TEXT)] == [
+        ("plain", 3, ("LR=1e-3",)),
+        ("plain", 4, ("LR=1e-3",)),
+        ("quoted", 3, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2")),
+        ("quoted", 4, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2")),
+        ("alone", 0, ()),
+    ]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs for which a process was started; those of seed 4 fail while `failing` is there."""
+    runs, failing = [], ["fail"]
+
+    def command(run, out):
+        runs.append(run[:2])
+        how = "fail" if run.seed == 4 and failing else "train"
+        return [sys.executable, "-c", TRAINING, str(run.folder(out)), str(run.seed), how]
+
+    monkeypatch.setattr(study, "command", command)
+    return runs, failing
+
+
+def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
+    runs, failing = trained
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("seeds 3 4\nplain\n")
+    study.main(text, out, 2)
+    assert sorted(runs) == [("plain", 3), ("plain", 4)]
+    failing.clear()
+    runs.clear()
+    study.main(text, out, 2)
+    assert runs == [("plain", 4)]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert sorted((line["seed"], line["status"]) for line in lines) == [(3, 0), (4, 0), (4, 3)]
+    for line in lines:
+        if line["status"] == 0:
+            assert line["last_tenth"] == 9.0
+            np.testing.assert_allclose(line["fifths"], [1.0, 2.5, 4.5, 6.5, 8.5])
+
+
+def test_a_run_that_was_begun_is_resumed(tmp_path):
+    run = study.Run("plain", 3, ("LR=1e-3",))
+    folder = run.folder(tmp_path)
+    assert study.command(run, tmp_path)[2:] == ["LR=1e-3", "seed=3", f"RESULTS_DIR={folder}"]
+    (folder / "Task").mkdir(parents=True)
+    (folder / "Task" / "run.json").touch()
+    assert study.command(run, tmp_path)[2:] == [f"RESUME={folder / 'Task'}"]
