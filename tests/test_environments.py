@@ -129,7 +129,9 @@ def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     obs, reward, done, info = replay(env, keys, actions)
     np.testing.assert_array_equal(restore_obs(store_obs(obs, obs_space(env)), obs_space(env)), obs)
     stored = store_obs(obs[0, 0], obs_space(env))
-    assert sum(x.nbytes for x in stored) < 0.1 * (env.num_binary + 4 * stored.real.size)
+    # A tenth of the zeros and ones as bytes; what is left of Classic's are its 22 real numbers.
+    before = env.num_binary + stored.real.nbytes
+    assert sum(x.nbytes for x in stored) < (0.16 if "Classic" in name else 0.1) * before
 
     def own_reset(key):
         # The pool splits a reset key into one for the first world and one for the later ones.
