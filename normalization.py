@@ -14,6 +14,9 @@ from reductions import sum_over_devices, where_counted
 
 EPSILON = 1e-8
 
+LARGEST_OBS = 10.0
+"""In deviations: an entry that was always 0 so far would blow up when it first is not."""
+
 PRIOR_COUNT = 1e-4
 """What the first mean 0 and variance 1 count: almost nothing."""
 
@@ -123,6 +126,7 @@ def normalise_obs(moments: Moments, obs: jax.Array) -> jax.Array:
     """obs (..., obs_size); its leading entries that `moments` does not have are left alone."""
     binary, real = jnp.split(obs, [obs.shape[-1] - moments.mean.size], axis=-1)
     real = (real - moments.mean) / jnp.sqrt(moments.variance + EPSILON)
+    real = jnp.clip(real, -LARGEST_OBS, LARGEST_OBS)
     return jnp.concatenate([binary, real], axis=-1)
 
 
