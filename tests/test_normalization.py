@@ -15,6 +15,7 @@ from normalization import (
     first_moments,
     init_normalizer,
     network_input,
+    normalise_obs,
     update_moments,
     update_normalizer,
 )
@@ -116,6 +117,13 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
         plain.reward.sum(axis=0),
         rtol=1e-4,
     )
+
+
+def test_an_entry_that_was_always_the_same_does_not_blow_up():
+    always_zero = first_moments((1,))._replace(variance=jnp.zeros(1))
+    obs = jnp.array([[1.0, 0.0], [0.0, 0.1], [1.0, -0.1]])
+    expected = [[1, 0], [0, 10], [1, -10]]
+    np.testing.assert_array_equal(normalise_obs(always_zero, obs), expected)
 
 
 def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):
