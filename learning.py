@@ -182,9 +182,9 @@ def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> 
     )
 
 
-def clipped_adam(max_grad_norm: float) -> optax.GradientTransformation:
+def clipped_adam(max_grad_norm: float, epsilon: float = 1e-5) -> optax.GradientTransformation:
     """Clipping by the global norm and Adam's direction; the learning rate is `descend`'s."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=1e-5))
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=epsilon))
 
 
 def learning_rate(config: Config, updates: jax.Array) -> jax.Array:

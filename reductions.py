@@ -38,3 +38,10 @@ def moments(
     """Mean and population variance of x over all its elements on all devices."""
     mean = mean_over_devices(weighted_mean(x, weight), axis_name)
     return mean, mean_over_devices(weighted_mean((x - mean) ** 2, weight), axis_name)
+
+
+def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | None) -> jax.Array:
+    """Of x over all its elements on all devices; weights as they are, 1 or 0."""
+    if weight is not None:
+        weight = normalise_weight(weight, axis_name)
+    return jnp.sqrt(mean_over_devices(weighted_mean(x**2, weight), axis_name))

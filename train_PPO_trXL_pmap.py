@@ -40,6 +40,8 @@ config = {
     "RETURN_DECAY": 0.95,  # of that scale, per update
     "VF_COEF": 0.5,  # weight of the value loss
     "MAX_GRAD_NORM": 1.0,  # global norm that gradients are clipped to
+    "ADAM_EPSILON": 1e-5,  # what Adam adds to a gradient's root mean square
+    "ADVANTAGE_FLOOR": 0.0,  # least deviation to divide advantages by, in returns
     "qkv_features": 256,  # width of queries, keys and values, all heads together
     "hidden_layers": 256,  # width of the actor's and the critic's layers
     "NETWORK": "published",  # around the transformer: published, or wide

@@ -25,7 +25,13 @@ from learning import (
     minibatch_rows,
 )
 from popart import Scale, no_returns, preserve_outputs, scale_of, see_returns
-from reductions import moments, normalise_weight, weighted_mean, where_counted
+from reductions import (
+    moments,
+    normalise_weight,
+    root_mean_square,
+    weighted_mean,
+    where_counted,
+)
 from rollout import Config, Metrics, Rollout, by_environment, window_memory
 from spaces import StoredObs
 from transformerXL import ActorCriticTransformer, make_network
@@ -48,9 +54,18 @@ KEYS = with_shared(
         "RETURN_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
         ),
+        "ADVANTAGE_FLOOR": Key(
+            0.0,
+            "least deviation that advantages are divided by, in root mean squares of the returns",
+            low=0,
+            traced=True,
+        ),
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),
+        "ADAM_EPSILON": Key(
+            1e-5, "what Adam adds to a gradient's root mean square", low=0, traced=True
+        ),
     }
 )
 """PPO's settings."""
@@ -96,7 +111,7 @@ def init(config: Config, params: Any) -> TrainState:
 
 def make_optimizer(config: Config):
     """Adam on clipped gradients."""
-    return clipped_adam(config["MAX_GRAD_NORM"])
+    return clipped_adam(config["MAX_GRAD_NORM"], config["ADAM_EPSILON"])
 
 
 def learn(
@@ -113,11 +128,14 @@ def learn(
         collected = in_units_of_return(collected, scale_of(train_state.extra))
     advantage = generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
+    floor = config["ADVANTAGE_FLOOR"] * root_mean_square(batch.returns, batch.weight, axis_name)
 
     # UPDATE NETWORK
     if config["NORMALIZE_VALUE"]:
         train_state, batch = rescale(config, train_state, batch, axis_name)
-    train_state, metrics = update_network(config, network, train_state, batch, key, axis_name)
+    train_state, metrics = update_network(
+        config, network, train_state, batch, floor, key, axis_name
+    )
     return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
 
 
@@ -162,6 +180,7 @@ def update_network(
     network: ActorCriticTransformer,
     train_state: TrainState,
     batch: Batch,
+    floor: jax.Array,
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
@@ -169,7 +188,7 @@ def update_network(
     epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
     rows = minibatch_rows(key, len(batch.value), epochs, minibatches)
     # Of all minibatches at once: many devices then meet only for the gradients in each step.
-    normalise = jax.vmap(partial(normalise_advantages, axis_name=axis_name))
+    normalise = jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name))
     return descend(
         partial(ppo_loss, network=network, **loss_settings(config)),
         make_optimizer(config),
@@ -249,15 +268,21 @@ def rows_of(batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
 
 
 def normalise_advantages(
-    minibatch: dict[str, jax.Array], axis_name: str | None
+    minibatch: dict[str, jax.Array], floor: jax.Array | float, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """A minibatch's advantages with mean 0 and deviation 1 over all devices, its weights mean 1."""
+    """A minibatch's advantages with mean 0 and deviation 1 over all devices, its weights mean 1.
+
+    Args:
+      floor: (), what they are divided by at least: where all goes as expected, what is left is
+        noise, which would otherwise move the policy as much as anything before.
+    """
     weight = minibatch.get("weight")
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
         minibatch = minibatch | {"weight": weight}
     mean, variance = moments(minibatch["advantage"], weight, axis_name)
-    advantage = (minibatch["advantage"] - mean) / (jnp.sqrt(variance) + 1e-8)
+    deviation = jnp.maximum(jnp.sqrt(variance), floor)
+    advantage = (minibatch["advantage"] - mean) / (deviation + 1e-8)
     return minibatch | {"advantage": advantage}
 
 

@@ -358,7 +358,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     @jax.jit
     def learn(batch):
         return trainer.update_network(
-            config, network, state.train_state, batch, jax.random.key(1), None
+            config, network, state.train_state, batch, 0.0, jax.random.key(1), None
         )
 
     def elsewhere(x, other):
@@ -381,7 +381,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     assert abs(everything["value_loss"] - metrics["value_loss"]) > 1e-4
     # The loss is the plain one of the steps that count.
     fields = {"advantage": batch.advantage, "weight": batch.weight}
-    prepared = trainer.normalise_advantages(fields, None)
+    prepared = trainer.normalise_advantages(fields, 0.0, None)
     counted = np.asarray(batch.weight) > 0
     advantages = np.asarray(batch.advantage)[counted]
     expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -395,6 +395,27 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     np.testing.assert_allclose(loss["actor_loss"], -expected.mean(), atol=1e-4)  # ratios are 1
     errors = (np.asarray(batch.value - batch.returns) ** 2)[counted]
     np.testing.assert_allclose(loss["value_loss"], 0.5 * errors.mean(), rtol=1e-3)
+
+
+def test_advantages_that_are_noise_are_not_blown_up(chain):
+    """What is left of advantages below the floor stays as small as it is, or has deviation 1."""
+    advantage = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, (4, 16)), jnp.float32)
+    for floor, deviation in ((0.0, 1), (0.1, 1), (2.0, np.std(advantage) / 2)):
+        normal = trainer.normalise_advantages({"advantage": advantage}, floor, None)["advantage"]
+        np.testing.assert_allclose(normal.mean(), 0, atol=1e-5)
+        np.testing.assert_allclose(normal.std(), deviation, rtol=1e-4)
+
+    config, network, state, (collected, _) = chain
+    before = state.train_state
+
+    @jax.jit
+    def largest_change(floor):
+        settings = {**config, "ADVANTAGE_FLOOR": floor, "ENT_COEF": 0.0, "VF_COEF": 0.0}
+        after, _ = trainer.learn(settings, network, before, collected, jax.random.key(1), None)
+        changes = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after.params, before.params)
+        return jax.tree.reduce(jnp.maximum, changes["params"]["actor"])
+
+    assert largest_change(1e9) < 0.01 * largest_change(0.0)
 
 
 def test_the_loss_clips_ratios_and_values_as_the_paper_says():
