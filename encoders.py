@@ -5,6 +5,7 @@ What agents of Craftax's sample budgets put there (Moon et al. 2023, arXiv 2307.
 a layer and a norm of its own, so that both arrive at the same scale.
 """
 
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cells import cells_product
 from dense import Dense, NormRelu, matmul
-from spaces import Obs, ObsSpace, grid_and_vector, pieces
+from spaces import Obs, ObsSpace, StoredObs, grid_and_vector, pieces
 
 CELL_WIDTH = 32
 """Numbers for each cell of a grid."""
+
+LARGE_GRID = 4096
+"""So many entries are too many to multiply them all."""
 
 
 class LinearEncoder(nn.Module):
@@ -34,10 +39,22 @@ class LinearEncoder(nn.Module):
         shape = (self.space.size, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        return (self._product(obs, kernel) + bias).astype(jnp.float32)
+
+    def _product(self, obs: Obs, kernel: jax.Array) -> jax.Array:
+        """obs (..., size) times kernel (size, E)."""
+        grid = self.space.grid
+        if isinstance(obs, StoredObs) and grid is not None and grid.size >= LARGE_GRID:
+            assert obs.cells is not None
+            before, of_grid, behind = jnp.split(kernel, [grid.start, grid.start + grid.size])
+            _, vector = grid_and_vector(obs, self.space)
+            beside = matmul(vector.astype(self.dtype), jnp.concatenate([before, behind]))
+            cells = obs.cells.reshape(-1, *obs.cells.shape[-3:])
+            return beside + cells_product(cells, of_grid, grid).reshape(beside.shape)
         present = [x.astype(self.dtype) for x in pieces(obs, self.space) if x.shape[-1]]
         ends = np.cumsum([x.shape[-1] for x in present])[:-1]
         products = map(matmul, present, jnp.split(kernel, ends))
-        return (sum(products) + bias).astype(jnp.float32)
+        return reduce(jnp.add, products)
 
 
 class FeatureEncoder(nn.Module):

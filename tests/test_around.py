@@ -7,8 +7,11 @@ import oracle
 import pytest
 from support import QUICK, random_params, run
 
+import cells as cells_module
+import encoders
 import popart
 import trainer_PPO_trXL as trainer
+from cells import cells_product, find_entries
 from config import ConfigError
 from encoders import FeatureEncoder
 from evaluate_PPO_trXL import load_agent
@@ -70,6 +73,47 @@ def test_a_cell_takes_as_few_words_as_its_groups_fill():
     assert len(cell_words((37, 5, 8, 8, 8, *(1,) * 17))) == 3
     with pytest.raises(ValueError, match="16 bits"):
         cell_words((65_536,))
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+@pytest.mark.parametrize("few", [1, 3, 1000], ids=["all", "some", "too many"])
+def test_the_product_over_entries_that_appear_is_the_whole_one(grid, few, monkeypatch):
+    """Value and gradient; also where more appear than there is room for."""
+    monkeypatch.setattr(cells_module, "FEW", few)
+    obs, _, _, space = random_obs(grid, batch=2)
+    entries = obs[:, grid.start : grid.start + grid.size]
+    stored = store_obs(obs, space).cells
+    assert find_entries(stored, grid).many == (entries.any(axis=0).sum() > grid.size // few)
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((grid.size, 4)).astype(np.float32)
+    product, pull = jax.vjp(lambda kernel: cells_product(stored, kernel, grid), kernel)
+    np.testing.assert_allclose(product, entries @ kernel, rtol=1e-4, atol=1e-4)
+    gradient = rng.standard_normal(product.shape).astype(np.float32)
+    np.testing.assert_allclose(pull(gradient)[0], entries.T @ gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_runs_side_by_side_take_the_whole_product_together():
+    """Of two batches one has few entries, the other all: both products are right under vmap."""
+    grid = GRIDS["as Craftax"]
+    obs, _, _, space = random_obs(grid, batch=400)
+    batches = np.stack([np.broadcast_to(obs[:1], obs.shape), obs])
+    stored = jax.vmap(lambda obs: store_obs(obs, space).cells)(batches)
+    kernel = np.random.default_rng(0).standard_normal((grid.size, 4)).astype(np.float32)
+    many = [bool(find_entries(cells, grid).many) for cells in stored]
+    assert many == [False, True]
+    products = jax.vmap(lambda cells: cells_product(cells, kernel, grid))(stored)
+    entries = batches[..., grid.start : grid.start + grid.size]
+    np.testing.assert_allclose(products, entries @ kernel, rtol=1e-4, atol=1e-4)
+
+
+def test_the_linear_encoder_of_a_large_grid_is_a_dense_layer(monkeypatch):
+    monkeypatch.setattr(encoders, "LARGE_GRID", 1)
+    obs, _, _, space = random_obs(GRIDS["two parts, the previous action before them"])
+    encoder = encoders.LinearEncoder(space, width=6)
+    params = random_params(jax.eval_shape(encoder.init, jax.random.key(0), obs))
+    features = encoder.apply(params, store_obs(obs, space))
+    expected = oracle.dense(obs, params["params"])
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_encoder_is_a_convolution_beside_a_dense_layer():
