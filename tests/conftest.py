@@ -19,7 +19,7 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 # A program of the tests takes longer to compile than to run. What it computes stays the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith("0.10."):  # another version may not know it, and ends
-    add_flags("--xla_cpu_use_fusion_emitters=false")
+    add_flags("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 # All tests, and the processes that they start, share what was compiled, however small it is.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
