@@ -12,8 +12,9 @@ import pytest
 from support import QUICK, SMALL
 
 import train_PPO_trXL_pmap
-from benchmarks import growth, memory, scaling, scaling_model, throughput
+from benchmarks import growth, memory, pieces, scaling, scaling_model, throughput
 from benchmarks.naive import NAIVE_PPO, make_naive_network
+from encoders import Convolution
 from environments import Discrete, make_env
 from learning import collect, init_params, make_init_and_update
 from spaces import ObsSpace, obs_space
@@ -222,3 +223,14 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch):
     with pytest.raises(SystemExit) as exit:
         throughput.main()
     assert exit.value.code.startswith(message)
+
+
+def test_the_pieces_are_timed_beside_forms_of_the_same_function():
+    cells = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
+    variables = Convolution().init(jax.random.key(1), cells)
+    forms = {"as committed": Convolution().apply, "plain": pieces.nine_neighbours}
+    outputs = [form(variables, cells) for form in forms.values()]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+    seconds = pieces.take_turns(forms, None, (variables, cells), rounds=1)
+    assert set(seconds) == set(forms)
+    assert all(0 < value < 60 for value in seconds.values())

@@ -252,6 +252,8 @@ def test_float_hyperparameters_may_be_traced():
         "ENT_COEF": [0.01, 0.1],
         "VF_COEF": [0.5, 1.0],
         "MAX_GRAD_NORM": [1.0, 0.2],
+        "ADVANTAGE_FLOOR": [0.0, 0.5],
+        "ADAM_EPSILON": [1e-5, 1e-3],
     }
 
     def run(values):
