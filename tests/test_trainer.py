@@ -232,9 +232,10 @@ print(float(returns[:3].mean()), float(returns[-5:].mean()))
 """
 
 
+@pytest.mark.slow
 def test_it_learns_with_the_compilers_optimisations_on():
     """Which the other tests switch off. From guessing to remembering one bit for five steps."""
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     command = [sys.executable, "-c", LEARNING]
     out = subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
     first, last = map(float, out.stdout.split())
