@@ -24,6 +24,7 @@ from learning import (
     learning_rate,
     minibatch_rows,
 )
+from network import ActorCriticTransformer, make_network
 from popart import Scale, no_returns, preserve_outputs, scale_of, see_returns
 from reductions import (
     moments,
@@ -34,7 +35,6 @@ from reductions import (
 )
 from rollout import Config, Metrics, Rollout, by_environment, window_memory
 from spaces import StoredObs
-from transformerXL import ActorCriticTransformer, make_network
 
 KEYS = with_shared(
     {

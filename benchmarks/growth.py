@@ -21,9 +21,9 @@ from benchmarks.throughput import median_seconds, memory_bytes, progress, read_c
 from config import ConfigError
 from environments import make_env
 from learning import collect, make_init_and_update
+from network import make_network
 from spaces import obs_space
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 VALUES = {
     "NUM_ENVS": [8, 16, 32, 64, 128, 256],

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from dense import LAYER_NORM_EPSILON
+from network import make_network
 from trainer_PPO_trXL import PPO
 from transformerXL import (
     Gate,
     TransformerXLLayer,
-    make_network,
     relative_shift,
     sinusoid,
 )
@@ -92,6 +92,6 @@ class NaiveLayer(TransformerXLLayer):
 
 
 make_naive_network = partial(make_network, layer=NaiveLayer)
-"""`transformerXL.make_network` with naive layers; the parameters are interchangeable."""
+"""`network.make_network` with naive layers; the parameters are interchangeable."""
 
 NAIVE_PPO = PPO._replace(make_network=make_naive_network)

@@ -6,9 +6,9 @@ import numpy as np
 
 from environments import Discrete
 from host import checkpoints, experiment
+from network import make_network
 from spaces import ObsSpace
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 SMALL = {
     "NUM_ENVS": 4,

@@ -17,6 +17,7 @@ from encoders import FeatureEncoder
 from evaluate_PPO_trXL import load_agent
 from heads import ResidualHead
 from learning import init_params
+from network import make_network
 from results import load_results
 from spaces import (
     Discrete,
@@ -28,7 +29,6 @@ from spaces import (
     store_obs,
 )
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 GRIDS = {
     "one part": Grid(0, 2, 3, ((5, 1, 1, 2),)),

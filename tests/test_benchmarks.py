@@ -17,9 +17,9 @@ from benchmarks.naive import NAIVE_PPO, make_naive_network
 from encoders import Convolution
 from environments import Discrete, make_env
 from learning import collect, init_params, make_init_and_update
+from network import make_network
 from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
-from transformerXL import make_network
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from config import ConfigError
 from environments import Discrete, make_env
 from host.results_files import save_seed
 from learning import init_params
+from network import make_network
 from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 

@@ -8,6 +8,7 @@ from support import QUICK, run
 import evaluate_PPO_trXL as evaluate
 from environments import make_env
 from learning import collect, make_init_and_update
+from network import make_network
 from normalization import (
     add_rows,
     as_float,
@@ -23,7 +24,6 @@ from results import load_results
 from rollout import empty_memory
 from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 PENDULUM = {**QUICK, "ENV_NAME": "Pendulum-v1", "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}
 

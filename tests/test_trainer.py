@@ -15,10 +15,10 @@ import trainer_PPO_trXL as trainer
 import transformerXL
 from environments import make_env
 from learning import collect, episode_metrics, learning_rate, make_init_and_update
+from network import make_network
 from rollout import Rollout, Transition, empty_memory
 from spaces import obs_space, restore_obs
 from trainer_PPO_trXL import PPO
-from transformerXL import make_network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -207,7 +207,7 @@ def test_vmap_over_seeds_gives_what_single_runs_give(trained):
 
 @pytest.mark.slow
 def test_seeds_of_the_default_config_train_in_one_program():
-    """At its real size: jaxlib 0.10.2 hung there, see `transformerXL.orthogonal`."""
+    """At its real size: jaxlib 0.10.2 hung there, see `heads.orthogonal`."""
     code = (
         "import jax, trainer_PPO_trXL, train_PPO_trXL\n"
         "train = trainer_PPO_trXL.make_train({**train_PPO_trXL.config, 'TOTAL_TIMESTEPS': 4096})\n"

@@ -20,8 +20,8 @@ from learning import (
     learning_rate,
     minibatch_rows,
 )
+from network import make_network
 from rollout import by_environment, window_memory
-from transformerXL import make_network
 
 KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})
 
