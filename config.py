@@ -111,7 +111,9 @@ SHARED_KEYS = {
         type=str,
         choices=("mlp", "residual"),
     ),
-    "encoder_features": network(512, "numbers that ENCODER=features makes of a grid", low=4),
+    "encoder_features": network(
+        512, "numbers that ENCODER=features makes of a grid; a fourth of that of all else", low=4
+    ),
     "ACTIVATION": network(
         "relu",
         "of the hidden layers of HEADS=mlp: `relu` or `tanh`",

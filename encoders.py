@@ -60,7 +60,7 @@ class LinearEncoder(nn.Module):
 class FeatureEncoder(nn.Module):
     """The grid through convolutions, all else beside it: obs (..., size) to features (..., F).
 
-    F is `width` for either of them where there is only one; beside a grid, all else has a fourth.
+    F is `width` for the grid and a fourth of that for all else; either may be missing.
     """
 
     space: ObsSpace
@@ -70,13 +70,13 @@ class FeatureEncoder(nn.Module):
     @nn.compact
     def __call__(self, obs: Obs) -> jax.Array:
         grid, vector = grid_and_vector(obs, self.space)
-        if grid is None:
-            return self._features(vector, self.width, "vector")
-        features = self._features(GridEncoder(self.dtype, name="cells")(grid), self.width, "grid")
-        if not vector.shape[-1]:
-            return features
-        beside = self._features(vector, self.width // 4, "vector")
-        return jnp.concatenate([features, beside], axis=-1)
+        features = []
+        if grid is not None:
+            cells = GridEncoder(self.dtype, name="cells")(grid)
+            features.append(self._features(cells, self.width, "grid"))
+        if vector.shape[-1]:
+            features.append(self._features(vector, self.width // 4, "vector"))
+        return jnp.concatenate(features, axis=-1)
 
     def _features(self, x: jax.Array, width: int, name: str) -> jax.Array:
         x = Dense(width, dtype=self.dtype, name=name)(x).astype(jnp.float32)

@@ -7,8 +7,9 @@ STUDY is a text file, read anew whenever a run ends, so that lines may be added 
     <name> [KEY=VALUE ...]          a run of `train_PPO_trXL.py` for each seed
 
 Runs go one after the other in the order of the file, a line's first seed before its second. Each
-run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl. Started again,
-the study goes on where it was: what is there is not run again, and what was stopped is resumed.
+run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl (with NUM_SEEDS one
+for each). Started again, the study goes on where it was: what is there is not run again, and what
+was stopped is resumed.
 """
 
 import json
@@ -68,11 +69,11 @@ def command(run: Run, out: Path) -> list[str]:
     return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={run.folder(out)}"]
 
 
-def train(run: Run, out: Path) -> dict[str, Any]:
+def train(run: Run, out: Path) -> list[dict[str, Any]]:
     """Trains one run in a process of low priority, its output beside its folder.
 
     Returns:
-      its line for the results.
+      its lines for the results, one for each seed that left metrics, else one without.
     """
     run.folder(out).mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -80,12 +81,13 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         status = subprocess.run(
             ["nice", "-n", "19", *command(run, out)], stdout=output, stderr=output, check=False
         ).returncode
-    path = next(run.folder(out).glob(f"*/{run.seed}_metrics.npy"), None)
     line = {"name": run.name, "seed": run.seed, "overrides": run.overrides, "status": status}
     line["seconds"] = round(time.monotonic() - start)
-    if path is not None:
-        line |= summary(load_results(path))
-    return line
+    trained = {
+        int(path.name.removesuffix("_metrics.npy")): summary(load_results(path))
+        for path in run.folder(out).glob("*/*_metrics.npy")
+    }
+    return [line | {"seed": seed} | trained[seed] for seed in sorted(trained)] or [line]
 
 
 def summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
@@ -115,9 +117,9 @@ def main(study: Path, out: Path, workers: int) -> None:
                 return
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             with open(results, "a") as file:
-                for future in ended:
-                    file.write(json.dumps(future.result()) + "\n")
-                    print(json.dumps(future.result()), flush=True)
+                for line in (line for future in ended for line in future.result()):
+                    file.write(json.dumps(line) + "\n")
+                    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

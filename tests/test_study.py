@@ -27,7 +27,8 @@ folder.mkdir(exist_ok=True)
 if sys.argv[3] == "fail":
     sys.exit(3)
 returns = np.array([np.nan, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
-np.save(folder / f"{sys.argv[2]}_metrics.npy", {"returned_episode_returns": returns})
+for seed in sys.argv[2].split(","):
+    np.save(folder / f"{seed}_metrics.npy", {"returned_episode_returns": returns})
 """
 
 
@@ -49,7 +50,8 @@ def trained(monkeypatch):
     def command(run, out):
         runs.append(run[:2])
         how = "fail" if run.seed == 4 and failing else "train"
-        return [sys.executable, "-c", TRAINING, str(run.folder(out)), str(run.seed), how]
+        seeds = "5,6" if "NUM_SEEDS=2" in run.overrides else str(run.seed)
+        return [sys.executable, "-c", TRAINING, str(run.folder(out)), seeds, how]
 
     monkeypatch.setattr(study, "command", command)
     return runs, failing
@@ -71,6 +73,17 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
         if line["status"] == 0:
             assert line["last_tenth"] == 9.0
             np.testing.assert_allclose(line["fifths"], [1.0, 2.5, 4.5, 6.5, 8.5])
+
+
+def test_seeds_of_one_program_have_a_line_each(trained, tmp_path):
+    runs, _ = trained
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("seeds 5\nboth NUM_SEEDS=2\n")
+    study.main(text, out, 1)
+    study.main(text, out, 1)
+    assert runs == [("both", 5)]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["last_tenth"]) for line in lines] == [(5, 9.0), (6, 9.0)]
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path):
