@@ -7,8 +7,8 @@ STUDY is a text file, read anew whenever a run ends, so that lines may be added 
     <name> [KEY=VALUE ...]          a run of `train_PPO_trXL.py` for each seed
 
 Runs go one after the other in the order of the file, a line's first seed before its second. Each
-run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl (with NUM_SEEDS one
-for each). Started again, the study goes on where it was: what is there is not run again, and what
+run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl (for NUM_SEEDS
+one each). Started again, the study goes on where it was: what is there is not run again, and what
 was stopped is resumed.
 """
 
