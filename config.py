@@ -267,7 +267,7 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
     for argument in with_settings(arguments):
         name, equals, text = argument.partition("=")
         if not equals:
-            raise ConfigError(f"{argument!r} is not of the form KEY=VALUE")
+            raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
         _check_known(name, keys)
         overrides[name] = _read_value(name, keys[name], text)
     return overrides
@@ -287,8 +287,18 @@ def with_settings(arguments: list[str]) -> Iterator[str]:
         if path.parent != SETTINGS or not path.is_file():
             names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
             hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
-            raise ConfigError(f"no settings {argument!r} in settings/{hint}")
+            raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
         yield from shlex.split(path.read_text(), comments=True)
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """A value as an error line shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        text = "a number of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def did_you_mean(word: str, candidates: Iterable[Any]) -> str:
@@ -300,7 +310,7 @@ def did_you_mean(word: str, candidates: Iterable[Any]) -> str:
 
 def _check_known(name: str, keys: Keys) -> None:
     if name not in keys:
-        raise ConfigError(f"unknown config key {name!r}{did_you_mean(name, keys)}")
+        raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, keys)}")
 
 
 def _read_value(name: str, key: Key, text: str) -> Any:
@@ -316,7 +326,7 @@ def _read_value(name: str, key: Key, text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-    raise ConfigError(f"{name}={text} is not {_describe(key)}")
+    raise ConfigError(f"{name}={shortened(text)[1:-1]} is not {_describe(key)}")
 
 
 def _describe(key: Key) -> str:
@@ -331,7 +341,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
         return None
     if key.traced and isinstance(value, jax.core.Tracer):
         return value
-    wrong = ConfigError(f"{name} must be {_describe(key)}, not {value!r}")
+    wrong = ConfigError(f"{name} must be {_describe(key)}, not {shortened(value)}")
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if key.kind in (int, float):
@@ -344,7 +354,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     elif not isinstance(value, key.kind):
         raise wrong
     if key.choices and value not in key.choices:
-        raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {shortened(value)}")
     if (key.low is not None and value < key.low) or (key.high is not None and value > key.high):
         wanted = f"at least {key.low}" if key.high is None else f"from {key.low} to {key.high}"
         raise ConfigError(f"{name} must be {wanted}, not {value}")

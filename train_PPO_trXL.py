@@ -1,5 +1,6 @@
 """PPO with a gated Transformer-XL, on one device: `python train_PPO_trXL.py [KEY=VALUE ...]`."""
 
+import host.interrupt  # noqa: F401, first
 from host.experiment import main
 from trainer_PPO_trXL import PPO
 

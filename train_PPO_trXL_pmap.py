@@ -3,6 +3,7 @@
 The config is the published one for Craftax with 1e9 steps.
 """
 
+import host.interrupt  # noqa: F401, first
 from host.experiment import main
 from trainer_PPO_trXL import PPO
 

@@ -14,7 +14,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from config import ConfigError, did_you_mean
+from config import ConfigError, did_you_mean, shortened
 from environments.own import file_and_class, is_own, make_own, named_by_user
 from resets import AutoReset, BatchedReset, OptimisticReset, WorldPool
 from spaces import Box, Discrete, MultiDiscrete
@@ -120,8 +120,8 @@ def resolve_name(name: str) -> tuple[str, str]:
     suite, slash, bare = name.rpartition("/")
     if slash and suite not in every:
         raise ConfigError(
-            f"unknown suite {suite!r} in {name!r}; there are {', '.join(every)}, and"
-            " <file.py>:<class> for an environment of your own"
+            f"unknown suite {shortened(suite)} in {shortened(name)}; there are"
+            f" {', '.join(every)}, and <file.py>:<class> for an environment of your own"
         )
     asked = {suite: every[suite]} if slash else every
     full = {s: getattr(module, "full_name", str)(bare) for s, module in asked.items()}
@@ -132,6 +132,6 @@ def resolve_name(name: str) -> tuple[str, str]:
         return having[0], full[having[0]]
     if having:
         candidates = " or ".join(f"{s}/{bare}" for s in having)
-        raise ConfigError(f"several suites have {bare!r}; say {candidates}")
+        raise ConfigError(f"several suites have {shortened(bare)}; say {candidates}")
     known = [n for module in asked.values() for n in module.NAMES]
-    raise ConfigError(f"unknown environment {name!r}{did_you_mean(bare, known)}")
+    raise ConfigError(f"unknown environment {shortened(name)}{did_you_mean(bare, known)}")

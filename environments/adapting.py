@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import ConfigError, did_you_mean
+from config import ConfigError, did_you_mean, shortened
 from spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 
@@ -71,7 +71,9 @@ def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
     """
     public = [name for name in by_name if not name.startswith("_")]
     if value not in public:
-        raise ConfigError(f"ENV_KWARGS: {key} is {value!r}{did_you_mean(str(value), public)}")
+        raise ConfigError(
+            f"ENV_KWARGS: {key} is {shortened(value)}{did_you_mean(str(value), public)}"
+        )
     return by_name[value]
 
 
@@ -80,7 +82,8 @@ def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) ->
     for key in env_kwargs:
         if key not in known:
             raise ConfigError(
-                f"{name} has no {key!r} for ENV_KWARGS to set; it has: {', '.join(known) or 'none'}"
+                f"{name} has no {shortened(key)} for ENV_KWARGS to set; it has:"
+                f" {', '.join(known) or 'none'}"
             )
 
 
@@ -107,7 +110,9 @@ def replace_fields(params: Any, values: dict[str, Any]) -> Any:
     converted: dict[str, Any] = {}
     for field, value in values.items():
         default = getattr(params, field)
-        wrong = ConfigError(f"ENV_KWARGS: {field} is {value!r}, but must be like {default!r}")
+        wrong = ConfigError(
+            f"ENV_KWARGS: {field} is {shortened(value)}, but must be like {shortened(default)}"
+        )
         if isinstance(default, jax.Array | np.ndarray):
             try:
                 converted[field] = jnp.asarray(value, default.dtype)
@@ -140,7 +145,9 @@ def read_action_space(name: str, space: Any) -> ActionSpace:
         return MultiDiscrete(tuple(map(int, space.num_categories)))
     if hasattr(space, "low"):
         return make_box(space.low, space.high, space.shape)
-    raise ConfigError(f"{name} has an action space that is neither discrete nor a box: {space!r}")
+    raise ConfigError(
+        f"{name} has an action space that is neither discrete nor a box: {shortened(space)}"
+    )
 
 
 def make_box(low: Any, high: Any, shape: tuple[int, ...]) -> Box:

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from config import ConfigError
+from config import ConfigError, shortened
 from environments.adapting import making, one_line
 from wrappers import SingleEnvironment
 
@@ -72,4 +72,6 @@ def named_by_user(saved: str, given: str | None, argument: str) -> str:
     parts = [(path.stem, class_name) for path, class_name in map(file_and_class, (saved, given))]
     if is_own(saved) and is_own(given) and parts[0] == parts[1]:
         return given
-    raise ConfigError(f"ENV_NAME can't change; the run has ENV_NAME = {saved!r}, not {given!r}")
+    raise ConfigError(
+        f"ENV_NAME can't change; the run has ENV_NAME = {shortened(saved)}, not {shortened(given)}"
+    )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import ConfigError
+from config import ConfigError, shortened
 from environments.adapting import (
     check_env_kwargs,
     each,
@@ -196,7 +196,7 @@ def load_rulesets(name: str, benchmark: str) -> Any:
     if not benchmark or not Path(benchmark).is_file():
         raise ConfigError(
             f"{name} needs rulesets: ENV_KWARGS={{'benchmark': ...}} with one of"
-            f" {', '.join(names)} or the path of a file; {benchmark!r} is neither"
+            f" {', '.join(names)} or the path of a file; {shortened(benchmark)} is neither"
         )
     try:
         with bz2.open(benchmark) as file:

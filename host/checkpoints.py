@@ -1,14 +1,14 @@
-"""Checkpoints of a run, and what a resumed run may change.
+"""Checkpoints of a run.
 
 A full checkpoint is the whole `RunnerState`: parameters, optimiser, environment states, memory,
 random keys, counters. A learner-only one is its `TrainState`, with or without the optimiser's part,
-in files small enough to be carried anywhere. The metrics so far stand beside either, see
-`CurveFile`. A checkpoint is either whole or absent, whenever the process dies.
+in files small enough to be carried anywhere. A checkpoint is either whole or absent, whenever the
+process dies.
 """
 
 import gc
 import io
-import json
+import logging
 import os
 import shutil
 import sys
@@ -24,12 +24,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from config import ConfigError
-from environments import named_by_user
+from host.failures import first_line
 from host.multihost import is_main
-from learning import Algorithm
 from normalization import exact_count
 
 PART_BYTES = 15_000_000
+
+LEAST_ROOM = 500_000
+"""Bytes that a full checkpoint takes beside the state's: the names of everything in it."""
 
 LEFTOVERS = ("*.partial", "removed", "*.orbax-checkpoint-tmp*")
 """What a kill may leave beside the whole checkpoints, which have a number for a name."""
@@ -45,56 +47,108 @@ class FullCheckpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.root = folder / "checkpoints"
+        self._keep = keep
+        self.reload()
+
+    def reload(self) -> None:
+        """Looks anew at what is there, after somebody or an error changed it."""
+        if is_main():
+            remove_leftovers(self.root)
         self._manager = ocp.CheckpointManager(
             self.root.resolve(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 todelete_subdir="removed",
             ),
         )
 
     def save(self, updates: int, state: Any) -> None:
-        """Writes the state after so many updates; returns when it is on the disk."""
+        """Writes the state after so many updates; returns when it is on the disk.
+
+        Raises:
+          OSError: it can't be.
+        """
         if updates == self.newest():
             return
         if is_main():
             remove_leftovers(self.root)
-        self._manager.save(updates, args=ocp.args.StandardSave(without_empty(state)), force=True)
-        # The next update takes the state's buffers for its own.
-        self._manager.wait_until_finished()
+        make_sure_of_room(self.root, state)
+        failure = self._try_to_save(updates, state)
         if is_main():
             remove_leftovers(self.root)
+        if failure:
+            raise OSError(failure)
 
-    def newest(self) -> int | None:
-        """After how many updates the newest whole checkpoint was taken, None if there is none."""
-        return self._manager.latest_step()
+    def _try_to_save(self, updates: int, state: Any) -> str:
+        """What went wrong; nothing if it is empty."""
+        with one_error_only():
+            try:
+                args = ocp.args.StandardSave(without_empty(state))
+                self._manager.save(updates, args=args, force=True)
+                # The next update takes the state's buffers for its own.
+                self._manager.wait_until_finished()
+            except Exception as error:  # a disk's failures have many names
+                return first_line(str(error))
+        return ""
 
-    def restore(self, shapes: Any) -> Any:
-        """The newest state, as the tree of `jax.ShapeDtypeStruct` that it is.
+    def all(self) -> list[int]:
+        """After how many updates whole checkpoints were taken, in that order."""
+        return sorted(self._manager.all_steps())
+
+    def newest(self) -> int:
+        """After how many updates the newest one was taken, 0 if there is none."""
+        return max(self.all(), default=0)
+
+    def restore(self, updates: int, shapes: Any) -> Any:
+        """The state after so many updates, as the tree of `jax.ShapeDtypeStruct` that it is.
 
         Raises:
           ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
-        newest = self.newest()
         try:
-            with without_unraisable_errors():
+            with one_error_only():
                 state = self._manager.restore(
-                    newest, args=ocp.args.StandardRestore(without_empty(shapes))
+                    updates, args=ocp.args.StandardRestore(without_empty(shapes))
                 )
             return with_empty(state, shapes)
         except Exception as error:  # a broken folder raises almost anything
-            raise unreadable(self.root / str(newest), error) from error
+            raise unreadable(self.root / str(updates), error) from error
 
 
 @contextmanager
-def without_unraisable_errors() -> Iterator[None]:
-    """Says nothing of the reads that fail in Orbax's threads when one does, of each a traceback."""
+def one_error_only() -> Iterator[None]:
+    """Says nothing of what else fails in Orbax's threads when one thing does.
+
+    Each is a traceback there.
+    """
+    quiet = [logging.getLogger(name) for name in ("absl", "asyncio")]
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    disabled = [logger.disabled for logger in quiet]
+    for logger in quiet:
+        logger.disabled = True
     try:
         yield
     finally:
         gc.collect()  # what failed is told of when it is collected
         sys.unraisablehook = hook
+        for logger, before in zip(quiet, disabled, strict=True):
+            logger.disabled = before
+
+
+def make_sure_of_room(root: Path, state: Any) -> None:
+    """Sees whether a file of about a state's size can be written; Orbax fails with much ado.
+
+    Raises:
+      OSError: it can't be.
+    """
+    size = LEAST_ROOM + sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / f"room_{jax.process_index()}.partial"
+    with open(probe, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            probe.unlink()
 
 
 def without_empty(tree: Any) -> Any:
@@ -146,15 +200,22 @@ class LearnerCheckpoints:
                 file.write(data[start : start + PART_BYTES])
                 os.fsync(file.fileno())
         os.rename(partial, target)
-        for old in self._all()[: -self._keep]:
+        for old in self.all()[: -self._keep]:
             remove_whole(self.root / str(old))
 
-    def newest(self) -> int | None:
-        """After how many updates the newest one was taken, None if there is none."""
-        return max(self._all(), default=None)
+    def reload(self) -> None:
+        """There is nothing to look at anew: this reads the folder every time."""
 
-    def restore(self, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        """The newest one in the trees of `params` and `opt_state`.
+    def all(self) -> list[int]:
+        """After how many updates whole checkpoints were taken, in that order."""
+        return numbered(self.root)
+
+    def newest(self) -> int:
+        """After how many updates the newest one was taken, 0 if there is none."""
+        return max(self.all(), default=0)
+
+    def restore(self, updates: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """The one after so many updates, in the trees of `params` and `opt_state`.
 
         Returns:
           params, and opt_state or None where it was not saved.
@@ -162,7 +223,7 @@ class LearnerCheckpoints:
         Raises:
           ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
-        folder = self.root / str(self.newest())
+        folder = self.root / str(updates)
         parts = sorted(folder.glob("part_*"))
         try:
             archive = np.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
@@ -180,8 +241,21 @@ class LearnerCheckpoints:
         tree = jax.tree.unflatten(structure, leaves)
         return tree["params"], tree["opt_state"]
 
-    def _all(self) -> list[int]:
-        return sorted(int(path.name) for path in self.root.glob("*") if path.name.isdigit())
+
+def numbered(root: Path) -> list[int]:
+    """The whole checkpoints among a run's, in their order; an empty folder is none."""
+    folders = (path for path in root.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in folders if path.is_dir() and any(path.iterdir()))
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Moves a checkpoint where it is not found as one, `<folder of the run>/aside/<kind>/`."""
+    root = checkpoint.parent
+    aside = root.parent / "aside" / root.name / checkpoint.name
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(checkpoint, aside)
 
 
 def remove_whole(folder: Path) -> None:
@@ -192,10 +266,16 @@ def remove_whole(folder: Path) -> None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what a kill left half-written or half-removed among a run's checkpoints."""
+    """Removes what a kill left half-written, half-removed or empty among a run's checkpoints."""
     for pattern in LEFTOVERS:
         for leftover in root.glob(pattern):
-            shutil.rmtree(leftover)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+    for folder in root.glob("*"):
+        if folder.name.isdigit() and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def as_saved_today(x: np.ndarray, like: Any) -> np.ndarray:
@@ -206,127 +286,8 @@ def as_saved_today(x: np.ndarray, like: Any) -> np.ndarray:
 
 def unreadable(path: Path, error: Exception) -> ConfigError:
     """What to say of a checkpoint that can't be restored."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0][:120] if lines else type(error).__name__
+    reason = first_line(str(error) or type(error).__name__)[:120]
     return ConfigError(
         f"RESUME: {path} is broken or of another run ({reason}); move it away to go on from the"
         " checkpoint before it"
     )
-
-
-class CurveFile:
-    """A seed's metrics on the disk, `<seed>_metrics.jsonl`: a line per update, as the run goes.
-
-    Args:
-      folder: of the run.
-      seed: whose metrics.
-      updates: how many of the lines that are there to go on from.
-
-    Raises:
-      ConfigError: there are fewer, or they can't be read.
-    """
-
-    def __init__(self, folder: Path, seed: int, updates: int):
-        path = folder / f"{seed}_metrics.jsonl"
-        try:
-            self._file = open(path, "r+" if updates else "a+")  # noqa: SIM115, as long as the run
-            for _ in range(updates):
-                json.loads(self._file.readline())
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path} has fewer lines than the checkpoint has updates") from error
-        self._length = self._file.tell()
-
-    def cut_off(self) -> None:
-        """Removes the lines behind those to go on from."""
-        self._file.truncate(self._length)
-        self._file.seek(self._length)
-
-    def append(self, metrics: dict[str, Any]) -> None:
-        """Adds an update's metrics, {name: number}."""
-        # float32 has an exact double, and JSON's decimals read back as the same double.
-        self._file.write(json.dumps({name: np.asarray(v).item() for name, v in metrics.items()}))
-        self._file.write("\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Waits until all lines are on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def read(self) -> dict[str, np.ndarray]:
-        """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32.
-
-        A run that is resumed by another version may get other metrics: NaN stands where an update
-        had none of a name.
-        """
-        self._file.seek(0)
-        rows = [json.loads(line) for line in self._file]
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-        return {
-            name: column.astype(np.float32) if column.dtype == np.float64 else column
-            for name, column in columns.items()
-        }
-
-
-def save_run_config(folder: Path, config: dict[str, Any]) -> None:
-    """Writes the config that `resumed_config` reads."""
-    partial = folder / "run.json.partial"
-    partial.write_text(json.dumps(as_saved({**config, "RESUME": None}), indent=1))
-    os.replace(partial, folder / "run.json")
-
-
-def as_saved(value: Any) -> Any:
-    """What is left of a config or a value of it in JSON: tuples are lists, NumPy's arrays too.
-
-    Raises:
-      ConfigError: JSON has nothing like it.
-    """
-
-    def plain(x: Any) -> Any:
-        if hasattr(x, "tolist"):  # an array or a scalar of NumPy's or JAX's
-            return x.tolist()
-        raise ConfigError(f"{x!r} can't be saved with the run; use numbers, texts, lists and dicts")
-
-    return json.loads(json.dumps(value, default=plain))
-
-
-def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm) -> dict[str, Any]:
-    """The config of the run in `folder`, with the overrides of the command line.
-
-    Raises:
-      ConfigError: there is no run, or one of another algorithm, or an override that would change
-        the meaning of its state, or its environment is a file that the overrides don't name.
-    """
-    try:
-        saved = json.loads((folder / "run.json").read_text())
-    except OSError as error:
-        raise ConfigError(f"RESUME: no run in {folder}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"RESUME: {folder / 'run.json'} is broken: {error}") from error
-    trained_by = saved.pop("ALGORITHM", "PPO")
-    if trained_by != algorithm.name:
-        raise ConfigError(
-            f"RESUME: {folder} was trained by {trained_by}, and this script trains {algorithm.name}"
-        )
-    saved = algorithm.check(saved)
-    asked = algorithm.check({**saved, **overrides})
-    given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
-    try:
-        saved["ENV_NAME"] = named_by_user(saved["ENV_NAME"], given, "ENV_NAME={}")
-    except ConfigError as error:
-        raise ConfigError(f"RESUME: {error}") from error
-    changed = [
-        name
-        for name, key in algorithm.keys.items()
-        if not key.resumable and as_saved(asked[name]) != saved[name]
-    ]
-    if changed:
-        was = ", ".join(f"{key} = {saved[key]!r}" for key in changed)
-        raise ConfigError(f"RESUME: {', '.join(changed)} can't change; the run has {was}")
-    return asked

@@ -4,15 +4,15 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from config import (
     LAUNCH_KEYS,
@@ -23,14 +23,18 @@ from config import (
     read_overrides,
 )
 from environments import is_own
-from host.checkpoints import resumed_config
+from host.failures import RunError, explained
 from host.help import help_text
 from host.multihost import check_same_config, connect, in_all, is_main, say, status_of
 from host.program import Program
+from host.progress import Progress
 from host.record import NotFiniteError, Record, saved_params
 from host.results_files import save_results
+from host.run_config import resumed_config
 from host.signals import StopOnSignal
+from host.streams import lasting_output
 from learning import Algorithm, RunnerState, TrainState
+from rollout import Metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -43,32 +47,38 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
       algorithm: that trains.
       all_devices: trains on every device of every process with `jax.pmap` instead of on one.
 
-    Exits with one line and status 1 where the config can't be run, with one for each seed that
-    diverged, with status `TRY_AGAIN` where another of several processes was lost, and with 128 +
-    its number after a signal.
+    Exits with one line and status 1 where the config can't be run or an error ends the run, with
+    one for each seed that diverged, with status `TRY_AGAIN` where another of several processes was
+    lost, and with 128 + its number after a signal.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_help(config, algorithm, all_devices)
         return
     enable_compilation_cache()
-    try:
-        launch, overrides = read_command_line(algorithm, all_devices)
-        if all_devices:
-            connect(launch)
-        config = in_all(lambda: started_config(config, overrides, algorithm))
-        check_same_config(config)
-        stopped_by = run(config, algorithm, all_devices)
-    except (ConfigError, NotFiniteError) as error:
-        lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
-        sys.exit(lines if is_main() else 1)
-    except Exception as error:
-        if jax.process_count() == 1:
-            raise
-        # An orderly exit would wait for the other processes, and they for this one.
-        traceback.print_exc()
-        os._exit(status_of(error))
+    with lasting_output():
+        try:
+            stopped_by = start(config, algorithm, all_devices)
+        except (ConfigError, NotFiniteError, RunError) as error:
+            lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
+            sys.exit(lines if is_main() else 1)
+        except Exception as error:
+            if jax.process_count() == 1:
+                sys.exit(f"error: {explained(error)}")
+            # An orderly exit would wait for the other processes, and they for this one.
+            traceback.print_exc()
+            os._exit(status_of(error))
     if stopped_by:
         sys.exit(128 + stopped_by)
+
+
+def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> int | None:
+    """Reads the command line and runs, see `main`."""
+    launch, overrides = read_command_line(algorithm, all_devices)
+    if all_devices:
+        connect(launch)
+    config = in_all(lambda: started_config(config, overrides, algorithm))
+    check_same_config(config)
+    return run(config, algorithm, all_devices)
 
 
 def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
@@ -130,6 +140,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
         compiled, and no folder is left behind.
       NotFiniteError: a loss or a parameter stopped being finite; of one seed of several, after
         the others' run, whose files are written.
+      RunError: anything else went wrong in a run of one process; what was learnt is saved.
     """
     num_devices = jax.device_count() if all_devices else 1
     config = algorithm.check(config, num_devices)
@@ -142,7 +153,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     with StopOnSignal() as stop:
         record = Record(config, algorithm, program.seeds)
         stop.watch(record)
-        with closing(record):
+        with closing(record), failing_in_one_line(record):
             state = train(config, program, record, stop)
             train_states = program.per_seed(state.train_state)
             if is_main():
@@ -153,6 +164,19 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     elif record.diverged:
         raise NotFiniteError("\n".join(record.divergences(record.diverged)))
     return stop.signal
+
+
+@contextmanager
+def failing_in_one_line(record: Record) -> Iterator[None]:
+    """In a run of one process, turns errors that nothing foresaw into a `RunError`."""
+    try:
+        yield
+    except (ConfigError, NotFiniteError):
+        raise
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise
+        raise RunError(explained(error, record)) from error
 
 
 def save(
@@ -185,7 +209,6 @@ def train(
     Returns:
       the last state; its checkpoint is written, and the metrics are in the record.
     """
-    steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
     # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
     # can still take signals.
     worker = ThreadPoolExecutor(1)
@@ -196,41 +219,60 @@ def train(
     say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     stop.training = True
-    newest_return = np.nan
-    interval = 0.1 if sys.stderr.isatty() else 30
     total = num_updates(config)
-    with tqdm(
-        total=total,
-        initial=record.updates,
-        unit="update",
-        mininterval=interval,
-        disable=not is_main(),
-    ) as bar:
-        while record.updates < total and not stop.signal:
-            start = time.perf_counter()
-            state, metrics = update(state)
-            metrics = worker.submit(program.per_seed, metrics).result()
-            steps_per_second = steps_per_update / (time.perf_counter() - start)
-            extra = {
-                "steps_per_second": steps_per_second,
-                "env_steps": (record.updates + 1) * steps_per_update,
-            }
-            record.append([one_seed | extra for one_seed in metrics])
-            if record.updates % config["CHECKPOINT_EVERY"] == 0:
-                record.save_checkpoint(program, state)
-            returns = [
-                one_seed["returned_episode_returns"]
-                for seed, one_seed in zip(program.seeds, metrics, strict=True)
-                if seed not in record.diverged
-            ]
-            newest_return = np.nanmean(returns) if np.any(np.isfinite(returns)) else newest_return
-            bar.set_postfix_str(
-                f"{steps_per_second:,.0f} steps/s, return {newest_return:.2f}", refresh=False
-            )
-            bar.update()
-            worker.submit(stop.agree).result()
-    record.save_checkpoint(program, state)
+    try:
+        with Progress(total, record.updates) as progress:
+            while record.updates < total and not stop.signal:
+                start = time.perf_counter()
+                state, metrics = update(state)
+                metrics = worker.submit(program.per_seed, metrics).result()
+                note(config, program, record, progress, metrics, time.perf_counter() - start)
+                if record.updates % config["CHECKPOINT_EVERY"] == 0 or record.owes_checkpoint():
+                    record.save_checkpoint(program, state)
+                worker.submit(stop.agree).result()
+    except NotFiniteError:
+        raise
+    except Exception:
+        if jax.process_count() == 1 and is_whole(state, record.updates):
+            record.save_last(program, state)
+        raise
+    record.save_last(program, state)
     return state
+
+
+def note(
+    config: dict[str, Any],
+    program: Program,
+    record: Record,
+    progress: Progress,
+    metrics: list[Metrics],
+    seconds: float,
+) -> None:
+    """Puts an update's metrics into the record and into the progress.
+
+    Raises:
+      NotFiniteError: no seed has a whole agent any more.
+    """
+    steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
+    extra = {
+        "steps_per_second": steps_per_update / seconds,
+        "env_steps": (record.updates + 1) * steps_per_update,
+    }
+    record.append([one_seed | extra for one_seed in metrics])
+    returns = [
+        one_seed["returned_episode_returns"]
+        for seed, one_seed in zip(program.seeds, metrics, strict=True)
+        if seed not in record.diverged
+    ]
+    progress.advance(extra["steps_per_second"], returns)
+
+
+def is_whole(state: RunnerState, updates: int) -> bool:
+    """Whether a state is there, not given away to an update that failed, and after so many."""
+    leaves = jax.tree.leaves(state)
+    if any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array)):
+        return False
+    return bool(np.all(jax.device_get(state.train_state.updates) == updates))
 
 
 def summary(

@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
-from config import ConfigError
+from config import ConfigError, shortened
 
 TRY_AGAIN = os.EX_TEMPFAIL
 """The status, 75, of a process that ends for want of another: the same run may do next time."""
@@ -89,6 +90,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def tell(text: str) -> None:
+    """Prints to the standard error in process 0, above the bar."""
+    if is_main():
+        tqdm.write(text, file=sys.stderr)
+
+
 def gather_texts(text: str) -> list[str]:
     """Every process's text, by process; all processes must call it."""
     data = np.frombuffer(text.encode(), np.uint8)
@@ -144,7 +151,8 @@ def check_same_config(config: dict[str, Any]) -> None:
         differing = [key for key in first if other[key] != first[key]]
         if differing:
             values = ", ".join(
-                f"{key} is {first[key]!r} in process 0 and {other[key]!r} in process {process}"
+                f"{key} is {shortened(first[key])} in process 0"
+                f" and {shortened(other[key])} in process {process}"
                 for key in differing
             )
             raise ConfigError(f"the processes were started with different configs: {values}")
@@ -185,7 +193,7 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
     address, processes, process = (launch[name] for name in names)
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ConfigError(f"COORDINATOR must be host:port, not {address!r}")
+        raise ConfigError(f"COORDINATOR must be host:port, not {shortened(address)}")
     if not 0 <= process < processes:
         raise ConfigError(
             f"PROCESS_ID must be from 0 to NUM_PROCESSES - 1 = {processes - 1}, not {process}"

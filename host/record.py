@@ -1,24 +1,20 @@
 """What a run leaves on the disk while it goes: its folder, checkpoints and curves."""
 
 import shutil
-import sys
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from config import ConfigError, num_updates
-from host.checkpoints import (
-    CurveFile,
-    FullCheckpoints,
-    LearnerCheckpoints,
-    as_saved,
-    save_run_config,
-)
+from host.checkpoints import FullCheckpoints, LearnerCheckpoints, set_aside
+from host.curves import CurveFile, whole_updates
 from host.divergence import (
     Divergence,
     discard_copies,
@@ -26,13 +22,19 @@ from host.divergence import (
     read_divergences,
     save_divergences,
 )
-from host.multihost import check_shared, from_main, in_all, is_main, largest, say
+from host.failures import first_line
+from host.lock import FolderLock
+from host.multihost import check_shared, from_main, in_all, is_main, say, tell
 from host.program import Program
-from host.results_files import fresh_folder
+from host.results_files import fresh_folder, results_root
+from host.run_config import as_saved, save_run_config
 from host.tracking import NoTracker, make_tracker
 from learning import Algorithm, RunnerState, TrainState
 from normalization import Moments
 from rollout import Metrics
+
+RETRY_SECONDS = 30
+"""How long a run waits after a disk failed until it tries again."""
 
 
 class NotFiniteError(Exception):
@@ -42,7 +44,8 @@ class NotFiniteError(Exception):
 class Record:
     """What a run leaves on the disk while it goes: its folder, checkpoints, and curves.
 
-    `diverged` has the seeds whose agent broke while others' went on.
+    `diverged` has the seeds whose agent broke while others' went on. A run of one process outlives
+    its disk: what can't be written is told once, and written as soon as there is a place for it.
 
     Args:
       config: checked; with RESUME the folder is that run's, else a fresh one.
@@ -50,8 +53,8 @@ class Record:
       seeds: of the run.
 
     Raises:
-      ConfigError: the folder can't be written, there is nothing to resume in it, or the config
-        can't be saved.
+      ConfigError: the folder can't be written, another process writes to it, there is nothing to
+        resume in it, or the config can't be saved.
     """
 
     def __init__(self, config: dict[str, Any], algorithm: Algorithm, seeds: list[int]):
@@ -61,27 +64,52 @@ class Record:
         self._config = config
         self._algorithm = algorithm
         self._seeds = seeds
+        self._trouble = ""  # what keeps this run from the disk
+        self._retry_at = 0.0
+        self._lock = None
+        self._made_root = not results_root(config).exists()
         self.folder = Path(config["RESUME"] or from_main(lambda: str(fresh_folder(config))))
         try:
             check_shared(self.folder)
-            self._full = FullCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
-            self._learner = LearnerCheckpoints(self.folder, config["KEEP_CHECKPOINTS"])
-            self.updates = largest(self.newest_checkpoint())
-            self._check_updates()
+            self._lock = in_all(lambda: FolderLock(self.folder) if is_main() else None)
+            keep = config["KEEP_CHECKPOINTS"]
+            self._full = FullCheckpoints(self.folder, keep)
+            self._learner = LearnerCheckpoints(self.folder, keep)
+            if self.resumed:
+                self.updates = int(from_main(lambda: str(self._start())))
             self.diverged = read_divergences(self.folder, self.updates)
             self._tracker, self._curves = in_all(self._open_files)
         except Exception:
-            self.discard_if_empty()
+            self._give_back()
             raise
 
-    def _check_updates(self) -> None:
-        if self.resumed and not self.updates:
+    def _start(self) -> int:
+        """After how many updates the newest checkpoint was taken whose curve is whole.
+
+        Raises:
+          ConfigError: there is none, or nothing left to do.
+        """
+        newest = self.newest_checkpoint()
+        if not newest:
             raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
-        if self.updates >= num_updates(self._config):
+        steps = self._config["NUM_STEPS"] * self._config["NUM_ENVS"]
+        curves = [self.folder / f"{seed}_metrics.jsonl" for seed in self._seeds]
+        whole = {path: whole_updates(path, steps) for path in curves}
+        shortest = min(whole, key=lambda path: whole[path])
+        start = max((n for n in self._checkpoints() if n <= whole[shortest]), default=0)
+        if start < newest:
+            broken = f"line {whole[shortest] + 1} of {shortest} is missing or corrupt"
+            if not start:
+                raise ConfigError(f"RESUME: {broken}, and no checkpoint is from before it")
+            say(f"{broken}: checkpoints after update {start} are moved to {self.folder / 'aside'}")
+        total = num_updates(self._config)
+        saved = all((self.folder / f"{seed}_params.npy").exists() for seed in self._seeds)
+        if start > total or (start == total and saved):
             raise ConfigError(
-                f"RESUME: {self.folder} has done its {self.updates} updates; set a larger"
+                f"RESUME: {self.folder} has done its {start} updates; set a larger"
                 " TOTAL_TIMESTEPS to go on"
             )
+        return start
 
     def _open_files(self) -> tuple[NoTracker, list[CurveFile]]:
         if not is_main():
@@ -96,9 +124,13 @@ class Record:
             opened.pop_all()
         return tracker, curves
 
+    def _checkpoints(self) -> set[int]:
+        """After how many updates there are checkpoints, of either kind."""
+        return {*self._full.all(), *self._learner.all()}
+
     def newest_checkpoint(self) -> int:
         """After how many updates the newest checkpoint was taken, 0 if there is none."""
-        return max(self._full.newest() or 0, self._learner.newest() or 0)
+        return max(self._checkpoints(), default=0)
 
     def _newest_folder(self) -> Path:
         newest = self.newest_checkpoint()
@@ -109,26 +141,46 @@ class Record:
         """The state that the run starts or goes on from; says so.
 
         Raises:
-          ConfigError: the checkpoint is broken or of another run; the folder is left as it was.
+          ConfigError: the checkpoint is broken or of another run, and the folder is left as it was;
+            or the folder can't be written.
         """
         state = in_all(lambda: self._restored(program)) if self.resumed else program.init()
-        for curve in self._curves:
-            curve.cut_off()
-        if is_main():
-            save_run_config(self.folder, {**self._config, "ALGORITHM": self._algorithm.name})
-            save_divergences(self.folder, self.diverged)
-            discard_copies(self.folder, but=self.diverged)
+        in_all(self._write_beginning)
+        if self.resumed:
+            self._full.reload()
         return state
+
+    def _write_beginning(self) -> None:
+        try:
+            if is_main():
+                for curve in self._curves:
+                    curve.cut_off()
+                for kind in (self._full, self._learner):
+                    for updates in kind.all():
+                        if updates > self.updates:
+                            set_aside(kind.root / str(updates))
+                self._describe(self.folder)
+                discard_copies(self.folder, but=self.diverged)
+        except OSError as error:
+            raise ConfigError(
+                f"can't write to {self.folder}: {error.strerror}; set RESULTS_DIR to a folder with"
+                " more space"
+            ) from error
+
+    def _describe(self, folder: Path) -> None:
+        """Writes what a run is, beside its states."""
+        save_run_config(folder, {**self._config, "ALGORITHM": self._algorithm.name})
+        save_divergences(folder, self.diverged)
 
     def _restored(self, program: Program) -> RunnerState:
         say(f"going on after update {self.updates} of {self.folder}")
         for line in self.divergences(self.diverged):
             say(line)
-        if self._full.newest() == self.updates:
-            return program.split(self._full.restore(program.joined_shapes()))
+        if self.updates in self._full.all():
+            return program.split(self._full.restore(self.updates, program.joined_shapes()))
         state = program.join(program.init(stream=self.updates))
         kept, opt_state = self._learner.restore(
-            learnt(state.train_state), state.train_state.opt_state
+            self.updates, learnt(state.train_state), state.train_state.opt_state
         )
         how = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
         say(f"a learner-only checkpoint: every environment starts a fresh episode, {how}")
@@ -147,8 +199,9 @@ class Record:
         """
         self.updates += 1
         self._tracker.log(metrics)
-        for curve, one_seed in zip(self._curves, metrics, strict=False):  # none but in process 0
-            curve.append(one_seed)
+        with self._outliving_the_disk():
+            for curve, one_seed in zip(self._curves, metrics, strict=False):  # in process 0 alone
+                curve.append(one_seed)
         must_be_finite = self._algorithm.must_be_finite
         broken = {
             seed: what
@@ -166,12 +219,13 @@ class Record:
         if len(self.diverged) == len(self._seeds):
             # These marks are not saved, since a resumed run starts before them.
             raise NotFiniteError("\n".join(self.divergences(self._seeds)))
-        if newest:
-            for seed in broken:
-                keep_copy(self._newest_folder(), seed)
-        save_divergences(self.folder, self.diverged)
+        with self._outliving_the_disk():
+            if newest:
+                for seed in broken:
+                    keep_copy(self._newest_folder(), seed)
+            save_divergences(self.folder, self.diverged)
         for line in self.divergences(broken):
-            tqdm.write(f"{line}; the other seeds go on", file=sys.stderr)
+            tell(f"{line}; the other seeds go on")
 
     def divergences(self, seeds: Iterable[int]) -> list[str]:
         """A line for each of these seeds, which diverged."""
@@ -188,31 +242,98 @@ class Record:
 
     def save_checkpoint(self, program: Program, state: RunnerState) -> None:
         """Writes the state of this update, and makes sure of the curve up to it before."""
-        for curve in self._curves:
-            curve.sync()
+        with self._outliving_the_disk():
+            if is_main() and not (self.folder / "run.json").exists():  # somebody removed it
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if self._lock:
+                    self._lock.renew()
+                self._describe(self.folder)
+            if self._trouble or not self._full.root.exists():
+                self._full.reload()
+            for curve in self._curves:
+                curve.sync()
+            self._save_state(self._full, self._learner, program, state)
+            if self._trouble:
+                tell(f"the checkpoint of update {self.updates} is in {self.folder} now")
+            self._trouble = ""
+
+    def owes_checkpoint(self) -> bool:
+        """Whether one could not be written, and it is time to try again."""
+        return bool(self._trouble) and time.monotonic() > self._retry_at
+
+    def save_last(self, program: Program, state: RunnerState) -> None:
+        """Writes the last state, in a temporary folder where the run's own can't have it.
+
+        `folder` is that one then. Where none has room this waits until one has.
+        """
+        self.save_checkpoint(program, state)
+        while self._trouble:
+            elsewhere = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}_"))
+            try:
+                self._describe(elsewhere)
+                for seed, curve in zip(self._seeds, self._curves, strict=True):
+                    curve.copy_to(elsewhere / f"{seed}_metrics.jsonl")
+                full, learner = FullCheckpoints(elsewhere, 1), LearnerCheckpoints(elsewhere, 1)
+                self._save_state(full, learner, program, state)
+            except Exception as error:  # of the file system, whatever it is called
+                shutil.rmtree(elsewhere, ignore_errors=True)
+                tell(f"nor in {elsewhere.parent}: {reason(error)}; waiting for room in either")
+                time.sleep(RETRY_SECONDS)
+                self.save_checkpoint(program, state)
+            else:
+                tell(f"the run is saved in {elsewhere} instead")
+                self.folder, self._trouble = elsewhere, ""
+
+    def _save_state(
+        self, full: FullCheckpoints, learner: LearnerCheckpoints, program: Program, state: Any
+    ) -> None:
         kind = self._config["CHECKPOINT_KIND"]
         if kind == "full":
-            self._full.save(self.updates, program.join(state))
+            full.save(self.updates, program.join(state))
         elif is_main():
             train_state = program.train_state(state)
             opt_state = train_state.opt_state if kind == "learner" else None
-            self._learner.save(self.updates, learnt(train_state), opt_state)
+            learner.save(self.updates, learnt(train_state), opt_state)
+
+    @contextmanager
+    def _outliving_the_disk(self) -> Iterator[None]:
+        """In a run of one process, tells once of what fails, and notes that it is owed."""
+        try:
+            yield
+        except Exception as error:  # Orbax's errors of a full disk have many names
+            if jax.process_count() > 1:
+                raise
+            if not self._trouble:
+                tell(
+                    f"can't write to {self.folder}: {reason(error)}; the run goes on in memory and"
+                    f" tries again every {RETRY_SECONDS} s"
+                )
+            self._trouble = reason(error)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
 
     def close(self) -> None:
         """Ends the live metrics and closes the files; nothing stays of a run that did nothing."""
         self._tracker.close()
         for curve in self._curves:
             curve.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self.discard_if_empty()
+        if self._lock:
+            self._lock.release()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
         """For each seed the metrics of the whole run, {name: (updates,)}."""
         return [curve.read() for curve in self._curves]
 
     def discard_if_empty(self) -> None:
-        """Removes the folder of a run that has not done anything yet."""
+        """Removes the folder of a run that has not done anything yet, with what it was made in."""
         if is_main() and not self.resumed and not self.updates:
             shutil.rmtree(self.folder, ignore_errors=True)
+            if self._made_root:
+                with suppress(OSError):  # another run's folder may be in it
+                    self.folder.parent.rmdir()
 
 
 def what_is_not_finite(metrics: Metrics, must_be_finite: Iterable[str]) -> str | None:
@@ -241,3 +362,8 @@ def saved_params(algorithm: Algorithm, train_state: TrainState) -> dict[str, Any
         return params
     normalizer = {name: moments._asdict() for name, moments in train_state.normalizer.items()}
     return {**params, "normalizer": normalizer}
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words."""
+    return first_line(str(getattr(error, "strerror", None) or error))

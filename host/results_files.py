@@ -10,6 +10,14 @@ import numpy as np
 
 from config import ConfigError
 from environments import resolve_name
+from host.failures import first_line
+from host.multihost import tell
+
+
+def results_root(config: dict[str, Any]) -> Path:
+    """Where a run's folder is made."""
+    suite, _ = resolve_name(config["ENV_NAME"])
+    return Path(config["RESULTS_DIR"] or f"results_{suite}")
 
 
 def fresh_folder(config: dict[str, Any]) -> Path:
@@ -18,8 +26,7 @@ def fresh_folder(config: dict[str, Any]) -> Path:
     Raises:
       ConfigError: it can't be made.
     """
-    suite, name = resolve_name(config["ENV_NAME"])
-    root = Path(config["RESULTS_DIR"] or f"results_{suite}")
+    root, (_, name) = results_root(config), resolve_name(config["ENV_NAME"])
     try:
         root.mkdir(parents=True, exist_ok=True)
         return next(
@@ -55,7 +62,10 @@ def save_results(
         own_config = {**config, "seed": seed, "NUM_SEEDS": 1}
         save_seed(folder, seed, own_config, curve, of_seed)
     diverged = [seed for seed, of_seed in zip(seeds, params, strict=True) if of_seed is None]
-    save_plot(folder, config, seeds, curves, diverged)
+    try:
+        save_plot(folder, config, seeds, curves, diverged)
+    except Exception as error:  # of a package that is not ours
+        tell(f"no plot of the returns: {first_line(str(error))}")
 
 
 def save_seed(

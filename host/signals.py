@@ -1,18 +1,17 @@
-"""Ctrl-C and SIGTERM: a run that is asked to stop saves first."""
+"""Ctrl-C, SIGTERM and SIGHUP: a run that is asked to stop saves first."""
 
 import os
 import signal
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
-from host.multihost import is_main, largest
+from host.multihost import largest, tell
 from host.record import Record
 
 
 class StopOnSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second ends it all.
+
+    SIGHUP comes when the terminal goes; under nohup it is left alone.
 
     `signal` is the number of the signal to stop for, or None. Of several processes all must stop
     after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
@@ -34,12 +33,15 @@ class StopOnSignal:
     def agree(self) -> None:
         """Sets `signal` to what any of the processes got; all of them call it after an update."""
         self.signal = largest(self._own) or None
-        if self.signal and not self._own and is_main():
-            tqdm.write("stopping: another process was asked to", file=sys.stderr)
+        if self.signal and not self._own:
+            tell("stopping: another process was asked to")
 
     def __enter__(self):
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {number: signal.signal(number, self._handle) for number in signals}
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+        }
         return self
 
     def __exit__(self, *_):
@@ -54,12 +56,12 @@ class StopOnSignal:
             return  # half made: `watch` will close it
         elif not self.training:
             self._quit(number)
-        elif is_main():
-            tqdm.write("stopping after this update (once more to quit at once)", file=sys.stderr)
+        else:
+            tell("stopping after this update (once more to quit at once)")
 
     def _quit(self, number: int, patient: bool = True) -> None:
         """Ends the process; closing the record may wait for the receiver of live metrics."""
-        tqdm.write("stopped at once", file=sys.stderr)
+        tell("stopped at once")
         if self._record:
             (self._record.close if patient else self._record.discard_if_empty)()
         # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.

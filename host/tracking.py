@@ -4,12 +4,15 @@ Neither package is needed, or imported, unless it is asked for.
 """
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from config import ConfigError
+from host.failures import first_line
+from host.multihost import tell
 
 
 class NoTracker:
@@ -82,6 +85,26 @@ class WandbTracker(NoTracker):
         self._run.finish()
 
 
+class CarefulTracker(NoTracker):
+    """A tracker that is given up, with one line, when it fails; the run goes on without."""
+
+    def __init__(self, tracker: NoTracker):
+        self._tracker = tracker
+
+    def log(self, metrics: list[dict[str, Any]]) -> None:
+        self._try(lambda: self._tracker.log(metrics))
+
+    def close(self) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # of a package that is not ours
+            tell(f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on")
+            self._tracker = NoTracker()
+
+
 def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTracker:
     """The tracker that a checked config asks for.
 
@@ -89,9 +112,9 @@ def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTr
       ConfigError: its package is not installed.
     """
     if config["TRACK"] == "wandb":
-        return WandbTracker(folder, seeds, config)
+        return CarefulTracker(WandbTracker(folder, seeds, config))
     if config["TRACK"] == "tensorboard":
-        return TensorBoardTracker(folder, seeds)
+        return CarefulTracker(TensorBoardTracker(folder, seeds))
     return NoTracker()
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from environments import Discrete
-from host import checkpoints, experiment
+from host import experiment, run_config
 from network import make_network
 from spaces import ObsSpace
 from trainer_PPO_trXL import PPO
@@ -136,5 +136,5 @@ def main(config, all_devices=False):
 
 
 def resumed_config(folder, overrides):
-    """`host.checkpoints.resumed_config` of a run of PPO."""
-    return checkpoints.resumed_config(folder, overrides, PPO)
+    """`host.run_config.resumed_config` of a run of PPO."""
+    return run_config.resumed_config(folder, overrides, PPO)

@@ -11,8 +11,8 @@ from toy_reinforce import REINFORCE
 from algorithms import ALGORITHMS
 from config import ConfigError
 from evaluate_PPO_trXL import load_agent, play
-from host.checkpoints import resumed_config
 from host.experiment import main, run
+from host.run_config import resumed_config
 from learning import make_train
 from results import load_results
 from trainer_PPO_trXL import PPO

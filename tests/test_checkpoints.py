@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from config import ConfigError
-from host.checkpoints import CurveFile, FullCheckpoints, LearnerCheckpoints
+from host.checkpoints import FullCheckpoints, LearnerCheckpoints
+from host.curves import CurveFile
 
 
 def full(folder):
@@ -102,9 +103,9 @@ def test_reading_a_checkpoint_leaves_pythons_hook_as_it_was(broken, tmp_path):
         for file in (root / "1").rglob("d/*"):
             file.write_bytes(b"")
         with pytest.raises(ConfigError, match="is broken or of another run"):
-            manager.restore(shapes)
+            manager.restore(1, shapes)
     else:
-        np.testing.assert_array_equal(manager.restore(shapes)["x"], np.arange(8.0))
+        np.testing.assert_array_equal(manager.restore(1, shapes)["x"], np.arange(8.0))
     assert sys.unraisablehook is hook
 
 
@@ -135,5 +136,5 @@ def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
     np.testing.assert_array_equal(read["episodes"], [0, 1, 2, 9])
     lines = (tmp_path / "0_metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["episodes"] for line in lines] == [0, 1, 2, 9]
-    with pytest.raises(ConfigError, match="fewer lines than the checkpoint has updates"):
+    with pytest.raises(ConfigError, match="has 4 lines, not one for each update"):
         CurveFile(tmp_path, 0, 5)

@@ -18,7 +18,7 @@ import pytest
 from support import OWN_ENVIRONMENT, QUICK, main, resumed_config, run, whole_checkpoints
 
 from config import ConfigError
-from host import checkpoints
+from host import checkpoints, run_config
 from host.checkpoints import FullCheckpoints, LearnerCheckpoints
 from host.record import NotFiniteError, Record
 from trainer_PPO_trXL import PPO
@@ -215,7 +215,7 @@ def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch
 
 def test_a_tuple_or_numpys_number_in_env_kwargs_is_the_one_that_was_saved(finished, tmp_path):
     kwargs = {"size": (3, np.int64(4)), "weights": np.float32([0.5, 2])}
-    checkpoints.save_run_config(tmp_path, PPO.check({**CHAIN, "ENV_KWARGS": kwargs}))
+    run_config.save_run_config(tmp_path, PPO.check({**CHAIN, "ENV_KWARGS": kwargs}))
     assert resumed_config(tmp_path, {"ENV_KWARGS": kwargs})["ENV_KWARGS"] is kwargs
     as_read = {"size": [3, 4], "weights": [0.5, 2.0]}
     assert resumed_config(tmp_path, {})["ENV_KWARGS"] == as_read
@@ -331,7 +331,7 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     assert len(parts) > 2
     assert max(part.stat().st_size for part in parts) == 10_000
     saved = np.load(folder / "0_params.npy", allow_pickle=True).item()
-    restored, opt_state = LearnerCheckpoints(folder, 2).restore(saved, (0, saved, saved))
+    restored, opt_state = LearnerCheckpoints(folder, 2).restore(2, saved, (0, saved, saved))
     assert_bitwise_equal(saved, restored)
     assert (opt_state is None) == (kind == "params")
 

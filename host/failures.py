@@ -1,0 +1,69 @@
+"""Errors that nothing foresaw, in one line; what a developer wants to know is in a file."""
+
+import os
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Protocol
+
+OUT_OF_MEMORY = (
+    "the device's memory is full; lower NUM_ENVS, NUM_STEPS, WINDOW_MEM or the network's widths"
+)
+
+
+class RunError(Exception):
+    """A run that ended by an error; its message is one line that says where what is."""
+
+
+class Saved(Protocol):
+    """What `explained` asks a record."""
+
+    folder: Path
+    updates: int
+
+    def newest_checkpoint(self) -> int: ...
+
+
+def explained(error: Exception, record: Saved | None = None) -> str:
+    """One line on an error; the traceback goes to `error.txt` in the run's folder.
+
+    Without a run that has done something, that file is a temporary one.
+    """
+    text = str(error)
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
+    parts = [OUT_OF_MEMORY if out_of_memory else f"{type(error).__name__}: {first_line(text)}"]
+    if record and record.updates:
+        parts[0] = f"after update {record.updates}: {parts[0]}"
+        newest = record.newest_checkpoint()
+        if newest:
+            parts.append(f"RESUME={record.folder} goes on from update {newest}")
+    started = record is not None and record.updates > 0
+    path = write_traceback(error, record.folder if record and started else None)
+    if path:
+        parts.append(f"the traceback is in {path}")
+    return "; ".join(parts)
+
+
+def first_line(text: str) -> str:
+    """The first line with something in it, of bearable length."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "without a message"
+
+
+def write_traceback(error: Exception, folder: Path | None) -> Path | None:
+    """Writes it to the folder, else to a temporary file.
+
+    Returns:
+      the file, None where no disk takes it.
+    """
+    text = "".join(traceback.format_exception(error))
+    for place in (folder, Path(tempfile.gettempdir())):
+        if place is None:
+            continue
+        path = place / ("error.txt" if place == folder else f"error_{os.getpid()}.txt")
+        try:
+            path.write_text(text)
+            return path
+        except OSError:
+            continue
+    return None

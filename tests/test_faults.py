@@ -1,0 +1,321 @@
+"""What goes wrong outside: a second process, the disk, the terminal, a package, a file."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import QUICK, resumed_config, run, whole_checkpoints
+
+from config import ConfigError
+from host import record, results_files
+from host.checkpoints import FullCheckpoints
+from host.failures import RunError
+from host.lock import FolderLock
+from host.progress import Progress
+from host.tracking import CarefulTracker, NoTracker
+from results import load_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
+CHAIN = {
+    **QUICK,
+    "ENV_KWARGS": {"memory_length": 3},
+    "CHECKPOINT_EVERY": 2,
+    "TOTAL_TIMESTEPS": 6 * STEPS,
+}
+NAME = "MemoryChain-bsuite"
+
+
+@pytest.fixture
+def after_update(monkeypatch):
+    """(update, act): calls `act` after so many updates, before the checkpoint."""
+
+    def plan(update, act):
+        advance = Progress.advance
+        count = iter(range(1, 100))
+
+        def and_act(*arguments):
+            advance(*arguments)
+            if next(count) == update:
+                act()
+
+        monkeypatch.setattr(Progress, "advance", and_act)
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of six updates with checkpoints of the fourth and the sixth."""
+    root = tmp_path_factory.mktemp("stopped")
+    run({**CHAIN, "RESULTS_DIR": str(root)})
+    return root / NAME
+
+
+@pytest.fixture
+def folder(stopped, tmp_path):
+    """A copy of it, its curve and its results."""
+    return shutil.copytree(stopped, tmp_path / NAME)
+
+
+def resume(folder, updates=8):
+    run({**resumed_config(folder, {"TOTAL_TIMESTEPS": updates * STEPS}), "RESUME": str(folder)})
+    return load_results(folder / "0_metrics.npy")
+
+
+HOLDS_THE_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+file.write("process 123 on elsewhere")
+file.flush()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_dies(folder):
+    command = [sys.executable, "-c", HOLDS_THE_LOCK, str(folder / "lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    before = (folder / "0_metrics.jsonl").read_bytes()
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match="is being written to by process 123 on elsewhere"):
+            resume(folder)
+        process.kill()
+    assert (folder / "0_metrics.jsonl").read_bytes() == before
+    assert len(resume(folder)["env_steps"]) == 8
+    assert not (folder / "lock").exists()
+
+
+def test_a_lock_keeps_another_process_out_and_goes_with_its_release(tmp_path):
+    lock = FolderLock(tmp_path)
+    command = [sys.executable, "-c", HOLDS_THE_LOCK, str(tmp_path / "lock")]
+
+    def other():
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    assert "BlockingIOError" in other().stderr
+    lock.release()
+    assert not (tmp_path / "lock").exists()
+    assert other().stdout == "locked\n"
+
+
+def test_of_a_corrupt_curve_the_newest_checkpoint_before_it_goes_on(folder, capsys):
+    path = folder / "0_metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[4][:30], lines[5]]) + "\n")
+    metrics = resume(folder)
+    printed = capsys.readouterr().out
+    assert f"line 5 of {path} is missing or corrupt" in printed
+    assert "going on after update 4" in printed
+    np.testing.assert_array_equal(metrics["env_steps"], STEPS * np.arange(1, 9))
+    assert (folder / "aside" / "checkpoints" / "6").is_dir()
+    assert whole_checkpoints(folder) == {6, 8}
+
+
+@pytest.mark.parametrize("spoil", ["null", '{"env_steps": 7}', "\udcff"])
+def test_a_curve_without_a_checkpoint_before_its_fault_is_named(folder, spoil):
+    path = folder / "0_metrics.jsonl"
+    path.write_bytes(spoil.encode(errors="surrogateescape") + b"\n" + path.read_bytes())
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"line 1 of .* is missing or corrupt, and no checkpoint"):
+        resume(folder)
+    assert path.read_bytes() == before
+    assert whole_checkpoints(folder) == {4, 6}
+
+
+def test_an_empty_folder_is_no_checkpoint(folder):
+    (folder / "checkpoints" / "999").mkdir()
+    assert len(resume(folder)["env_steps"]) == 8
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "\udcff", "[" * 100_000])
+def test_a_run_json_that_is_no_config_is_one_line(folder, text):
+    (folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=r"run.json is broken") as error:
+        resumed_config(folder, {})
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_run_of_another_version_is_said_to_be_that(folder):
+    config = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**config, "NEW_KEY": 3}))
+    with pytest.raises(ConfigError, match=r"unknown config key 'NEW_KEY'.*is it another version's"):
+        resumed_config(folder, {})
+
+
+def test_a_finished_run_without_its_results_writes_them_when_it_is_resumed(folder):
+    params = (folder / "0_params.npy").read_bytes()
+    with pytest.raises(ConfigError, match="has done its 6 updates; set a larger TOTAL_TIMESTEPS"):
+        resume(folder, updates=6)
+    (folder / "0_params.npy").unlink()
+    assert len(resume(folder, updates=6)["env_steps"]) == 6
+    assert (folder / "0_params.npy").read_bytes() == params
+
+
+def results_of(folder):
+    return load_results(folder / "0_metrics.npy"), load_results(folder / "0_params.npy")
+
+
+def test_a_folder_that_vanishes_is_made_again_with_all_that_was_learnt(
+    after_update, stopped, tmp_path
+):
+    after_update(3, lambda: shutil.rmtree(tmp_path / NAME))
+    run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    lines = (tmp_path / NAME / "0_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["env_steps"] for line in lines] == list(STEPS * np.arange(1, 7))
+    assert whole_checkpoints(tmp_path / NAME) == {4, 6}
+    np.testing.assert_array_equal(
+        results_of(tmp_path / NAME)[0]["total_loss"], results_of(stopped)[0]["total_loss"]
+    )
+
+
+def test_where_the_folder_can_not_be_written_the_run_is_saved_in_a_temporary_one(
+    after_update, tmp_path, monkeypatch, capsys
+):
+    def block():
+        shutil.rmtree(tmp_path / NAME)
+        (tmp_path / NAME).write_text("a file of that name")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    after_update(3, block)
+    run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    printed = capsys.readouterr()
+    assert printed.err.count(f"can't write to {tmp_path / NAME}: ") == 1
+    (elsewhere,) = (tmp_path / "temporary").iterdir()
+    assert f"the run is saved in {elsewhere} instead" in printed.err
+    assert f"saved to {elsewhere}" in printed.out
+    assert len(results_of(elsewhere)[0]["env_steps"]) == 6
+    assert len(resume(elsewhere)["env_steps"]) == 8
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(
+    after_update, stopped, tmp_path, monkeypatch, capsys
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    def empty(_seconds):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(record.time, "sleep", empty)
+    after_update(1, fill)
+    try:
+        run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    finally:
+        empty(0)
+    printed = capsys.readouterr()
+    assert printed.err.count("File too large; the run goes on in memory") == 1
+    assert "waiting for room in either" in printed.err
+    assert f"the checkpoint of update 6 is in {tmp_path / NAME} now" in printed.err
+    np.testing.assert_array_equal(
+        results_of(tmp_path / NAME)[0]["total_loss"], results_of(stopped)[0]["total_loss"]
+    )
+    assert whole_checkpoints(tmp_path / NAME) == {6}
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line_and_leaves_no_folder(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"can't write to .*: File too large; set"):
+            run({**CHAIN, "RESULTS_DIR": str(tmp_path / "runs")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_checkpoint_is_not_begun_where_it_has_no_room(tmp_path):
+    checkpoints = FullCheckpoints(tmp_path, 2)
+    checkpoints.save(1, {"x": np.arange(8.0)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.save(2, {"x": np.arange(8.0)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in checkpoints.root.iterdir()] == ["1"]
+
+
+def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
+    after_update, tmp_path
+):
+    def fail():
+        raise ValueError("what nobody thought of\nand more of it")
+
+    after_update(3, fail)
+    with pytest.raises(RunError) as error:
+        run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    folder = tmp_path / NAME
+    assert str(error.value) == (
+        "after update 3: ValueError: what nobody thought of;"
+        f" RESUME={folder} goes on from update 3; the traceback is in {folder / 'error.txt'}"
+    )
+    assert "and more of it" in (folder / "error.txt").read_text()
+    assert len(resume(folder)["env_steps"]) == 8
+
+
+def test_a_plot_that_fails_costs_no_parameters(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(results_files, "plot_returns", fail)
+    run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
+    assert "no plot of the returns: no fonts" in capsys.readouterr().err
+    assert results_of(tmp_path / NAME)[1]["params"]
+
+
+def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(capsys):
+    class Broken(NoTracker):
+        def log(self, metrics):
+            raise ConnectionError("no route to host")
+
+    tracker = CarefulTracker(Broken())
+    for _ in range(3):
+        tracker.log([{}])
+    tracker.close()
+    assert capsys.readouterr().err == (
+        "TRACK: no more metrics are sent (no route to host); the run goes on\n"
+    )
+
+
+def start(*settings, **pipes):
+    words = [f"{key}={value}" for key, value in CHAIN.items()]
+    command = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py"), *words, *settings]
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def test_a_run_outlives_its_output(tmp_path):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start(f"RESULTS_DIR={tmp_path}", f"TOTAL_TIMESTEPS={300 * STEPS}", **pipes)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0
+    assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 300
+
+
+def test_ctrl_c_while_the_modules_are_imported_ends_it_without_a_traceback(tmp_path):
+    for _ in range(3):
+        process = start(f"RESULTS_DIR={tmp_path}", stderr=subprocess.PIPE)
+        while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 1))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert "Traceback" not in stderr
+    assert not list(tmp_path.rglob("*.npy"))
