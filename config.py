@@ -7,7 +7,6 @@ its own ones. `--help`, docs/keys.md and what a resumed run may change come from
 import ast
 import difflib
 import json
-import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
@@ -18,6 +17,9 @@ import jax
 
 SETTINGS = Path(__file__).resolve().parent / "settings"
 """Files of KEY=VALUE words that are known to work, one for each task."""
+
+MOST = 2**63
+"""No machine counts that far; nor is any setting as large."""
 
 GROUPS = ("Environment", "Training", "Network", "Run")
 
@@ -345,19 +347,21 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if key.kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise wrong
+        if isinstance(value, bool) or not isinstance(value, Real) or not -MOST < value < MOST:  # type: ignore[operator]
+            raise wrong  # infinite and NaN too
         # PureJaxRL's configs write sizes as 5e5.
         if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
             raise wrong
         value = key.kind(value)
     elif not isinstance(value, key.kind):
         raise wrong
+    elif value == "" and key.default is None:
+        raise ConfigError(f"{name} is empty; give {_describe(key)}")
     if key.choices and value not in key.choices:
         raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {shortened(value)}")
     if (key.low is not None and value < key.low) or (key.high is not None and value > key.high):
         wanted = f"at least {key.low}" if key.high is None else f"from {key.low} to {key.high}"
-        raise ConfigError(f"{name} must be {wanted}, not {value}")
+        raise ConfigError(f"{name} must be {wanted}, not {shortened(value)}")
     return value
 
 
@@ -385,4 +389,9 @@ def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
         rollout = f"NUM_ENVS * NUM_STEPS = {config['NUM_ENVS'] * config['NUM_STEPS']}"
         raise ConfigError(
             f"TOTAL_TIMESTEPS = {config['TOTAL_TIMESTEPS']} is less than one rollout, {rollout}"
+        )
+    if num_updates(config) >= 2**31:
+        raise ConfigError(
+            f"{num_updates(config)} updates are more than 2**31 - 1; lower TOTAL_TIMESTEPS, or"
+            " raise NUM_ENVS or NUM_STEPS"
         )

@@ -141,6 +141,7 @@ def make_init_and_update(
             config, network, state.train_state, collected, key, axis_name
         )
         train_state = train_state._replace(updates=train_state.updates + 1)
+        metrics |= input_metrics(collected.trajectory, axis_name)
         metrics |= episode_metrics(collected.trajectory, axis_name)
         return state._replace(train_state=train_state, permutation_key=permutation_key), metrics
 
@@ -245,6 +246,20 @@ def descend(
     metrics = jax.tree.map(jnp.mean, metrics)
     metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
     return train_state._replace(params=params, opt_state=opt_state), metrics
+
+
+INPUTS = {
+    "mean_reward": "a reward of the environment",
+    "mean_observation": "an observation of the environment",
+}
+"""Metrics that are not finite where the environment gave what isn't."""
+
+
+def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
+    """Means of what the environment gave: rewards, and the entries that are not binary."""
+    real = trajectory.obs.real
+    means = [jnp.mean(trajectory.reward), jnp.mean(real) if real.size else jnp.float32(0)]
+    return dict(zip(INPUTS, mean_over_devices(means, axis_name), strict=True))
 
 
 def episode_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:

@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from config import ConfigError, did_you_mean, shortened
+from environments.adapting import check_numbers, making
+from environments.checks import check_environment
 from environments.own import file_and_class, is_own, make_own, named_by_user
 from resets import AutoReset, BatchedReset, OptimisticReset, WorldPool
 from spaces import Box, Discrete, MultiDiscrete
@@ -50,6 +52,11 @@ def make_env(config: dict[str, Any], num_envs: int):
       ConfigError: an unknown environment, one that can't be made or has actions of no supported
         kind, an unknown name in ENV_KWARGS.
     """
+    make = making(config["ENV_NAME"], config["ENV_KWARGS"])
+    return make(lambda: _make_env(config, num_envs))
+
+
+def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     single = make_single_env(config["ENV_NAME"], config["ENV_KWARGS"])
     if config["BOOTSTRAP_TRUNCATED"] is not None:
         single.can_truncate = config["BOOTSTRAP_TRUNCATED"]
@@ -94,7 +101,11 @@ def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     if is_own(name):
         return make_own(name, env_kwargs)
     suite, full_name = resolve_name(name)
-    return suites()[suite].make(full_name, env_kwargs)
+    check_numbers(env_kwargs)
+    env = suites()[suite].make(full_name, env_kwargs)
+    if env_kwargs:
+        check_environment(f"{full_name} with {shortened(env_kwargs)}", env)
+    return env
 
 
 def suites() -> dict[str, ModuleType]:

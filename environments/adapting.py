@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import io
+import re
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
@@ -51,16 +52,20 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
             return function()
         except ConfigError:
             raise
-        except Exception as error:  # suites check by assertion, download, or don't check at all
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # suites check by assertion, download, or don't check at all
             reason = one_line(error)
             raise ConfigError(f"{name} can't be made with {env_kwargs}: {reason}") from error
 
     return make
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error of a suite or of a file says, without its line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
@@ -75,6 +80,24 @@ def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
             f"ENV_KWARGS: {key} is {shortened(value)}{did_you_mean(str(value), public)}"
         )
     return by_name[value]
+
+
+COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)")
+"""Names of arguments that count something or say how long something is."""
+
+
+def check_numbers(env_kwargs: dict[str, Any]) -> None:
+    """Raises a ConfigError for a number that no suite can mean; hardly one looks itself.
+
+    That is a negative count, with which an episode never ends, say, and an infinite number.
+    """
+    for key, value in env_kwargs.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        for number in numbers:
+            if isinstance(number, float) and not np.isfinite(number):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
+            if type(number) is int and number < 0 and COUNTS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
 
 
 def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) -> None:

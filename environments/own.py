@@ -6,7 +6,10 @@ from typing import Any
 
 from config import ConfigError, shortened
 from environments.adapting import making, one_line
+from environments.checks import check_environment
 from wrappers import SingleEnvironment
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def is_own(name: str) -> bool:
@@ -26,23 +29,26 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     Raises:
       ConfigError: there is no such file or class, or it can't be made.
     """
-    path, class_name = file_and_class(name)
-    if not path.is_file():
-        raise ConfigError(f"ENV_NAME={name}: there is no file {path}")
+    named, class_name = file_and_class(name)
+    path = next((path for path in (named, REPOSITORY / named) if path.is_file()), None)
+    if path is None:
+        raise ConfigError(f"ENV_NAME={name}: there is no file {named}, nor beside the scripts")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
         ) from error
     own_class = getattr(module, class_name, None)
     if not (isinstance(own_class, type) and issubclass(own_class, SingleEnvironment)):
         raise ConfigError(f"ENV_NAME={name}: {path} has no SingleEnvironment {class_name}")
-    return making(name, env_kwargs)(lambda: own_class(**env_kwargs))
+    env = making(name, env_kwargs)(lambda: own_class(**env_kwargs))
+    check_environment(name.replace(":", ", "), env, str(path))
+    return env
 
 
 def named_by_user(saved: str, given: str | None, argument: str) -> str:

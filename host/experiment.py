@@ -23,6 +23,7 @@ from config import (
     read_overrides,
 )
 from environments import is_own
+from host.capacity import check_capacity
 from host.failures import RunError, explained
 from host.help import help_text
 from host.multihost import check_same_config, connect, in_all, is_main, say, status_of
@@ -117,7 +118,8 @@ def started_config(
     """
     own = {key: config[key] for key in ["ENV_NAME"] if is_own(str(config.get(key)))}
     config = {**config, **overrides}
-    if config.get("RESUME"):
+    if config.get("RESUME") is not None:
+        check_values({"RESUME": config["RESUME"]}, {"RESUME": algorithm.keys["RESUME"]})
         # A script's settings give way to the run's, but an environment of its own is named in it.
         return resumed_config(Path(config["RESUME"]), own | overrides, algorithm)
     return check_values(config, algorithm.keys)
@@ -149,6 +151,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
             f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script"
             " spreads one seed over all devices"
         )
+    check_capacity(config, num_devices)
     program = Program(config, algorithm, num_devices if all_devices else None)
     with StopOnSignal() as stop:
         record = Record(config, algorithm, program.seeds)

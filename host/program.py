@@ -33,7 +33,7 @@ class Program:
 
     def __init__(self, config: dict[str, Any], algorithm: Algorithm, num_devices: int | None):
         self.seeds = [config["seed"] + i for i in range(config["NUM_SEEDS"])]
-        keys = jnp.stack([jax.random.key(seed) for seed in self.seeds])
+        keys = jax.vmap(jax.random.key)(jnp.array(self.seeds, jnp.uint32))
         axis_name = "devices" if num_devices else None
         init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
         if num_devices:

@@ -1,5 +1,6 @@
 """What a run leaves on the disk while it goes: its folder, checkpoints and curves."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -29,7 +30,7 @@ from host.program import Program
 from host.results_files import fresh_folder, results_root
 from host.run_config import as_saved, save_run_config
 from host.tracking import NoTracker, make_tracker
-from learning import Algorithm, RunnerState, TrainState
+from learning import INPUTS, Algorithm, RunnerState, TrainState
 from normalization import Moments
 from rollout import Metrics
 
@@ -67,7 +68,7 @@ class Record:
         self._trouble = ""  # what keeps this run from the disk
         self._retry_at = 0.0
         self._lock = None
-        self._made_root = not results_root(config).exists()
+        self._made_root = not os.path.exists(results_root(config))
         self.folder = Path(config["RESUME"] or from_main(lambda: str(fresh_folder(config))))
         try:
             check_shared(self.folder)
@@ -338,8 +339,10 @@ class Record:
 
 def what_is_not_finite(metrics: Metrics, must_be_finite: Iterable[str]) -> str | None:
     """Which metric shows that the update broke the agent, with its value; None if none does."""
-    broken = [name for name in must_be_finite if not np.isfinite(metrics[name])]
-    return f"{broken[0]} is {metrics[broken[0]]}" if broken else None
+    for name in (*INPUTS, *must_be_finite):
+        if not np.isfinite(metrics[name]):
+            return f"{INPUTS.get(name, name)} is {metrics[name]}"
+    return None
 
 
 class Learnt(NamedTuple):

@@ -53,6 +53,7 @@ def test_a_run_writes_its_files_and_nothing_else(results):
         *("returned_episode_returns", "returned_episode_lengths", "episodes", "total_loss"),
         *("actor_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"),
         *("explained_variance", "learning_rate", "steps_per_second", "env_steps", "param_norm"),
+        *("mean_reward", "mean_observation"),
     } == set(metrics)
     assert all(values.shape == (3,) for values in metrics.values())
     np.testing.assert_array_equal(metrics["env_steps"], [64, 128, 192])

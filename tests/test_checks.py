@@ -1,0 +1,249 @@
+"""Mistakes that are found before anything compiles: environments of one's own, sizes, numbers."""
+
+import re
+
+import jax.numpy as jnp
+import pytest
+from support import QUICK, run
+
+from config import ConfigError, read_overrides, shortened
+from environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_env, make_own
+from environments.checks import check_environment
+from host.capacity import check_capacity, device_memory, in_units, least_needs
+from host.record import NotFiniteError
+from trainer_PPO_trXL import PPO
+
+
+class Right(SingleEnvironment):
+    """Three steps; the wrong ones below differ in one thing."""
+
+    action_space = Discrete(2)
+    obs_size = 3
+    change = ()
+
+    def reset(self, key):
+        return jnp.zeros(3), {"t": jnp.int32(0)}
+
+    def step(self, key, state, action):
+        t = state["t"] + 1
+        results = [jnp.zeros(3), {"t": t}, action * 1.0, t == 3, jnp.bool_(False), {}]
+        for index, value in self.change:
+            results[index] = value
+        return tuple(results)
+
+
+def test_an_environment_that_is_right_is_let_through():
+    check_environment("Right", Right())
+
+
+ATTRIBUTES = [
+    ({"obs_size": "3"}, "obs_size must be a whole number of at least 1, not '3'"),
+    ({"obs_size": None}, "obs_size must be a whole number of at least 1, not None"),
+    ({"action_space": Discrete(0)}, "action_space.n must be a whole number of at least 1, not 0"),
+    ({"action_space": Discrete(2.5)}, "action_space.n must be a whole number of at least 1"),
+    ({"action_space": Discrete}, "action_space must be a Discrete, MultiDiscrete or Box"),
+    ({"action_space": MultiDiscrete(())}, "action_space.sizes must be a tuple"),
+    ({"action_space": MultiDiscrete((2, 0))}, "action_space.sizes must be a tuple"),
+    ({"action_space": Box((1.0,), (0.0,))}, "action_space.low must be below .high"),
+    ({"action_space": Box((0.0,), (float("nan"),))}, "action_space.low must be below .high"),
+    ({"action_space": Box((0.0, 0.0), (1.0,))}, "tuples of the same length"),
+    ({"action_space": Box((), ())}, "tuples of the same length"),
+    ({"action_space": Discrete(5, masked=True)}, "obs_size must be at least 5, the mask's size"),
+    ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
+    ({"episode_metrics": "won"}, "episode_metrics must be a tuple of texts, not 'won'"),
+    ({"num_agents": 0}, "num_agents must be None or a whole number of at least 1, not 0"),
+    ({"episodes_per_trial": 0}, "episodes_per_trial must be a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), ATTRIBUTES)
+def test_an_attribute_that_makes_no_sense_is_named(attributes, message):
+    wrong = type("Wrong", (Right,), attributes)
+    with pytest.raises(ConfigError, match=f"^wrong.py: .*{re.escape(message)}"):
+        check_environment("wrong.py", wrong())
+
+
+STEPS = [
+    ((0, jnp.zeros(4)), "step: obs must be float32 of shape (3,), not float32 of shape (4,)"),
+    ((0, jnp.zeros(3, int)), "step: obs must be float32 of shape (3,), not int32 of shape (3,)"),
+    ((1, {"t": 1.0}), "step: state['t'] must be int32 of shape () as reset's, not float32"),
+    ((1, {"s": 1}), "step: state must have the structure of reset's"),
+    ((1, None), "step: state must have the structure of reset's"),
+    ((2, jnp.zeros(1)), "step: reward must be float32 of shape (), not float32 of shape (1,)"),
+    ((2, "much"), "step must return arrays and numbers, but TypeError"),
+    ((3, jnp.zeros(())), "step: terminated must be bool of shape (), not float32 of shape ()"),
+    ((4, jnp.zeros(2, bool)), "step: truncated must be bool of shape (), not bool of shape (2,)"),
+    ((5, None), "step: info must be a dict, not None"),
+    ((5, {"memory_boundary": 1.0}), "step: memory_boundary must be bool of shape ()"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), STEPS)
+def test_a_wrong_result_of_step_is_named(change, message):
+    wrong = type("Wrong", (Right,), {"change": [change]})
+    with pytest.raises(ConfigError) as error:
+        check_environment("wrong.py", wrong())
+    assert str(error.value).startswith(f"wrong.py.{message}")
+    assert "\n" not in str(error.value)
+
+
+def returns(value):
+    return lambda self, *_: value
+
+
+METHODS = [
+    ({"reset": returns(None)}, "wrong.reset: must return (obs, state), not None"),
+    ({"reset": returns(jnp.zeros(3))}, "wrong.reset: must return (obs, state), not float32"),
+    ({"reset": returns((jnp.zeros((3, 1)), 0))}, "wrong.reset: obs must be float32 of shape (3,)"),
+    ({"reset": 3}, "wrong.reset raises TypeError: 'int' object is not callable"),
+    ({"reset": SingleEnvironment.reset}, "wrong.reset raises NotImplementedError"),
+    (
+        {"step": returns((1, 2, 3, 4, 5))},
+        "wrong.step: must return (obs, state, reward, term",
+    ),
+    ({"step": lambda self, state, action: None}, "wrong.step raises TypeError: "),
+    ({"next_episode": returns((jnp.zeros(2), 0))}, "wrong.next_episode: obs must be float32"),
+    ({"episode_metrics": ("won",)}, "wrong.step: info must have 'won' of episode_metrics, not []"),
+    ({"num_agents": 2}, "wrong.reset: obs must be float32 of shape (2, 3)"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), METHODS)
+def test_a_method_that_is_none_is_named(attributes, message):
+    wrong = type("Wrong", (Right,), attributes)
+    with pytest.raises(ConfigError) as error:
+        check_environment("wrong", wrong())
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+OWN = """
+import sys
+import jax.numpy as jnp
+from environments import Discrete, SingleEnvironment
+
+class Own(SingleEnvironment):
+    action_space = Discrete(2)
+    obs_size = 1
+
+    def __init__(self, where="nowhere"):
+        self.where = where
+        self.leave("init")
+
+    def leave(self, where):
+        if where == self.where:
+            sys.exit()
+
+    def reset(self, key):
+        self.leave("reset")
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action):
+        if self.where == "line":
+            raise ValueError("of two\\nlines")
+        return jnp.zeros(1), state + 1, jnp.log(1.0 - state), state == 3, jnp.bool_(False), {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("init", "own.py:Own can't be made with {'where': 'init'}: SystemExit"),
+        ("reset", "own.py, Own.reset raises SystemExit in line 16"),
+        ("line", "own.py, Own.step raises ValueError: of two lines in line 24"),
+    ],
+)
+def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
+    where, message, tmp_path, monkeypatch
+):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        make_own("own.py:Own", {"where": where})
+    assert str(error.value) == message
+
+
+def test_a_file_that_leaves_while_it_is_imported_is_one_line(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\nsys.exit()")
+    with pytest.raises(ConfigError, match="can't be imported: SystemExit"):
+        make_own(f"{tmp_path}/own.py:Own", {})
+
+
+def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    config = {**QUICK, "ENV_NAME": f"{tmp_path}/own.py:Own", "RESULTS_DIR": str(tmp_path)}
+    with pytest.raises(NotFiniteError, match=r"^a reward of the environment is nan after upd"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "env_kwargs", "message"),
+    [
+        ("MemoryChain-bsuite", {"memory_length": -5}, "memory_length is -5, but can't be negative"),
+        ("MemoryChain-bsuite", {"num_bits": 0}, "with {'num_bits': 0}.step raises IndexError"),
+        ("MemoryChain-bsuite", {"memory_length": 10**12}, "can't be made with"),
+        ("CartPole-v1", {"gravity": float("inf")}, "gravity is inf, which is not finite"),
+        ("DeepSea-bsuite", {"size": 0}, "can't be made with {'size': 0}: ZeroDivisionError"),
+        ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "can't be negative"),
+    ],
+)
+def test_parameters_beyond_a_suites_own_sense_are_one_line(name, env_kwargs, message):
+    config = PPO.check({"ENV_NAME": name, "ENV_KWARGS": env_kwargs, "NUM_ENVS": 8})
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        make_env(config, 8)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"NUM_ENVS": 10**7, "TOTAL_TIMESTEPS": 10**10}, "lower NUM_ENVS"),
+        ({"WINDOW_MEM": 10**10}, "of it for the memory of the last WINDOW_MEM steps; lower"),
+        ({"EMBED_SIZE": 10**7}, "of it for parameters and optimiser; lower EMBED_SIZE"),
+        ({"hidden_layers": 10**6}, "of it for parameters and optimiser; lower EMBED_SIZE"),
+        ({"UPDATE_EPOCHS": 10**9}, "of all passes over a rollout; lower UPDATE_EPOCHS"),
+        ({"NUM_SEEDS": 10**6}, "qkv_features or NUM_SEEDS"),
+    ],
+)
+def test_what_no_device_holds_is_told_before_anything_is_made(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        check_capacity(PPO.check({**changes}), given=25 * 10**9)
+
+
+def test_a_device_holds_its_share_and_no_more():
+    config = PPO.check({})
+    size = sum(need.size for need in least_needs(config, 1))
+    check_capacity(config, given=size)
+    with pytest.raises(ConfigError):
+        check_capacity(config, given=size - 1)
+    check_capacity(config, num_devices=4, given=size // 2)
+
+
+def test_the_machines_memory_is_found():
+    assert 2**30 < device_memory() < 2**50
+    assert [in_units(n) for n in (9, 25_000_000_000, 10**25)] == ["9 bytes", "25 GB", "10 YB"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("NUM_ENVS=1e30", "NUM_ENVS must be a whole number, not 1e+30"),
+        (f"LR={'9' * 400}", "LR must be a number, not 9999"),
+        (f"LR={'9' * 5000}", "LR=9999"),
+        ("LR=1e999", "LR must be a number, not inf"),
+        (f"TOTAL_TIMESTEPS={10**18}", "updates are more than 2**31 - 1; lower TOTAL_TIMESTEPS"),
+        ("RESUME=", "RESUME is empty; give a text or None"),
+        (f"ACTIVATION={'x' * 500}", "ACTIVATION must be one of relu, tanh, not 'xxx"),
+        (f"ENV_KWARGS={{'a': {'1' * 500}", "ENV_KWARGS={'a': 111"),
+    ],
+)
+def test_numbers_and_texts_beyond_all_use_are_one_line_of_bearable_length(argument, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        PPO.check(read_overrides([argument], PPO.keys))
+    assert len(str(error.value)) < 200
+
+
+def test_a_value_is_shown_in_80_characters_at_most():
+    assert shortened("x" * 100) == "'" + "x" * 75 + " ..."
+    assert shortened(10**5000) == "a number of thousands of digits"
+    assert shortened({"a": "b\n"}) == r"{'a': 'b\n'}"
