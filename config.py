@@ -8,6 +8,7 @@ import ast
 import difflib
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,8 +19,8 @@ import jax
 SETTINGS = Path(__file__).resolve().parent / "settings"
 """Files of KEY=VALUE words that are known to work, one for each task."""
 
-MOST = 2**63
-"""No machine counts that far; nor is any setting as large."""
+MOST = {int: 2**63, float: sys.float_info.max}
+"""What no machine counts to, by the type of a key."""
 
 GROUPS = ("Environment", "Training", "Network", "Run")
 
@@ -167,6 +168,7 @@ SHARED_KEYS = {
         choices=("full", "learner", "params"),
     ),
     "RESUME": Key(None, "folder of a run to go on with", "Run", type=str),
+    "PARAMS": Key(None, "folder of a run whose parameters a new run starts from", "Run", type=str),
     "TRACK": Key(
         None,
         "`wandb` or `tensorboard`; None: neither",
@@ -347,7 +349,8 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if key.kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, Real) or not -MOST < value < MOST:  # type: ignore[operator]
+        most = MOST[key.kind]
+        if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:
             raise wrong  # infinite and NaN too
         # PureJaxRL's configs write sizes as 5e5.
         if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):

@@ -49,6 +49,13 @@ class RunnerState(NamedTuple):
     permutation_key: jax.Array
 
 
+class Start(NamedTuple):
+    """What a run may start with in place of fresh parameters, see `make_init_and_update`."""
+
+    params: Any
+    normalizer: dict[str, Moments]
+
+
 ALIKE = ("train_state", "permutation_key")
 """The fields of a `RunnerState` that all devices have alike; the others are rows."""
 
@@ -106,8 +113,9 @@ def make_init_and_update(
       num_devices: how many devices the axis has; by default all of them.
 
     Returns:
-      init(rng) -> RunnerState, and update(RunnerState) -> (RunnerState, metrics), a rollout and the
-      gradient steps on it; metrics are {name: ()}.
+      init(rng, start=None) -> RunnerState, with the parameters and statistics of a `Start` or fresh
+      ones, and update(RunnerState) -> (RunnerState, metrics), a rollout and the gradient steps on
+      it; metrics are {name: ()}.
 
     Raises:
       config.ConfigError: the config can't be run.
@@ -121,13 +129,15 @@ def make_init_and_update(
     def device_index() -> jax.Array | int:
         return jax.lax.axis_index(axis_name) if axis_name else 0
 
-    def init(rng: jax.Array) -> RunnerState:
+    def init(rng: jax.Array, start: Start | None = None) -> RunnerState:
         params_key, envs_key, permutation_key = jax.random.split(rng, 3)
         state = init_rollout(config, env, envs_key, device_index() * env.num_rows)
         active = active_rows(env, state.env_state)
-        normalizer = take_obs(env, init_normalizer(config, env), state.obs, active, axis_name)
-        params = init_params(config, network, env.obs_size, params_key)
-        train_state = algorithm.init(config, params)._replace(normalizer=normalizer)
+        if start is None:
+            params = init_params(config, network, env.obs_size, params_key)
+            start = Start(params, init_normalizer(config, env))
+        normalizer = take_obs(env, start.normalizer, state.obs, active, axis_name)
+        train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
         return RunnerState(train_state, state, permutation_key)
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:

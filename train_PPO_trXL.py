@@ -55,6 +55,7 @@ config = {
     "KEEP_CHECKPOINTS": 2,  # how many of the newest are kept
     "CHECKPOINT_KIND": "full",  # full; learner: parameters and optimiser; params: parameters
     "RESUME": None,  # folder of a run to go on with
+    "PARAMS": None,  # folder of a run whose parameters this one starts from
     "TRACK": None,  # wandb or tensorboard
 }
 

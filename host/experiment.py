@@ -27,9 +27,10 @@ from host.capacity import check_capacity
 from host.failures import RunError, explained
 from host.help import help_text
 from host.multihost import check_same_config, connect, in_all, is_main, say, status_of
+from host.parameters import saved_params
 from host.program import Program
 from host.progress import Progress
-from host.record import NotFiniteError, Record, saved_params
+from host.record import NotFiniteError, Record
 from host.results_files import save_results
 from host.run_config import resumed_config
 from host.signals import StopOnSignal

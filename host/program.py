@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jax.experimental.multihost_utils import (
 )
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from learning import ALIKE, Algorithm, RunnerState, TrainState, make_init_and_update
+from host.parameters import check_fit, read_start
+from learning import ALIKE, Algorithm, RunnerState, Start, TrainState, make_init_and_update
 
 BY_DEVICE = PartitionSpec("devices")
 
@@ -25,6 +27,9 @@ class Program:
       config: checked.
       algorithm: that trains.
       num_devices: of all processes together, for pmap; None for one device without it.
+
+    Raises:
+      ConfigError: the config can't be run, or PARAMS has not what it takes.
 
     Under pmap a state has the devices of this process as its first axis. Joined, it has none: what
     all devices have alike is there once, rows of environments stand in their global order, and each
@@ -38,7 +43,7 @@ class Program:
         init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
         if num_devices:
             self._keys = jnp.repeat(keys, jax.local_device_count())
-            self._init = jax.pmap(init, axis_name)
+            self._init = jax.pmap(init, axis_name, in_axes=(0, None))
             self._update = jax.pmap(update, axis_name, donate_argnums=0)
         elif len(self.seeds) > 1:
             self._keys = keys
@@ -49,13 +54,25 @@ class Program:
             self._init = jax.jit(init)
             self._update = jax.jit(update, donate_argnums=0)
         self._num_devices = num_devices
+        self._start = self._read_start(config["PARAMS"]) if config["PARAMS"] else None
+
+    def _read_start(self, folder: str) -> Start:
+        """What PARAMS says to start from, as `init` takes it."""
+        starts = read_start(Path(folder), self.seeds)
+        several = len(starts) > 1
+        start = jax.tree.map(lambda *x: jnp.stack(x), *starts) if several else starts[0]
+        fresh = jax.eval_shape(self._init, self._keys, None).train_state
+        if self._num_devices:
+            fresh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), fresh)
+        check_fit(start, Start(fresh.params, fresh.normalizer))
+        return start
 
     def init(self, stream: int = 0) -> RunnerState:
         """A first state; another `stream` has other environments and actions."""
         keys = self._keys
         if stream:
             keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
-        return jax.block_until_ready(self._init(keys))
+        return jax.block_until_ready(self._init(keys, self._start))
 
     def compile(self, state: RunnerState) -> Callable:
         """The update, compiled for such a state."""
@@ -82,7 +99,7 @@ class Program:
 
     def joined_shapes(self) -> RunnerState:
         """A joined state as a tree of `jax.ShapeDtypeStruct`, which say where each leaf goes."""
-        shapes = jax.eval_shape(self._init, self._keys)
+        shapes = jax.eval_shape(self._init, self._keys, None)
         if not self._num_devices:
             return with_sharding(shapes, SingleDeviceSharding(jax.devices()[0]))
         shapes = jax.tree.map(self._of_all_processes, shapes)

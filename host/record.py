@@ -358,15 +358,6 @@ def learnt(train_state: TrainState) -> Learnt:
     return Learnt(**{name: getattr(train_state, name) for name in Learnt._fields})
 
 
-def saved_params(algorithm: Algorithm, train_state: TrainState) -> dict[str, Any]:
-    """What `<seed>_params.npy` holds: the parameters that act, and statistics if there are any."""
-    params = algorithm.acting_params(train_state)
-    if not train_state.normalizer:
-        return params
-    normalizer = {name: moments._asdict() for name, moments in train_state.normalizer.items()}
-    return {**params, "normalizer": normalizer}
-
-
 def reason(error: Exception) -> str:
     """What went wrong, in a few words."""
     return first_line(str(getattr(error, "strerror", None) or error))

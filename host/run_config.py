@@ -50,7 +50,7 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
     trained_by = saved.pop("ALGORITHM", "PPO")
     if trained_by != algorithm.name:
         raise ConfigError(
-            f"RESUME: {folder} was trained by {shortened(trained_by)}, and this script trains"
+            f"RESUME: {folder} was trained by {str(trained_by)[:80]}, and this script trains"
             f" {algorithm.name}"
         )
     try:

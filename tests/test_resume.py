@@ -343,3 +343,33 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     metrics, params = load(folder)
     np.testing.assert_array_equal(metrics["env_steps"], [256, 512, 768, 1024])
     assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
+
+
+def test_a_new_run_starts_from_the_parameters_of_another(finished, tmp_path):
+    fresh = {**CHAIN, "LR": 0.0, "PARAMS": str(finished), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
+    run({**fresh, "seed": 7, "RESULTS_DIR": str(tmp_path / "one")})  # the only parameters there are
+    run({**fresh, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")})
+    run(
+        {**fresh, "NUM_ENVS": 16, "TOTAL_TIMESTEPS": 256, "RESULTS_DIR": str(tmp_path / "all")},
+        True,
+    )
+    saved = load(finished)[1]
+    for root, seed in [("one", 7), ("two", 0), ("two", 1), ("all", 0)]:
+        assert_bitwise_equal(load(tmp_path / root / "MemoryChain-bsuite", seed)[1], saved)
+    with pytest.raises(ConfigError, match="has none of seed 3, but of 0, 1"):
+        run({**fresh, "seed": 3, "PARAMS": str(tmp_path / "two" / "MemoryChain-bsuite")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"EMBED_SIZE": 8}, "are of another network"),
+        ({"NORMALIZE_OBS": True}, "are of another network, environment or normalisation"),
+        ({"PARAMS": "nowhere"}, "there is no <seed>_params.npy in nowhere"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_one_line(changes, message, finished, tmp_path):
+    config = {**CHAIN, "PARAMS": str(finished), "RESULTS_DIR": str(tmp_path / "runs"), **changes}
+    with pytest.raises(ConfigError, match=f"^PARAMS: .*{message}"):
+        run(config)
+    assert not list(tmp_path.iterdir())
