@@ -154,7 +154,7 @@ SHARED_KEYS = {
     ),
     "RESULTS_DIR": Key(
         None,
-        "where the run's folder is made; None: `results_<suite>`",
+        "where the run's folder is made; None: `runs/<suite>`",
         "Run",
         type=str,
         resumable=False,
@@ -350,7 +350,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
         value = value.item()
     if key.kind in (int, float):
         most = MOST[key.kind]
-        if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:  # type: ignore[operator]
             raise wrong  # infinite and NaN too
         # PureJaxRL's configs write sizes as 5e5.
         if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):

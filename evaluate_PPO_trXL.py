@@ -3,6 +3,8 @@
 FOLDER is the folder of a run, such as results_craftax/Craftax-Symbolic-v1.
 """
 
+import host.interrupt  # noqa: F401  # isort: skip, first
+
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from algorithms import resolve_algorithm
 from config import ConfigError, Key, check_values, defaults, read_overrides
 from environments import make_env, named_by_user, resolve_name
 from host.experiment import enable_compilation_cache
+from host.failures import explained
 from host.help import key_lines
 from learning import Algorithm, init_params
 from normalization import init_normalizer, network_input, restored_normalizer
@@ -40,7 +43,10 @@ OPTIONS = {
         "`<file.py>:<class>`, where the agent's environment is a file of your own",
         type=str,
     ),
-    "GIF": Key("", "where to write a picture of one more episode; empty: nowhere"),
+    "GIF": Key("", "where to write a picture of one more episode, `<file>.gif`; empty: nowhere"),
+    "MAX_STEPS": Key(
+        20_000, "of an episode; one that has not ended by then is taken for endless", low=1
+    ),
 }
 """The settings of the command line."""
 
@@ -121,6 +127,8 @@ def load_agent(
     expected = jax.eval_shape(fresh)
     if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
         raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
+    if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params)):
+        raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
 
     def initial_memory(batch: int) -> AgentMemory:
         hidden, reach = empty_memory(config, batch)
@@ -198,7 +206,9 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
     return start, step
 
 
-def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
+def play(
+    agent: Agent, episodes: int, key: jax.Array, max_steps: int = OPTIONS["MAX_STEPS"].default
+) -> dict[str, np.ndarray]:
     """Plays complete episodes.
 
     Environments run side by side and each plays the same number of episodes, so that short ones
@@ -208,7 +218,7 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
       {name: (episodes,)} for everything that the environment logs at an episode's end.
 
     Raises:
-      ConfigError: the episodes are no whole number of trials.
+      ConfigError: the episodes are no whole number of trials, or one has more than `max_steps`.
     """
     per_trial = make_env(agent.config, 1).episodes_per_trial
     if episodes % per_trial:
@@ -224,7 +234,7 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
         return jax.lax.scan(step, carry, jax.random.split(key, STEPS_PER_CALL))
 
     carry = start(jax.random.fold_in(key, 0))
-    finished = np.zeros(num_envs, int)
+    finished, length = np.zeros(num_envs, int), np.zeros(num_envs, int)
     results: dict[str, list[np.ndarray]] = {name: [] for name in env.episode_metrics}
     call = 0
     with tqdm(total=episodes, unit="episode") as bar:
@@ -237,19 +247,50 @@ def play(agent: Agent, episodes: int, key: jax.Array) -> dict[str, np.ndarray]:
             counted = returned & (ordinal <= per_env)
             for name, values in logged.items():
                 results[name].append(values[counted])
+            since = np.argmax(returned[::-1], axis=0)  # steps of the call after the last end
+            length = np.where(returned.any(axis=0), since, length + STEPS_PER_CALL)
             finished = ordinal[-1]
             bar.update(int(counted.sum()))
+            if np.any(length[finished < per_env] > max_steps):
+                raise endless(max_steps)
     return {name: np.concatenate(values) for name, values in results.items()}
 
 
-def save_gif(agent: Agent, path: Path, key: jax.Array) -> float:
+def endless(max_steps: int) -> ConfigError:
+    """What to say of an episode that does not end."""
+    return ConfigError(f"an episode has not ended after MAX_STEPS={max_steps}; raise it if it may")
+
+
+def check_gif(agent: Agent, path: Path) -> None:
+    """Sees that `save_gif` will be able to do what it is to do.
+
+    Raises:
+      ConfigError: the path is none, or the environment can't be drawn.
+    """
+    if path.suffix.lower() != ".gif":
+        raise ConfigError(f"GIF: {path} must end in .gif")
+    there = path.exists()
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        raise ConfigError(f"GIF: can't write to {path}: {error.strerror}") from error
+    if not there:
+        path.unlink()
+    env = make_env(agent.config, 1)
+    _, state = env.reset(jax.random.split(jax.random.key(0), env.num_rows))
+    env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
+
+
+def save_gif(
+    agent: Agent, path: Path, key: jax.Array, max_steps: int = OPTIONS["MAX_STEPS"].default
+) -> float:
     """Plays one episode and writes it as a GIF, with the step and the return so far below.
 
     Returns:
       the episode's return.
 
     Raises:
-      ConfigError: the environment can't be drawn.
+      ConfigError: the environment can't be drawn, or the episode has more than `max_steps`.
     """
     env = make_env(agent.config, 1)
     start, step = make_loop(agent, env)
@@ -264,6 +305,8 @@ def save_gif(agent: Agent, path: Path, key: jax.Array) -> float:
             carry, ((done,), (reward,), _) = step(carry, jax.random.fold_in(key, len(frames)))
             total += float(reward)
             bar.update()
+            if len(frames) > max_steps:
+                raise endless(max_steps)
     frames[-1] = with_caption(render(state), f"step {len(frames)}  return {total:.1f}")
     first, *others = [frame.quantize(64) for frame in frames]
     first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
@@ -345,16 +388,22 @@ def main() -> None:
         )
         if chosen["POLICY"] == "random":
             agent = random_agent(agent)
-        results = play(agent, chosen["EPISODES"], jax.random.key(chosen["EVAL_SEED"]))
+        if chosen["GIF"]:
+            check_gif(agent, Path(chosen["GIF"]))
+        key = jax.random.key(chosen["EVAL_SEED"])
+        results = play(agent, chosen["EPISODES"], key, chosen["MAX_STEPS"])
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:  # a suite's, or the device's
+        sys.exit(f"error: {explained(error)}")
     print(
         f"{chosen['EPISODES']} episodes of {agent.config['ENV_NAME']}, {chosen['POLICY']} actions"
     )
     print(report(agent.config, results))
     if chosen["GIF"]:
         try:
-            total = save_gif(agent, Path(chosen["GIF"]), jax.random.key(chosen["EVAL_SEED"] + 1))
+            key = jax.random.key(chosen["EVAL_SEED"] + 1)
+            total = save_gif(agent, Path(chosen["GIF"]), key, chosen["MAX_STEPS"])
         except (ConfigError, OSError) as error:
             sys.exit(f"error: GIF: {error}")
         print(f"an episode with return {total:.1f} is in {chosen['GIF']}")

@@ -20,7 +20,7 @@ config = {
     "WINDOW_GRAD": 32,  # steps that a gradient flows through, divides NUM_STEPS
     "seed": 0,
     "NUM_SEEDS": 1,  # seeds trained at once, from `seed` on
-    "RESULTS_DIR": None,  # None: results_<suite>
+    "RESULTS_DIR": None,  # None: runs/<suite>
     # ---------------------------------------------------------------- seldom touched
     "RESET_STRATEGY": None,  # auto, optimistic or pool; None: the suite's best
     "RESET_RATIO": 16,  # optimistic and pool generate NUM_ENVS / ratio worlds at a time

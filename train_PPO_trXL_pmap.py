@@ -23,7 +23,7 @@ config = {
     "WINDOW_GRAD": 64,  # steps that a gradient flows through, divides NUM_STEPS
     "seed": 0,
     "NUM_SEEDS": 1,  # one; several are for train_PPO_trXL.py
-    "RESULTS_DIR": None,  # None: results_<suite>
+    "RESULTS_DIR": None,  # None: runs/<suite>
     # ---------------------------------------------------------------- seldom touched
     "RESET_STRATEGY": "pool",  # auto, optimistic or pool; None: the suite's best
     "RESET_RATIO": 16,  # optimistic and pool generate NUM_ENVS / ratio worlds at a time

@@ -28,7 +28,7 @@ MOST_RESTARTS=20
 if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 
 # A requeued job keeps its number, and so finds what it did before.
-results=results_slurm/$SLURM_JOB_ID
+results=runs/slurm/$SLURM_JOB_ID
 settings=("$@" "RESULTS_DIR=$results")
 checkpoint=$(find "$results" -mindepth 3 -maxdepth 3 -regex '.*/\(checkpoints\|learner\)/[0-9]+' \
     2>/dev/null | head -n 1)

@@ -1,7 +1,9 @@
 """Gymnax: classic control, bsuite, MinAtar and smaller tasks."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -112,7 +114,10 @@ class GymnaxAdapter(SingleEnvironment):
                 visualizer.init()
                 if not hasattr(visualizer, "im"):
                     raise ConfigError(f"Gymnax can't draw {self._env.name}")
-            visualizer.update(0)
+            with kept_open():
+                visualizer.update(0)
+            if hasattr(visualizer.im, "to_rgba"):  # an image, which need not be drawn into a figure
+                return visualizer.im.to_rgba(visualizer.im.get_array(), bytes=True)[..., :3]
             visualizer.ax.set_title("")
             visualizer.fig.canvas.draw()
             return np.asarray(visualizer.fig.canvas.buffer_rgba())[..., :3].copy()
@@ -123,3 +128,17 @@ class GymnaxAdapter(SingleEnvironment):
         if self._num_categories:
             return jax.nn.one_hot(obs, self._num_categories)
         return jnp.ravel(obs).astype(jnp.float32)
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Keeps pygame running, which Gymnax starts and ends for every frame, most of its time."""
+    pygame = sys.modules.get("pygame")
+    if pygame is None:
+        yield
+        return
+    quit, pygame.quit = pygame.quit, lambda: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        pygame.quit = quit  # type: ignore[attr-defined]

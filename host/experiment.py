@@ -216,6 +216,8 @@ def train(
     # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
     # can still take signals.
     worker = ThreadPoolExecutor(1)
+    total = num_updates(config)
+    say(f"{config['ENV_NAME']}, {total} updates, to {record.folder}")
     say(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
     state = worker.submit(record.first_state, program).result()
@@ -223,7 +225,6 @@ def train(
     say(f"compiled in {time.perf_counter() - start:.1f} s")
 
     stop.training = True
-    total = num_updates(config)
     try:
         with Progress(total, record.updates) as progress:
             while record.updates < total and not stop.signal:

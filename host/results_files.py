@@ -17,7 +17,7 @@ from host.multihost import tell
 def results_root(config: dict[str, Any]) -> Path:
     """Where a run's folder is made."""
     suite, _ = resolve_name(config["ENV_NAME"])
-    return Path(config["RESULTS_DIR"] or f"results_{suite}")
+    return Path(config["RESULTS_DIR"] or f"runs/{suite}")
 
 
 def fresh_folder(config: dict[str, Any]) -> Path:

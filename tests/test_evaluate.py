@@ -193,7 +193,38 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
 
 def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match="Gymnax can't draw MemoryChain-bsuite"):
-        evaluate.save_gif(evaluate.load_agent(folder), tmp_path / "no.gif", jax.random.key(0))
+        evaluate.check_gif(evaluate.load_agent(folder), tmp_path / "no.gif")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])
+def test_a_gif_that_cannot_be_written_is_told_before_an_episode_is_played(
+    path, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(folder), f"GIF={path}"])
+    monkeypatch.delattr(evaluate, "play")
+    with pytest.raises(SystemExit, match=r"^error: GIF: "):
+        evaluate.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_episode_that_does_not_end_is_told_after_so_many_steps(folder):
+    agent = evaluate.load_agent(folder)
+    long = agent._replace(config={**agent.config, "ENV_KWARGS": {"memory_length": 200}})
+    with pytest.raises(ConfigError, match="has not ended after MAX_STEPS=100"):
+        evaluate.play(long, 4, jax.random.key(0), 100)
+    assert len(evaluate.play(long, 4, jax.random.key(0), 300)["returned_episode_lengths"]) == 4
+
+
+def test_parameters_that_are_not_finite_are_refused(folder, tmp_path):
+    for name in ("config", "params"):
+        shutil.copy(folder / f"0_{name}.npy", tmp_path)
+    params = np.load(tmp_path / "0_params.npy", allow_pickle=True).item()
+    params["params"]["critic"]["Dense_2"]["bias"][:] = np.nan
+    np.save(tmp_path / "0_params.npy", params)
+    with pytest.raises(ConfigError, match="not all parameters are finite; it diverged"):
+        evaluate.load_agent(tmp_path)
 
 
 def test_an_agent_that_is_not_there_is_one_line(tmp_path):
@@ -220,6 +251,7 @@ def test_files_that_do_not_fit_together_are_one_line(folder, tmp_path):
         (["nowhere"], "error: no agent of seed 0 in nowhere"),
         (["nowhere", "POLICY=best"], "error: POLICY must be one of sampled, greedy, random"),
         (["nowhere", "seed=1.5"], "error: seed must be a whole number, not 1.5"),
+        (["nowhere", "MAX_STEPS=0"], "error: MAX_STEPS must be at least 1"),
         (["nowhere", "EPISODES=0"], "error: EPISODES must be at least 1"),
         (["nowhere", "EPISODE=1"], "error: unknown config key 'EPISODE'; did you mean EPISODES"),
     ],

@@ -187,7 +187,7 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
         )
 
     job = sbatch()
-    wait_for_checkpoint(tmp_path / "results_slurm" / environment["SLURM_JOB_ID"], [job])
+    wait_for_checkpoint(tmp_path / "runs" / "slurm" / environment["SLURM_JOB_ID"], [job])
     one_task = int((tmp_path / "tasks").read_text().split()[1])
     os.kill(one_task, signal.SIGTERM)  # all tasks must stop after the same update
     statuses, outputs = finish(job)
@@ -198,7 +198,7 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
     statuses, outputs = finish(sbatch())
     assert statuses == [0], outputs
     assert "going on after update" in outputs[0]
-    assert_same_results(one_process, tmp_path / "results_slurm")
+    assert_same_results(one_process, tmp_path / "runs" / "slurm")
 
 
 @pytest.mark.parametrize(

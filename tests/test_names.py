@@ -165,7 +165,7 @@ def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_
             "TOTAL_TIMESTEPS": 128,
         }
     )
-    metrics = load_results(tmp_path / "results_corridor/Corridor/0_metrics.npy")
+    metrics = load_results(tmp_path / "runs/corridor/Corridor/0_metrics.npy")
     np.testing.assert_array_equal(metrics["returned_episode_lengths"], 4)
     np.testing.assert_array_equal(metrics["episodes"], 16)
     assert np.isfinite(metrics["total_loss"]).all()
