@@ -56,8 +56,8 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
             Exception,
             SystemExit,
         ) as error:  # suites check by assertion, download, or don't check at all
-            reason = one_line(error)
-            raise ConfigError(f"{name} can't be made with {env_kwargs}: {reason}") from error
+            given = f" with {shortened(env_kwargs)}" if env_kwargs else ""
+            raise ConfigError(f"{name} can't be made{given}: {one_line(error)}") from error
 
     return make
 

@@ -14,6 +14,8 @@ from environments.adapting import one_line
 from spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 from wrappers import SingleEnvironment
 
+NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
+
 A_COUNT = "a whole number of at least 1"
 
 RESULTS = ("obs", "state", "reward", "terminated", "truncated", "info")
@@ -102,7 +104,7 @@ def check_shapes(name: str, env: SingleEnvironment, source: str) -> None:
     obs, next_state, reward, terminated, truncated, info = given
     check_obs(f"{name}.step", obs, (*obs_size, env.obs_size))
     check_same_state(f"{name}.step", state, next_state)
-    check_array(f"{name}.step", "reward", reward, obs_size, (jnp.number, jnp.bool_), "float32")
+    check_array(f"{name}.step", "reward", reward, obs_size, NUMBERS, "float32")
     for what, flag in (("terminated", terminated), ("truncated", truncated)):
         check_array(f"{name}.step", what, flag, (), (jnp.bool_, jnp.integer), "bool")
     require(isinstance(info, dict), "info must be a dict", described(info))
@@ -110,7 +112,7 @@ def check_shapes(name: str, env: SingleEnvironment, source: str) -> None:
         require(
             metric in info, f"info must have {metric!r} of episode_metrics", shortened(list(info))
         )
-        check_array(f"{name}.step", metric, info[metric], (), (jnp.number, jnp.bool_), "float32")
+        check_array(f"{name}.step", metric, info[metric], (), NUMBERS, "float32")
     if "memory_boundary" in info:
         boundary = info["memory_boundary"]
         check_array(f"{name}.step", "memory_boundary", boundary, (), (jnp.bool_,), "bool")
@@ -197,8 +199,9 @@ def requiring(name: str) -> Callable[[Any, str, str], None]:
 
 
 def is_count(x: Any, low: int = 1) -> bool:
-    """Whether it is a whole number of at least `low`."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool) and int(x) >= low
+    """Whether it is a whole number of at least `low`, and one that an array can have."""
+    whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
+    return whole and low <= int(x) < 2**31
 
 
 def described(x: Any) -> str:

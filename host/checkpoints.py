@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,16 +51,21 @@ class FullCheckpoints:
         self.reload()
 
     def reload(self) -> None:
-        """Looks anew at what is there, after somebody or an error changed it."""
+        """Looks anew at what is there, after somebody or an error changed it.
+
+        Raises:
+          ConfigError: it can't be read.
+        """
         if is_main():
             remove_leftovers(self.root)
-        self._manager = ocp.CheckpointManager(
-            self.root.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-                todelete_subdir="removed",
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            todelete_subdir="removed",
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.root.resolve(), options=options)
+        except Exception as error:  # a broken file among them raises almost anything
+            raise unreadable(self.root, error) from error
 
     def save(self, updates: int, state: Any) -> None:
         """Writes the state after so many updates; returns when it is on the disk.
@@ -73,23 +78,17 @@ class FullCheckpoints:
         if is_main():
             remove_leftovers(self.root)
         make_sure_of_room(self.root, state)
-        failure = self._try_to_save(updates, state)
-        if is_main():
-            remove_leftovers(self.root)
-        if failure:
-            raise OSError(failure)
-
-    def _try_to_save(self, updates: int, state: Any) -> str:
-        """What went wrong; nothing if it is empty."""
-        with one_error_only():
-            try:
+        try:
+            with one_error_only():
                 args = ocp.args.StandardSave(without_empty(state))
                 self._manager.save(updates, args=args, force=True)
                 # The next update takes the state's buffers for its own.
                 self._manager.wait_until_finished()
-            except Exception as error:  # a disk's failures have many names
-                return first_line(str(error))
-        return ""
+        except Exception as error:  # a disk's failures have many names
+            raise OSError(first_line(str(error))) from error
+        finally:
+            if is_main():
+                remove_leftovers(self.root)
 
     def all(self) -> list[int]:
         """After how many updates whole checkpoints were taken, in that order."""
@@ -128,11 +127,20 @@ def one_error_only() -> Iterator[None]:
         logger.disabled = True
     try:
         yield
+    except Exception:
+        hook = partial(without_closed_loops, hook)  # some threads still run for a while
+        raise
     finally:
         gc.collect()  # what failed is told of when it is collected
         sys.unraisablehook = hook
         for logger, before in zip(quiet, disabled, strict=True):
             logger.disabled = before
+
+
+def without_closed_loops(hook: Callable[[Any], None], unraisable: Any) -> None:
+    """A hook that leaves out what threads say whose event loop was closed by another's failure."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        hook(unraisable)
 
 
 def make_sure_of_room(root: Path, state: Any) -> None:

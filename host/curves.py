@@ -123,6 +123,6 @@ def is_metrics(line: bytes, env_steps: int) -> bool:
     """Whether a line holds the metrics of the update that ended after so many steps."""
     try:
         row = json.loads(line)
-    except ValueError:  # cut off by a kill, or not UTF-8
+    except (ValueError, RecursionError):  # cut off by a kill, say, or not UTF-8
         return False
     return line.endswith(b"\n") and isinstance(row, dict) and row.get("env_steps") == env_steps

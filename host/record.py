@@ -68,7 +68,8 @@ class Record:
         self._trouble = ""  # what keeps this run from the disk
         self._retry_at = 0.0
         self._lock = None
-        self._made_root = not os.path.exists(results_root(config))
+        root = results_root(config)
+        self._made = [path for path in (root, *root.parents) if not os.path.exists(path)]
         self.folder = Path(config["RESUME"] or from_main(lambda: str(fresh_folder(config))))
         try:
             check_shared(self.folder)
@@ -332,9 +333,9 @@ class Record:
         """Removes the folder of a run that has not done anything yet, with what it was made in."""
         if is_main() and not self.resumed and not self.updates:
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self._made_root:
-                with suppress(OSError):  # another run's folder may be in it
-                    self.folder.parent.rmdir()
+            with suppress(OSError):  # another run's folder may be in one
+                for folder in self._made:
+                    folder.rmdir()
 
 
 def what_is_not_finite(metrics: Metrics, must_be_finite: Iterable[str]) -> str | None:

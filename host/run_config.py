@@ -86,12 +86,13 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if any(folder.glob("*_params.npy")):
+        if os.path.isdir(folder) and any(folder.glob("*_params.npy")):
             raise ConfigError(
                 f"RESUME: {folder} has results but no run.json and no checkpoint;"
                 f" PARAMS={folder} starts a new run from its parameters"
             ) from error
-        raise ConfigError(f"RESUME: no run in {folder}: {error.strerror}") from error
+        where = str(folder) if len(str(folder)) < 200 else f"{str(folder)[:80]} ..."
+        raise ConfigError(f"RESUME: no run in {where}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
     if not isinstance(saved, dict):

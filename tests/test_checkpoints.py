@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +94,13 @@ def test_a_kill_while_a_learner_only_one_is_written_leaves_none(tmp_path, monkey
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_reading_a_checkpoint_leaves_pythons_hook_as_it_was(broken, tmp_path):
+def test_reading_a_checkpoint_leaves_python_its_hook(broken, tmp_path, monkeypatch):
     manager, save, root = full(tmp_path)
     save(1)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
     hook = sys.unraisablehook
     if broken:
         for file in (root / "1").rglob("d/*"):
@@ -106,7 +109,10 @@ def test_reading_a_checkpoint_leaves_pythons_hook_as_it_was(broken, tmp_path):
             manager.restore(1, shapes)
     else:
         np.testing.assert_array_equal(manager.restore(1, shapes)["x"], np.arange(8.0))
-    assert sys.unraisablehook is hook
+    assert (sys.unraisablehook == hook) is not broken
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert len(heard) == (1 if broken else 2)
 
 
 def test_a_curve_has_the_names_of_all_updates_and_nan_where_one_is_absent(tmp_path):
