@@ -85,11 +85,15 @@ def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
 COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)")
 """Names of arguments that count something or say how long something is."""
 
+ENDS = re.compile("max_(time)?steps|episode_length|time_limit")
+"""Names of those that end an episode."""
+
 
 def check_numbers(env_kwargs: dict[str, Any]) -> None:
     """Raises a ConfigError for a number that no suite can mean; hardly one looks itself.
 
-    That is a negative count, with which an episode never ends, say, and an infinite number.
+    That is a negative count, with which an episode never ends, say, one that no array can have, and
+    an infinite number.
     """
     for key, value in env_kwargs.items():
         numbers = value if isinstance(value, tuple | list) else [value]
@@ -98,6 +102,10 @@ def check_numbers(env_kwargs: dict[str, Any]) -> None:
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
             if type(number) is int and number < 0 and COUNTS.search(key):
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
+            if number == 0 and ENDS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is 0: there would be no step")
+            if type(number) is int and number >= 2**31 and COUNTS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, beyond 2**31 - 1")
 
 
 def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) -> None:

@@ -10,5 +10,7 @@ import sys
 from pathlib import Path
 
 script = getattr(sys.modules["__main__"], "__file__", None)
-if script and Path(script).resolve().parent == Path(__file__).resolve().parents[1]:
+of_this_repository = script and Path(script).resolve().parent == Path(__file__).resolve().parents[1]
+ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's wish for a job behind it
+if of_this_repository and not ignored:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -64,7 +64,8 @@ class FolderLock:
     def release(self) -> None:
         """Gives it back; the file goes."""
         if is_same_file(self._file.fileno(), self._path):
-            self._path.unlink()
+            with suppress(OSError):  # of a folder that may not be changed any more
+                self._path.unlink()
         self._file.close()
 
 

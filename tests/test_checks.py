@@ -181,7 +181,10 @@ def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
     [
         ("MemoryChain-bsuite", {"memory_length": -5}, "memory_length is -5, but can't be negative"),
         ("MemoryChain-bsuite", {"num_bits": 0}, "with {'num_bits': 0}.step raises IndexError"),
-        ("MemoryChain-bsuite", {"memory_length": 10**12}, "can't be made with"),
+        ("MemoryChain-bsuite", {"memory_length": 10**12}, "beyond 2**31 - 1"),
+        ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, beyond 2**31 - 1"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0: there would be no step"),
+        ("Pendulum-v1", {"dt": 10**400}, "can't be made with"),
         ("CartPole-v1", {"gravity": float("inf")}, "gravity is inf, which is not finite"),
         ("DeepSea-bsuite", {"size": 0}, "can't be made with {'size': 0}: ZeroDivisionError"),
         ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "can't be negative"),

@@ -3,12 +3,12 @@
 from benchmarks import fuzz
 
 
-def test_no_wrong_input_of_a_hundred_is_handled_badly():
-    counts, bad = fuzz.fuzz(100, first_seed=0)
+def test_no_wrong_input_of_sixty_is_handled_badly():
+    counts, bad = fuzz.fuzz(60, first_seed=0)
     assert not bad
     kinds = {kind for kind, _ in counts}
     assert {"settings", "environments", "classes", "files"} == kinds
-    assert sum(number for (_, verdict), number in counts.items() if verdict == "one line") > 50
+    assert sum(number for (_, verdict), number in counts.items() if verdict == "one line") > 30
 
 
 def test_what_is_handled_badly_is_seen(tmp_path):
