@@ -94,6 +94,8 @@ def check_settings(script: str, arguments: list[str]) -> None:
     elif script == "benchmarks/study.py":
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
+    elif script == "benchmarks/fuzz.py":
+        assert all(argument.isdigit() for argument in arguments)
     elif script.startswith(("train_", "benchmarks/")):
         options = ("--nodes", "--help")
         entry = [x for x in arguments if x.endswith(".py") and "=" not in x]
