@@ -73,6 +73,11 @@ SHARED_KEYS = {
     "BOOTSTRAP_TRUNCATED": environment(
         None, "whether a time limit is bootstrapped; None: by task", type=bool, resumable=True
     ),
+    "TRIAL_CREDIT": environment(
+        True,
+        "in meta-RL, whether values and advantages run on to the next episode of a trial",
+        resumable=True,
+    ),
     "PREV_ACTION_REWARD": environment(
         None,
         "whether observations hold the previous action and reward; None: in meta-RL",

@@ -67,7 +67,7 @@ class Transition(NamedTuple):
     log_prob: jax.Array  # (B,)
     extras: Any  # (B, ...), the algorithm's own
     reward: jax.Array  # (B,)
-    done: jax.Array  # (B,)
+    done: jax.Array  # (B,), see `Ends`
     terminated: jax.Array  # (B,)
     truncated: jax.Array  # (B,), and not terminated
     final_extras: Any  # (B, ...), of the final observation; mean something where truncated
@@ -162,25 +162,25 @@ def take_step(
     decision, caches = decide(actor, params, obs, carry, t, action_keys)
     active = active_rows(env, carry.env_state)
     next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, decision.action)
+    ends = learning_ends(config, done, info)
     next_active = active_rows(env, env_state)
     normalizer = take_obs(env, carry.normalizer, next_obs, next_active, axis_name)
     discounted_return, normalizer, reward = take_reward(
-        config["GAMMA"], carry, normalizer, reward, done, active, axis_name
+        config["GAMMA"], carry, normalizer, reward, ends.done, active, axis_name
     )
     # The episode's next step would see this one too.
     next_reach = jnp.minimum(carry.reach + 1, config["WINDOW_MEM"])
     ended = Carry(env_state, next_obs, discounted_return, caches, next_reach, env_keys, normalizer)
-    truncated = info["truncated"] & ~info["terminated"]
     transition = Transition(
         obs=store_obs(obs, obs_space(env)),
         action=decision.action,
         log_prob=decision.log_prob,
         extras=decision.extras,
         reward=reward,
-        done=done,
-        terminated=info["terminated"],
-        truncated=truncated,
-        final_extras=final_extras(env, actor, params, ended, t, truncated, info, decision),
+        done=ends.done,
+        terminated=ends.terminated,
+        truncated=ends.truncated,
+        final_extras=final_extras(env, actor, params, ended, t, ends.truncated, info, decision),
         hidden=decision.hidden,
         reach=carry.reach,
         active=active,
@@ -189,6 +189,28 @@ def take_step(
     )
     boundary = info.get("memory_boundary", done)
     return ended._replace(reach=jnp.where(boundary, 0, next_reach)), transition
+
+
+class Ends(NamedTuple):
+    """What an algorithm takes for the ends of episodes, each (B,) bool."""
+
+    done: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array  # and not terminated
+
+
+def learning_ends(config: Config, done: jax.Array, info: dict[str, jax.Array]) -> Ends:
+    """The environment's own ends; in a trial of several episodes that of the trial alone.
+
+    An episode of a trial goes on in the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779):
+    what is found out in the first is worth what it brings in the later ones. How the last one ends,
+    by a time limit say, makes no difference to what comes after it, which is nothing.
+    """
+    if "memory_boundary" in info and config["TRIAL_CREDIT"]:
+        boundary = info["memory_boundary"]
+        return Ends(boundary, boundary, jnp.zeros_like(boundary))
+    truncated = info["truncated"] & ~info["terminated"]
+    return Ends(done, info["terminated"], truncated)
 
 
 def decide(

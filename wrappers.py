@@ -161,6 +161,7 @@ class AgentRows(Wrapper):
         keys = keys[:: self.num_agents]
         obs, state, reward, done, info = self._env.step(keys, state, action)
         ends = ["terminated", "truncated", *self.episode_metrics]
+        ends += ["memory_boundary"] * ("memory_boundary" in info)
         rows = {name: jnp.repeat(info[name], self.num_agents) for name in ends}
         if self.can_truncate:
             rows["final_observation"] = self._rows(info["final_observation"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -143,6 +144,64 @@ def test_advantages_are_those_of_a_loop():
     collected = Rollout(arrays(fields), jnp.asarray(last_value), None, None)
     advantages = trainer.generalised_advantages(collected, gamma, gae_lambda)
     np.testing.assert_allclose(advantages, expected, atol=1e-5)
+
+
+QUEST = {**SMALL, "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Quest", "NUM_STEPS": 32}
+
+
+@pytest.mark.parametrize("trial_credit", [True, False])
+def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
+    """Against a loop that reads ends and boundaries off the observations."""
+    config, env, network, state = setup({**QUEST, "TRIAL_CREDIT": trial_credit})
+    state, collected = jax.jit(lambda state: collect(config, env, network, PPO, state))(state)
+    obs = restore_obs(collected.trajectory.obs, obs_space(env))  # (T, B, 3)
+    episode, left, limit = np.moveaxis(np.asarray(obs), -1, 0)
+    fields = jax.device_get(collected.trajectory)
+    values = np.append(fields.extras, collected.last_extras[None], axis=0)
+    over, limit = left == 1, limit == 1
+    assert (over & limit & (episode < 2)).any()
+    assert (over & limit & (episode == 2)).any()
+    assert (over & ~limit & (episode < 2)).any()
+
+    expected = np.zeros_like(fields.reward)
+    gamma, gae_lambda = 0.9, 0.7
+    for b in range(config["NUM_ENVS"]):
+        advantage = 0.0
+        for t in reversed(range(config["NUM_STEPS"])):
+            next_value = values[t + 1, b]
+            ended = over[t, b] and (episode[t, b] == 2 or not trial_credit)
+            if ended:
+                cut_off = limit[t, b] and not trial_credit
+                next_value = fields.final_extras[t, b] if cut_off else 0.0
+            delta = fields.reward[t, b] + gamma * next_value - values[t, b]
+            advantage = delta + (0.0 if ended else gamma * gae_lambda * advantage)
+            expected[t, b] = advantage
+    advantages = trainer.generalised_advantages(collected, gamma, gae_lambda)
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
+
+
+def test_an_episode_of_a_trial_is_logged_when_it_ends():
+    config, env, network, state = setup(QUEST)
+    _, collected = jax.jit(lambda state: collect(config, env, network, PPO, state))(state)
+    trajectory = collected.trajectory
+    left = restore_obs(trajectory.obs, obs_space(env))[..., 1]
+    np.testing.assert_array_equal(trajectory.returned_episode, left == 1)
+    assert trajectory.done.sum() < trajectory.returned_episode.sum() / 2
+
+
+def test_rewards_are_scaled_by_the_return_of_the_whole_trial():
+    ends = {}
+    for scaled in (False, True):
+        config, env, network, state = setup({**QUEST, "NORMALIZE_REWARD": scaled, "GAMMA": 0.9})
+        ends[scaled] = jax.jit(partial(collect, config, env, network, PPO))(state)
+    trajectory = ends[False][1].trajectory
+    episode, left, _ = np.moveaxis(np.asarray(restore_obs(trajectory.obs, obs_space(env))), -1, 0)
+    total = np.zeros(config["NUM_ENVS"])
+    for t in range(config["NUM_STEPS"]):
+        boundary = (left[t] == 1) & (episode[t] == 2)
+        total = 0.9 * total * ~boundary + np.asarray(trajectory.reward[t])
+    state = ends[True][0].rollout_state
+    np.testing.assert_allclose(state.discounted_return, total, rtol=1e-4)
 
 
 def arrays(fields):

@@ -71,3 +71,40 @@ class Errand(SingleEnvironment):
 
     def _observe(self, left):
         return jnp.stack([left / self._longest, 1.0])
+
+
+class Quest(SingleEnvironment):
+    """Trials of three episodes, each of which ends, or is cut off, after a drawn number of steps.
+
+    The observation says all: episode in the trial, steps left, whether a time limit ends it.
+    """
+
+    action_space = Discrete(2)
+    obs_size = 3
+    episodes_per_trial = 3
+
+    def reset(self, key):
+        return self._start(key, jnp.int32(0))
+
+    def next_episode(self, key, state):
+        return self._start(key, (state["episode"] + 1) % 3)
+
+    def step(self, key, state, action):
+        state = {**state, "left": state["left"] - 1}
+        over = state["left"] == 0
+        info = {"memory_boundary": over & (state["episode"] == 2)}
+        reward = jax.random.normal(key) + action
+        limit = state["limit"]
+        return self._observe(state), state, reward, over & ~limit, over & limit, info
+
+    def _start(self, key, episode):
+        left, limit = jax.random.split(key)
+        state = {
+            "episode": episode,
+            "left": jax.random.randint(left, (), 1, 4),
+            "limit": jax.random.bernoulli(limit),
+        }
+        return self._observe(state), state
+
+    def _observe(self, state):
+        return jnp.stack([state["episode"], state["left"], state["limit"]]).astype(jnp.float32)
