@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from algorithms import resolve_algorithm
 from config import ConfigError, Key, check_values, defaults, read_overrides
-from environments import make_env, named_by_user, resolve_name
+from environments import make_env, named_by_user
 from host.experiment import enable_compilation_cache
 from host.failures import explained
+from host.film import check_writable, with_caption, write_gif
 from host.help import key_lines
+from host.report import plot_trials, report
 from learning import Algorithm, init_params
 from normalization import init_normalizer, network_input, restored_normalizer
 from policies import sample_each, sample_uniformly
@@ -44,6 +46,17 @@ OPTIONS = {
         type=str,
     ),
     "GIF": Key("", "where to write a picture of one more episode, `<file>.gif`; empty: nowhere"),
+    "SPLIT": Key(
+        None,
+        "of trials whose rulesets are partly held out: `train` or `held_out`; None: as trained",
+        type=str,
+        choices=("train", "held_out"),
+    ),
+    "PLOT": Key(
+        "",
+        "where to draw a trial's return by the episode's number, of both splits if there are two,"
+        " `<file>.png`; empty: nowhere",
+    ),
     "MAX_STEPS": Key(
         20_000, "of an episode; one that has not ended by then is taken for endless", low=1
     ),
@@ -51,13 +64,8 @@ OPTIONS = {
 """The settings of the command line."""
 
 STEPS_PER_CALL = 64
-FRAME_MILLISECONDS = 100
-CAPTION_PIXELS = 18
-LEAST_PIXELS = 160  # of a picture's width and height, for the caption to fit below it
 MOST_ENVIRONMENTS = 256
 ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
-MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
-"""Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
 
 
 class AgentMemory(NamedTuple):
@@ -267,15 +275,7 @@ def check_gif(agent: Agent, path: Path) -> None:
     Raises:
       ConfigError: the path is none, or the environment can't be drawn.
     """
-    if path.suffix.lower() != ".gif":
-        raise ConfigError(f"GIF: {path} must end in .gif")
-    there = path.exists()
-    try:
-        open(path, "ab").close()
-    except OSError as error:
-        raise ConfigError(f"GIF: can't write to {path}: {error.strerror}") from error
-    if not there:
-        path.unlink()
+    check_writable("GIF", path, ".gif")
     env = make_env(agent.config, 1)
     _, state = env.reset(jax.random.split(jax.random.key(0), env.num_rows))
     env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
@@ -308,64 +308,8 @@ def save_gif(
             if len(frames) > max_steps:
                 raise endless(max_steps)
     frames[-1] = with_caption(render(state), f"step {len(frames)}  return {total:.1f}")
-    first, *others = [frame.quantize(64) for frame in frames]
-    first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    write_gif(path, frames)
     return total
-
-
-def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
-    """A picture (height, width, 3), a small one enlarged, with a line of text below it."""
-    enlarged = max(1, LEAST_PIXELS // min(pixels.shape[:2]))
-    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
-    height, width, _ = pixels.shape
-    picture = Image.new("RGB", (width, height + CAPTION_PIXELS))
-    picture.paste(Image.fromarray(pixels))
-    ImageDraw.Draw(picture).text((4, height + 3), text, fill="white")
-    return picture
-
-
-def describe(values: np.ndarray) -> str:
-    """Mean, its standard error, interquartile mean, minimum and maximum of any values."""
-    if not len(values):
-        return "none"
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    cut = len(values) // 4
-    middle = np.sort(values)[cut : len(values) - cut]
-    return (
-        f"mean {values.mean():.3f} +- {error:.3f}, interquartile mean {middle.mean():.3f},"
-        f" min {values.min():.3f}, max {values.max():.3f}"
-    )
-
-
-def crafter_score(rates: list[float]) -> float:
-    """The geometric mean of success rates in % (Hafner 2021, arXiv 2109.06780), of 1 + rate."""
-    return float(np.expm1(np.mean(np.log1p(rates))))
-
-
-def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
-    """What `play` gave, in words, with Craftax's score and its achievements' success rates."""
-    returns = results["returned_episode_returns"]
-    lines = [
-        f"return: {describe(returns)}",
-        f"length: {describe(results['returned_episode_lengths'])}",
-    ]
-    _, name = resolve_name(config["ENV_NAME"])
-    if name in MAX_RETURN:
-        score = 100 * returns.mean() / MAX_RETURN[name]
-        lines.append(f"score: {score:.2f} % of the maximum {MAX_RETURN[name]:.0f}")
-    for key, values in results.items():
-        if not key.startswith(("returned_episode_", "Achievements/")):
-            lines.append(f"{key}: {describe(values[~np.isnan(values)])}")
-    rates = {key: values.mean() for key, values in results.items() if "Achievements/" in key}
-    if rates:
-        lines.append(f"Crafter score: {crafter_score(list(rates.values())):.2f} %")
-    for key, rate in sorted(rates.items(), key=lambda item: -item[1]):
-        if rate > 0:
-            lines.append(f"  {rate:6.2f} %  {key.partition('/')[2]}")
-    if any(rate == 0 for rate in rates.values()):
-        never = sum(rate == 0 for rate in rates.values())
-        lines.append(f"  never: the other {never} of {len(rates)} achievements")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -379,34 +323,72 @@ def main() -> None:
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
     try:
-        chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)
-        agent = load_agent(
-            arguments[0],
-            chosen["seed"],
-            greedy=chosen["POLICY"] == "greedy",
-            environment=chosen["ENV_NAME"],
-        )
-        if chosen["POLICY"] == "random":
-            agent = random_agent(agent)
-        if chosen["GIF"]:
-            check_gif(agent, Path(chosen["GIF"]))
-        key = jax.random.key(chosen["EVAL_SEED"])
-        results = play(agent, chosen["EPISODES"], key, chosen["MAX_STEPS"])
+        evaluate(arguments[0], check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # a suite's, or the device's
         sys.exit(f"error: {explained(error)}")
-    print(
-        f"{chosen['EPISODES']} episodes of {agent.config['ENV_NAME']}, {chosen['POLICY']} actions"
-    )
-    print(report(agent.config, results))
-    if chosen["GIF"]:
-        try:
-            key = jax.random.key(chosen["EVAL_SEED"] + 1)
-            total = save_gif(agent, Path(chosen["GIF"]), key, chosen["MAX_STEPS"])
-        except (ConfigError, OSError) as error:
-            sys.exit(f"error: GIF: {error}")
-        print(f"an episode with return {total:.1f} is in {chosen['GIF']}")
+
+
+def evaluate(folder: str, chosen: dict[str, Any]) -> None:
+    """Plays with the agent in a folder and prints the report.
+
+    Args:
+      chosen: checked values of `OPTIONS`.
+
+    Raises:
+      ConfigError: it can't be done; if it can be told before, nothing was played.
+    """
+    greedy = chosen["POLICY"] == "greedy"
+    agent = load_agent(folder, chosen["seed"], greedy, environment=chosen["ENV_NAME"])
+    if chosen["POLICY"] == "random":
+        agent = random_agent(agent)
+    splits = {split: of_split(agent, split) for split in splits_to_play(agent, chosen)}
+    gif, plot = (Path(chosen[key]) if chosen[key] else None for key in ("GIF", "PLOT"))
+    if gif:
+        check_gif(agent, gif)
+    if plot:
+        check_writable("PLOT", plot, ".png")
+    results = {}
+    for split, agent in splits.items():
+        key = jax.random.key(chosen["EVAL_SEED"])
+        results[split] = play(agent, chosen["EPISODES"], key, chosen["MAX_STEPS"])
+        of = f" of the rulesets {split}" if len(splits) > 1 or chosen["SPLIT"] else ""
+        name = agent.config["ENV_NAME"]
+        print(f"{chosen['EPISODES']} episodes of {name}{of}, {chosen['POLICY']} actions")
+        print(report(agent.config, results[split]))
+    if plot:
+        plot_trials(plot, results)
+        print(f"the return by the episode's number in its trial is drawn in {plot}")
+    if gif:
+        key = jax.random.key(chosen["EVAL_SEED"] + 1)
+        total = save_gif(agent, gif, key, chosen["MAX_STEPS"])
+        print(f"an episode with return {total:.1f} is in {gif}")
+
+
+def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
+    """What SPLIT says, or as trained; for a PLOT both where a share of the rulesets is held out.
+
+    Raises:
+      ConfigError: the agent's environment has no trials, or none of its rulesets is held out.
+    """
+    env = make_env(agent.config, 1)
+    kwargs = agent.config["ENV_KWARGS"]
+    if (chosen["SPLIT"] or chosen["PLOT"]) and env.episodes_per_trial == 1:
+        raise ConfigError("SPLIT and PLOT are for trials of several episodes")
+    if chosen["SPLIT"] == "held_out" and not kwargs.get("held_out"):
+        raise ConfigError("SPLIT=held_out: the agent was trained on all rulesets (held_out is 0)")
+    if chosen["PLOT"] and not chosen["SPLIT"] and kwargs.get("held_out"):
+        return ["train", "held_out"]
+    return [chosen["SPLIT"] or kwargs.get("split", "train")]
+
+
+def of_split(agent: Agent, split: str) -> Agent:
+    """The agent in trials of that part of the rulesets."""
+    kwargs = agent.config["ENV_KWARGS"]
+    if kwargs.get("split", "train") == split:
+        return agent
+    return agent._replace(config={**agent.config, "ENV_KWARGS": {**kwargs, "split": split}})
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def check_attributes(name: str, env: SingleEnvironment) -> None:
     least = mask_size(env.action_space)
     require(obs_size >= least, f"obs_size must be at least {least}, the mask's size", str(obs_size))
     binary = env.num_binary
+    wanted = f"num_binary must be at least {least}, since the mask is 0s and 1s"
+    require(not least or (is_count(binary, 0) and binary >= least), wanted, shortened(binary))
     wanted = f"num_binary must be a whole number from 0 to obs_size = {obs_size}"
     require(is_count(binary, 0) and binary <= obs_size, wanted, shortened(binary))
     if env.grid is not None:

@@ -40,7 +40,14 @@ NAMES = [
     "MiniGrid-UnlockPickUp",
 ]
 
-OF_A_TRIAL: dict[str, Any] = {"benchmark": "", "episodes_per_trial": 10}
+OF_A_TRIAL: dict[str, Any] = {
+    "benchmark": "",
+    "episodes_per_trial": 10,
+    "held_out": 0.0,
+    "split": "train",
+}
+
+SPLITS = ("train", "held_out")
 
 
 def registered() -> list[str]:
@@ -52,7 +59,9 @@ def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """A MiniGrid task, or trials of XLand-MiniGrid.
 
     ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`; of a trial `benchmark`, the name of one
-    of xminigrid's benchmarks or the path of a file like theirs, and `episodes_per_trial` (10).
+    of xminigrid's benchmarks or the path of a file like theirs, `episodes_per_trial` (10), and
+    `held_out` (0.0), the share of the rulesets that is kept for evaluation: `split` is "train", for
+    the others, or "held_out".
 
     Raises:
       ConfigError: it can't be made so.
@@ -138,7 +147,8 @@ class Trials(Task):
         self.episodes_per_trial = chosen["episodes_per_trial"]
         if type(self.episodes_per_trial) is not int or self.episodes_per_trial < 1:
             raise ConfigError("ENV_KWARGS: episodes_per_trial must be a whole number from 1 on")
-        self._rulesets = load_rulesets(name, chosen["benchmark"])
+        rulesets = load_rulesets(name, chosen["benchmark"])
+        self._rulesets = split_rulesets(rulesets, chosen["held_out"], chosen["split"])
         super().__init__(name, env_kwargs)
         self.episode_metrics += tuple(map(self._metric, range(self.episodes_per_trial)))
 
@@ -205,3 +215,30 @@ def load_rulesets(name: str, benchmark: str) -> Any:
     except Exception as error:  # a broken file raises almost anything
         raise ConfigError(f"{benchmark} is not a file of rulesets: {one_line(error)}") from error
     return benchmarks.Benchmark(**arrays)
+
+
+def split_rulesets(rulesets: Any, held_out: float, split: str) -> Any:
+    """The part of a `Benchmark` that is for training, or the one that is kept for evaluation.
+
+    Which rulesets are in which depends on their number and the share alone, so that training never
+    sees what any evaluation plays.
+
+    Raises:
+      ConfigError: it is no share, or a part would be empty.
+    """
+    share = isinstance(held_out, int | float) and 0 <= held_out < 1
+    if not share:
+        raise ConfigError(f"ENV_KWARGS: held_out is {shortened(held_out)}, but must be in [0, 1)")
+    if split not in SPLITS:
+        raise ConfigError(
+            f"ENV_KWARGS: split is {shortened(split)}, not one of {', '.join(SPLITS)}"
+        )
+    number = rulesets.num_rulesets()
+    kept = round(number * held_out)
+    shuffled = np.random.default_rng(0).permutation(number)  # the same in every process
+    chosen = np.sort(shuffled[:kept] if split == "held_out" else shuffled[kept:])
+    if not len(chosen):
+        raise ConfigError(
+            f"ENV_KWARGS: held_out={held_out} of {number} rulesets leaves none to {split}"
+        )
+    return jax.tree.map(lambda x: x[chosen], rulesets)

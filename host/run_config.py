@@ -83,6 +83,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
       ConfigError: it wrote nothing there, or what is there is broken.
     """
     path = folder / "run.json"
+    where = " ".join(str(folder)[:200].split("\n"))
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -91,7 +92,6 @@ def read_run_config(folder: Path) -> dict[str, Any]:
                 f"RESUME: {folder} has results but no run.json and no checkpoint;"
                 f" PARAMS={folder} starts a new run from its parameters"
             ) from error
-        where = str(folder) if len(str(folder)) < 200 else f"{str(folder)[:80]} ..."
         raise ConfigError(f"RESUME: no run in {where}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error

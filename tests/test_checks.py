@@ -49,6 +49,7 @@ ATTRIBUTES = [
     ({"action_space": Box((0.0, 0.0), (1.0,))}, "tuples of the same length"),
     ({"action_space": Box((), ())}, "tuples of the same length"),
     ({"action_space": Discrete(5, masked=True)}, "obs_size must be at least 5, the mask's size"),
+    ({"action_space": Discrete(2, masked=True)}, "num_binary must be at least 2, since the mask"),
     ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
     ({"episode_metrics": "won"}, "episode_metrics must be a tuple of texts, not 'won'"),
     ({"num_agents": 0}, "num_agents must be None or a whole number of at least 1, not 0"),

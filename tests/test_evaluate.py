@@ -13,6 +13,7 @@ from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
 import evaluate_PPO_trXL as evaluate
 from config import ConfigError
 from environments import Discrete, make_env
+from host import film, report
 from host.results_files import save_seed
 from learning import init_params
 from network import make_network
@@ -147,7 +148,7 @@ def test_random_actions_are_no_better_than_chance(folder):
 
 
 def test_describe():
-    text = evaluate.describe(np.array([0.0, 1.0, 2.0, 3.0, 100.0, 1.0, 2.0, 3.0]))
+    text = report.describe(np.array([0.0, 1.0, 2.0, 3.0, 100.0, 1.0, 2.0, 3.0]))
     error = np.std([0, 1, 2, 3, 100, 1, 2, 3], ddof=1) / 8**0.5
     assert text == (f"mean 14.000 +- {error:.3f}, interquartile mean 2.000, min 0.000, max 100.000")
 
@@ -160,7 +161,7 @@ def test_report_gives_craftax_its_score_and_achievements():
         "Achievements/eat_cow": np.array([0.0, 100.0]),
         "Achievements/defeat_necromancer": np.array([0.0, 0.0]),
     }
-    text = evaluate.report({"ENV_NAME": "craftax"}, results)
+    text = report.report({"ENV_NAME": "craftax"}, results)
     assert "score: 10.00 % of the maximum 226" in text
     assert f"Crafter score: {(101 * 51 * 1) ** (1 / 3) - 1:.2f} %" in text
     assert text.index("100.00 %  collect_wood") < text.index("50.00 %  eat_cow")
@@ -183,12 +184,12 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
         gif.seek(index)
         pictures.append(np.asarray(gif.convert("L"), float))
     scene, caption = (
-        pictures[0][: -evaluate.CAPTION_PIXELS],
-        pictures[0][-evaluate.CAPTION_PIXELS :],
+        pictures[0][: -film.CAPTION_PIXELS],
+        pictures[0][-film.CAPTION_PIXELS :],
     )
     assert scene.std() > 10
     assert caption.max() > 200
-    assert (pictures[0] != pictures[1])[-evaluate.CAPTION_PIXELS :].any()  # it counts
+    assert (pictures[0] != pictures[1])[-film.CAPTION_PIXELS :].any()  # it counts
 
 
 def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
