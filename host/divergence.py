@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config import ConfigError
+from host.failures import first_line
+
 COPIED = ("run.json", "diverged.json", "*_metrics.jsonl")
 """The files of a run that it needs to be resumed, besides a checkpoint."""
 
@@ -22,12 +25,18 @@ def read_divergences(folder: Path, updates: int) -> dict[int, Divergence]:
     """The seeds of a run that had diverged after so many updates, from its `diverged.json`.
 
     What came later is not part of a run that goes on from there.
+
+    Raises:
+      ConfigError: the file is broken.
     """
-    try:
-        saved = json.loads((folder / "diverged.json").read_text())
-    except FileNotFoundError:
+    path = folder / "diverged.json"
+    if not path.exists():
         return {}
-    marks = {int(seed): Divergence(**mark) for seed, mark in saved.items()}
+    try:
+        saved = json.loads(path.read_text())
+        marks = {int(seed): Divergence(**mark) for seed, mark in saved.items()}
+    except Exception as error:  # what is no such file may raise almost anything
+        raise ConfigError(f"RESUME: {path} is broken: {first_line(str(error))}") from error
     return {seed: mark for seed, mark in marks.items() if mark.update <= updates}
 
 

@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from config import ConfigError, num_updates
-from host.checkpoints import FullCheckpoints, LearnerCheckpoints, set_aside
 from host.curves import CurveFile, whole_updates
 from host.divergence import (
     Divergence,
@@ -29,9 +27,9 @@ from host.multihost import check_shared, from_main, in_all, is_main, say, tell
 from host.program import Program
 from host.results_files import fresh_folder, results_root
 from host.run_config import as_saved, save_run_config
+from host.states import States
 from host.tracking import NoTracker, make_tracker
-from learning import INPUTS, Algorithm, RunnerState, TrainState
-from normalization import Moments
+from learning import INPUTS, Algorithm, RunnerState
 from rollout import Metrics
 
 RETRY_SECONDS = 30
@@ -74,9 +72,7 @@ class Record:
         try:
             check_shared(self.folder)
             self._lock = in_all(lambda: FolderLock(self.folder) if is_main() else None)
-            keep = config["KEEP_CHECKPOINTS"]
-            self._full = FullCheckpoints(self.folder, keep)
-            self._learner = LearnerCheckpoints(self.folder, keep)
+            self._states = States(self.folder, config["KEEP_CHECKPOINTS"])
             if self.resumed:
                 self.updates = int(from_main(lambda: str(self._start())))
             self.diverged = read_divergences(self.folder, self.updates)
@@ -91,14 +87,14 @@ class Record:
         Raises:
           ConfigError: there is none, or nothing left to do.
         """
-        newest = self.newest_checkpoint()
+        newest = self._states.newest()
         if not newest:
             raise ConfigError(f"RESUME: {self.folder} has no whole checkpoint to go on from")
         steps = self._config["NUM_STEPS"] * self._config["NUM_ENVS"]
         curves = [self.folder / f"{seed}_metrics.jsonl" for seed in self._seeds]
         whole = {path: whole_updates(path, steps) for path in curves}
         shortest = min(whole, key=lambda path: whole[path])
-        start = max((n for n in self._checkpoints() if n <= whole[shortest]), default=0)
+        start = max((n for n in self._states.all() if n <= whole[shortest]), default=0)
         if start < newest:
             broken = f"line {whole[shortest] + 1} of {shortest} is missing or corrupt"
             if not start:
@@ -126,19 +122,6 @@ class Record:
             opened.pop_all()
         return tracker, curves
 
-    def _checkpoints(self) -> set[int]:
-        """After how many updates there are checkpoints, of either kind."""
-        return {*self._full.all(), *self._learner.all()}
-
-    def newest_checkpoint(self) -> int:
-        """After how many updates the newest checkpoint was taken, 0 if there is none."""
-        return max(self._checkpoints(), default=0)
-
-    def _newest_folder(self) -> Path:
-        newest = self.newest_checkpoint()
-        kind = self._full if self._full.newest() == newest else self._learner
-        return kind.root / str(newest)
-
     def first_state(self, program: Program) -> RunnerState:
         """The state that the run starts or goes on from; says so.
 
@@ -149,18 +132,25 @@ class Record:
         state = in_all(lambda: self._restored(program)) if self.resumed else program.init()
         in_all(self._write_beginning)
         if self.resumed:
-            self._full.reload()
+            self._states.reload()
         return state
+
+    def _restored(self, program: Program) -> RunnerState:
+        say(f"going on after update {self.updates} of {self.folder}")
+        for line in self.divergences(self.diverged):
+            say(line)
+        return self._states.restore(self.updates, program)
+
+    def newest_checkpoint(self) -> int:
+        """After how many updates the newest checkpoint was taken, 0 if there is none."""
+        return self._states.newest()
 
     def _write_beginning(self) -> None:
         try:
             if is_main():
                 for curve in self._curves:
                     curve.cut_off()
-                for kind in (self._full, self._learner):
-                    for updates in kind.all():
-                        if updates > self.updates:
-                            set_aside(kind.root / str(updates))
+                self._states.set_aside_after(self.updates)
                 self._describe(self.folder)
                 discard_copies(self.folder, but=self.diverged)
         except OSError as error:
@@ -173,25 +163,6 @@ class Record:
         """Writes what a run is, beside its states."""
         save_run_config(folder, {**self._config, "ALGORITHM": self._algorithm.name})
         save_divergences(folder, self.diverged)
-
-    def _restored(self, program: Program) -> RunnerState:
-        say(f"going on after update {self.updates} of {self.folder}")
-        for line in self.divergences(self.diverged):
-            say(line)
-        if self.updates in self._full.all():
-            return program.split(self._full.restore(self.updates, program.joined_shapes()))
-        state = program.join(program.init(stream=self.updates))
-        kept, opt_state = self._learner.restore(
-            self.updates, learnt(state.train_state), state.train_state.opt_state
-        )
-        how = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
-        say(f"a learner-only checkpoint: every environment starts a fresh episode, {how}")
-        train_state = state.train_state._replace(
-            **kept._asdict(), updates=jnp.full_like(state.train_state.updates, self.updates)
-        )
-        if opt_state:
-            train_state = train_state._replace(opt_state=opt_state)
-        return program.split(state._replace(train_state=train_state))
 
     def append(self, metrics: list[Metrics]) -> None:
         """Notes an update's metrics, one dict per seed, and which seeds it broke.
@@ -215,7 +186,7 @@ class Record:
 
     def _mark(self, broken: dict[int, str]) -> None:
         """Marks seeds as diverged, {seed: what shows it}, and keeps the last checkpoint before."""
-        newest = self.newest_checkpoint() or None
+        newest = self._states.newest() or None
         for seed, what in broken.items():
             self.diverged[seed] = Divergence(what, self.updates, newest)
         if len(self.diverged) == len(self._seeds):
@@ -224,7 +195,7 @@ class Record:
         with self._outliving_the_disk():
             if newest:
                 for seed in broken:
-                    keep_copy(self._newest_folder(), seed)
+                    keep_copy(self._states.newest_folder(), seed)
             save_divergences(self.folder, self.diverged)
         for line in self.divergences(broken):
             tell(f"{line}; the other seeds go on")
@@ -250,11 +221,11 @@ class Record:
                 if self._lock:
                     self._lock.renew()
                 self._describe(self.folder)
-            if self._trouble or not self._full.root.exists():
-                self._full.reload()
+            if self._trouble:
+                self._states.reload()
             for curve in self._curves:
                 curve.sync()
-            self._save_state(self._full, self._learner, program, state)
+            self._save_state(self._states, program, state)
             if self._trouble:
                 tell(f"the checkpoint of update {self.updates} is in {self.folder} now")
             self._trouble = ""
@@ -275,8 +246,7 @@ class Record:
                 self._describe(elsewhere)
                 for seed, curve in zip(self._seeds, self._curves, strict=True):
                     curve.copy_to(elsewhere / f"{seed}_metrics.jsonl")
-                full, learner = FullCheckpoints(elsewhere, 1), LearnerCheckpoints(elsewhere, 1)
-                self._save_state(full, learner, program, state)
+                self._save_state(States(elsewhere, 1), program, state)
             except Exception as error:  # of the file system, whatever it is called
                 shutil.rmtree(elsewhere, ignore_errors=True)
                 tell(f"nor in {elsewhere.parent}: {reason(error)}; waiting for room in either")
@@ -286,16 +256,8 @@ class Record:
                 tell(f"the run is saved in {elsewhere} instead")
                 self.folder, self._trouble = elsewhere, ""
 
-    def _save_state(
-        self, full: FullCheckpoints, learner: LearnerCheckpoints, program: Program, state: Any
-    ) -> None:
-        kind = self._config["CHECKPOINT_KIND"]
-        if kind == "full":
-            full.save(self.updates, program.join(state))
-        elif is_main():
-            train_state = program.train_state(state)
-            opt_state = train_state.opt_state if kind == "learner" else None
-            learner.save(self.updates, learnt(train_state), opt_state)
+    def _save_state(self, states: States, program: Program, state: RunnerState) -> None:
+        states.save(self.updates, self._config["CHECKPOINT_KIND"], program, state)
 
     @contextmanager
     def _outliving_the_disk(self) -> Iterator[None]:
@@ -344,19 +306,6 @@ def what_is_not_finite(metrics: Metrics, must_be_finite: Iterable[str]) -> str |
         if not np.isfinite(metrics[name]):
             return f"{INPUTS.get(name, name)} is {metrics[name]}"
     return None
-
-
-class Learnt(NamedTuple):
-    """A `TrainState` without the optimiser's state and the counter."""
-
-    params: Any
-    normalizer: dict[str, Moments]
-    extra: Any
-
-
-def learnt(train_state: TrainState) -> Learnt:
-    """What every learner-only checkpoint holds of a train state."""
-    return Learnt(**{name: getattr(train_state, name) for name in Learnt._fields})
 
 
 def reason(error: Exception) -> str:
