@@ -78,6 +78,12 @@ SHARED_KEYS = {
         "in meta-RL, whether values and advantages run on to the next episode of a trial",
         resumable=True,
     ),
+    "EPISODE_END": environment(
+        "hidden",
+        "what is seen of an episode's end within a trial: `hidden`, nothing; `beside`, the last"
+        " observation beside the next first one; `step`, a step of its own",
+        choices=("hidden", "beside", "step"),
+    ),
     "PREV_ACTION_REWARD": environment(
         None,
         "whether observations hold the previous action and reward; None: in meta-RL",

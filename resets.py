@@ -43,8 +43,7 @@ class BatchedReset(Wrapper):
         if not self._env.can_truncate:
             terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
         info = {**info, "terminated": terminated, "truncated": truncated}
-        if self._env.can_truncate:
-            info["final_observation"] = obs
+        info["final_observation"] = obs
         return obs, state, reward, terminated | truncated, info
 
 

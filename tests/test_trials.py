@@ -1,0 +1,76 @@
+"""What an agent sees of an episode's end within a trial, by `EPISODE_END`."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support import SMALL
+
+from environments import make_env
+from policies import sample_uniformly
+from trainer_PPO_trXL import PPO
+
+QUEST = f"{Path(__file__).with_name('toys.py')}:Quest"
+STEPS, ENVS = 60, 8
+
+
+def play(episode_end, **changes):
+    """STEPS of the toy's trials with random actions: NumPy arrays (STEPS, ENVS, ...)."""
+    config = {**SMALL, "ENV_NAME": QUEST, "EPISODE_END": episode_end, **changes}
+    env = make_env(PPO.check(config), ENVS)
+
+    def step(carry, key):
+        obs, state = carry
+        keys = jax.random.split(key, ENVS)
+        action = sample_uniformly(env.action_space, obs, keys)
+        next_obs, state, reward, done, info = env.step(keys, state, action)
+        seen = {"obs": obs, "next": next_obs, "reward": reward, "done": done}
+        return (next_obs, state), seen | info
+
+    keys = jax.random.split(jax.random.key(0), STEPS + 1)
+    start = env.reset(jax.random.split(keys[0], ENVS))
+    assert start[0].shape == (ENVS, env.obs_size)
+    return jax.device_get(jax.lax.scan(step, start, keys[1:])[1])
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_beside_has_the_last_observation_beside_the_next_first_one(bootstrap):
+    played = play("beside", BOOTSTRAP_TRUNCATED=bootstrap)
+    plain = play("hidden", BOOTSTRAP_TRUNCATED=bootstrap)
+    np.testing.assert_array_equal(played["obs"][..., :3], plain["obs"])
+    boundary, done = plain["memory_boundary"], plain["done"]
+    assert (done & boundary).any()
+    assert (done & ~boundary).sum() > 50
+    shown = (done & ~boundary)[..., None]
+    np.testing.assert_array_equal(played["next"][..., 3:], plain["final_observation"] * shown)
+    assert not played["obs"][0, :, 3:].any()
+
+
+def test_a_step_of_its_own_shows_the_end_and_changes_nothing_else():
+    played = play("step")
+    episode, left, _ = np.moveaxis(played["obs"], -1, 0)
+    done, boundary = played["done"], played["memory_boundary"]
+    ends = done & ~boundary
+    assert ends[:-2].sum() > 30
+    for t, b in zip(*np.nonzero(ends[:-2]), strict=True):
+        # The end is seen once more, a step of no reward, and then the next episode begins.
+        assert left[t + 1, b] == 0
+        np.testing.assert_array_equal(played["obs"][t + 1, b], played["final_observation"][t, b])
+        assert played["reward"][t + 1, b] == 0
+        assert not done[t + 1, b]
+        assert episode[t + 2, b] == episode[t, b] + 1
+        assert left[t + 2, b] >= 1
+    for t, b in zip(*np.nonzero(boundary[:-1]), strict=True):
+        assert done[t, b]
+        assert (episode[t + 1, b], left[t + 1, b] >= 1) == (0, True)
+    assert (left == 0).sum() == ends[:-1].sum()
+
+
+def test_without_trials_nothing_is_shown():
+    chain = {**SMALL, "ENV_NAME": "MemoryChain-bsuite"}
+    sizes = {
+        make_env(PPO.check({**chain, "EPISODE_END": end}), 4).obs_size
+        for end in ("hidden", "beside", "step")
+    }
+    assert len(sizes) == 1
