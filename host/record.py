@@ -101,7 +101,8 @@ class Record:
                 raise ConfigError(f"RESUME: {broken}, and no checkpoint is from before it")
             say(f"{broken}: checkpoints after update {start} are moved to {self.folder / 'aside'}")
         total = num_updates(self._config)
-        saved = all((self.folder / f"{seed}_params.npy").exists() for seed in self._seeds)
+        whole_seeds = set(self._seeds) - read_divergences(self.folder, start).keys()
+        saved = all((self.folder / f"{seed}_params.npy").exists() for seed in whole_seeds)
         if start > total or (start == total and saved):
             raise ConfigError(
                 f"RESUME: {self.folder} has done its {start} updates; set a larger"

@@ -13,7 +13,7 @@ import pytest
 from support import QUICK, main, resumed_config, run, whole_checkpoints
 
 from config import ConfigError
-from host import experiment
+from host import experiment, progress
 from host.program import Program
 from host.record import NotFiniteError
 from results import load_results
@@ -90,9 +90,7 @@ def test_the_others_end_as_if_none_had_diverged_and_it_resumes_from_before(
     kind, whole, tmp_path, breaks, capsys, monkeypatch
 ):
     shown = []
-    monkeypatch.setattr(
-        experiment.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text)
-    )
+    monkeypatch.setattr(progress.tqdm, "set_postfix_str", lambda _, text, **__: shown.append(text))
     breaks({1: 3})
     config = {**CONFIG, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
     with pytest.raises(NotFiniteError) as error:

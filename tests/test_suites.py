@@ -524,7 +524,7 @@ def test_what_a_trial_cannot_be_made_of_is_one_line(changes, message, ruleset_fi
             ("navix/Navix-Empty-5x5-v0", {"steps": 5}, "has no 'steps'.*max_steps"),
             ("jaxmarl/HeuristicEnemySMAX", {"scenario": "3n"}, "scenario is '3n'; did you mean 3m"),
             ("jaxmarl/overcooked", {"layout": "room"}, "layout is 'room'.*cramped_room"),
-            ("jaxmarl/LearnedPolicyEnemySMAX", {}, "can't be made with {}: TypeError"),
+            ("jaxmarl/LearnedPolicyEnemySMAX", {}, "can't be made: TypeError"),
         ]
     ],
 )
