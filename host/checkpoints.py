@@ -128,10 +128,10 @@ def one_error_only() -> Iterator[None]:
     try:
         yield
     except Exception:
+        gc.collect()  # what failed is told of when it is collected
         hook = partial(without_closed_loops, hook)  # some threads still run for a while
         raise
     finally:
-        gc.collect()  # what failed is told of when it is collected
         sys.unraisablehook = hook
         for logger, before in zip(quiet, disabled, strict=True):
             logger.disabled = before

@@ -301,12 +301,13 @@ def start(*settings, **pipes):
 
 def test_a_run_outlives_its_output(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = start(f"RESULTS_DIR={tmp_path}", f"TOTAL_TIMESTEPS={300 * STEPS}", **pipes)
+    words = [f"TOTAL_TIMESTEPS={200 * STEPS}", "CHECKPOINT_EVERY=100"]
+    process = start(f"RESULTS_DIR={tmp_path}", *words, **pipes)
     process.stdout.readline()
     process.stdout.close()
     process.stderr.close()
     assert process.wait(timeout=300) == 0
-    assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 300
+    assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 200
 
 
 def test_ctrl_c_while_the_modules_are_imported_ends_it_without_a_traceback(tmp_path):
