@@ -20,18 +20,23 @@ class Need(NamedTuple):
     keys: tuple[str, ...]  # that make it smaller
 
 
-def check_capacity(config: dict[str, Any], num_devices: int = 1, given: int | None = None) -> None:
+def check_capacity(
+    config: dict[str, Any], num_devices: int = 1, environments: int = 0, given: int | None = None
+) -> None:
     """Compares the least that a run holds on a device with the memory that there is.
 
     Args:
       config: checked.
       num_devices: that the environments are spread over.
+      environments: bytes of their states on one device, if that is known already.
       given: bytes of a device's memory; by default what there is.
 
     Raises:
       ConfigError: it is more; the line says which keys to lower.
     """
     needs = least_needs(config, num_devices)
+    keys = ("NUM_ENVS", "NUM_SEEDS", "ENV_KWARGS")
+    needs.append(Need("for the states of the environments", environments, keys))
     total = sum(need.size for need in needs)
     memory = given or device_memory()
     if total > memory:
@@ -45,8 +50,8 @@ def check_capacity(config: dict[str, Any], num_devices: int = 1, given: int | No
 def least_needs(config: dict[str, Any], num_devices: int) -> list[Need]:
     """What any algorithm's run holds at least, by the sizes in its config.
 
-    Whole numbers of Python, since such sizes may be beyond all types. What an environment's state
-    takes is not among it, nor what the compiler adds.
+    Whole numbers of Python, since such sizes may be beyond all types. What the environments' states
+    take is not among it, nor what the compiler adds.
     """
     names = ("NUM_SEEDS", "NUM_STEPS", "WINDOW_MEM", "num_layers", "EMBED_SIZE", "qkv_features")
     seeds, steps, memory, layers, width, qkv = (config[name] for name in names)

@@ -1,6 +1,7 @@
 """Errors that nothing foresaw, in one line; what a developer wants to know is in a file."""
 
 import os
+import re
 import tempfile
 import traceback
 from pathlib import Path
@@ -31,7 +32,7 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
-    parts = [OUT_OF_MEMORY if out_of_memory else f"{type(error).__name__}: {first_line(text)}"]
+    parts = [out_of_memory_text(text) if out_of_memory else named(error)]
     if record and record.updates:
         parts[0] = f"after update {record.updates}: {parts[0]}"
         newest = record.newest_checkpoint()
@@ -42,6 +43,18 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     if path:
         parts.append(f"the traceback is in {path}")
     return "; ".join(parts)
+
+
+def named(error: Exception) -> str:
+    """What kind of error it is, and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(str(error))}"
+
+
+def out_of_memory_text(text: str) -> str:
+    """What to say of an allocation that failed, with its size where the message has one."""
+    size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
+    asked = f"no {int(size[1]) / 1e9:.1f} GB more: " if size else ""
+    return asked + OUT_OF_MEMORY
 
 
 def first_line(text: str) -> str:

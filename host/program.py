@@ -74,6 +74,13 @@ class Program:
             keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
         return jax.block_until_ready(self._init(keys, self._start))
 
+    def environment_bytes(self) -> int:
+        """What the environments' states take on one device."""
+        state = jax.eval_shape(self._init, self._keys, self._start).rollout_state
+        leaves = jax.tree.leaves((state.env_state, state.obs))
+        size = sum(x.size * x.dtype.itemsize for x in leaves)
+        return size // (jax.local_device_count() if self._num_devices else 1)
+
     def compile(self, state: RunnerState) -> Callable:
         """The update, compiled for such a state."""
         compiled = self._update.lower(state).compile()

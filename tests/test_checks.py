@@ -10,6 +10,8 @@ from config import ConfigError, read_overrides, shortened
 from environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_env, make_own
 from environments.checks import check_environment
 from host.capacity import check_capacity, device_memory, in_units, least_needs
+from host.failures import explained
+from host.program import Program
 from host.record import NotFiniteError
 from trainer_PPO_trXL import PPO
 
@@ -221,6 +223,23 @@ def test_a_device_holds_its_share_and_no_more():
     with pytest.raises(ConfigError):
         check_capacity(config, given=size - 1)
     check_capacity(config, num_devices=4, given=size // 2)
+
+
+def test_the_states_of_the_environments_count():
+    config = PPO.check({})
+    size = sum(need.size for need in least_needs(config, 1))
+    with pytest.raises(
+        ConfigError, match="1 GB of it for the states of the environments"
+    ):
+        check_capacity(config, environments=10**9, given=size + 1)
+    program = Program(PPO.check({**QUICK, "ENV_NAME": "Craftax-Symbolic-v1"}), PPO, None)
+    assert 4 * 48 * 48 * 9 < program.environment_bytes() < 4 * 10**6
+
+
+def test_an_allocation_that_fails_says_how_much_it_was():
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5000000000 bytes.")
+    line = explained(error)
+    assert line.startswith("no 5.0 GB more: the device's memory is full; lower NUM_ENVS")
 
 
 def test_the_machines_memory_is_found():

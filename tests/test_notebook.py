@@ -1,6 +1,7 @@
 """What `results.ipynb` draws of the committed runs on Craftax."""
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +34,20 @@ def figures():
         yield shown
         plt.close("all")
         plt.switch_backend(backend)
+
+
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
+    name = "MemoryChain-bsuite"
+    shutil.copytree(REPOSITORY / "results_gymnax" / name, tmp_path / "runs" / "gymnax" / name)
+    broken = shutil.copytree(REPOSITORY / "results_gymnax" / name, tmp_path / "results_x" / name)
+    (broken / "0_metrics.npy").write_bytes(b"something else")
+    cells = json.loads((REPOSITORY / "results.ipynb").read_text())["cells"]
+    (code,) = ["".join(c["source"]) for c in cells if "def load_runs" in "".join(c["source"])]
+    namespace = {"Path": Path, "load_results": load_results}
+    exec(code.partition("\n\n\nruns = ")[0], namespace)
+    runs = namespace["load_runs"](tmp_path)
+    assert [*runs] == [tmp_path / "runs" / "gymnax" / name]
+    assert f"left out: {broken / '0_metrics.npy'} is cut off" in capsys.readouterr().out
 
 
 def lines_of(figures, *labels):
