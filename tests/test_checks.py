@@ -228,9 +228,7 @@ def test_a_device_holds_its_share_and_no_more():
 def test_the_states_of_the_environments_count():
     config = PPO.check({})
     size = sum(need.size for need in least_needs(config, 1))
-    with pytest.raises(
-        ConfigError, match="1 GB of it for the states of the environments"
-    ):
+    with pytest.raises(ConfigError, match="1 GB of it for the states of the environments"):
         check_capacity(config, environments=10**9, given=size + 1)
     program = Program(PPO.check({**QUICK, "ENV_NAME": "Craftax-Symbolic-v1"}), PPO, None)
     assert 4 * 48 * 48 * 9 < program.environment_bytes() < 4 * 10**6
