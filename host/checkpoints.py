@@ -156,7 +156,7 @@ def make_sure_of_room(root: Path, state: Any) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         finally:
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # process 0 may have removed it as a leftover
 
 
 def without_empty(tree: Any) -> Any:
@@ -210,9 +210,6 @@ class LearnerCheckpoints:
         os.rename(partial, target)
         for old in self.all()[: -self._keep]:
             remove_whole(self.root / str(old))
-
-    def reload(self) -> None:
-        """There is nothing to look at anew: this reads the folder every time."""
 
     def all(self) -> list[int]:
         """After how many updates whole checkpoints were taken, in that order."""
@@ -280,7 +277,7 @@ def remove_leftovers(root: Path) -> None:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
     for folder in root.glob("*"):
         if folder.name.isdigit() and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

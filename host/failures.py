@@ -33,13 +33,14 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
     parts = [out_of_memory_text(text) if out_of_memory else named(error)]
+    folder = None
     if record and record.updates:
+        folder = record.folder
         parts[0] = f"after update {record.updates}: {parts[0]}"
         newest = record.newest_checkpoint()
         if newest:
             parts.append(f"RESUME={record.folder} goes on from update {newest}")
-    started = record is not None and record.updates > 0
-    path = write_traceback(error, record.folder if record and started else None)
+    path = write_traceback(error, folder)
     if path:
         parts.append(f"the traceback is in {path}")
     return "; ".join(parts)
