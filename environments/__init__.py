@@ -17,7 +17,7 @@ from typing import Any
 from config import ConfigError, did_you_mean, shortened
 from environments.adapting import check_numbers, making
 from environments.checks import check_environment
-from environments.own import file_and_class, is_own, make_own, named_by_user
+from environments.own import file_and_class, is_own, located, make_own, named_by_user
 from resets import AutoReset, BatchedReset, OptimisticReset, WorldPool
 from spaces import Box, Discrete, MultiDiscrete
 from trials import EndBeside, ShownEnd
@@ -29,6 +29,7 @@ __all__ = [
     "MultiDiscrete",
     "SingleEnvironment",
     "is_own",
+    "located",
     "make_env",
     "make_own",
     "named_by_user",

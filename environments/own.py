@@ -23,6 +23,20 @@ def file_and_class(name: str) -> tuple[Path, str]:
     return Path(path), class_name
 
 
+def find(file: Path) -> Path | None:
+    """The file seen from the current directory, else from where the scripts are."""
+    return next((path for path in (file, REPOSITORY / file) if path.is_file()), None)
+
+
+def located(name: str) -> str:
+    """An ENV_NAME that means the same from any directory, if its file is there."""
+    if not is_own(name):
+        return name
+    file, class_name = file_and_class(name)
+    path = find(file)
+    return f"{path.resolve()}:{class_name}" if path else name
+
+
 def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """An environment of the user's own: an object of `<file.py>:<class>`, made with ENV_KWARGS.
 
@@ -30,7 +44,7 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
       ConfigError: there is no such file or class, or it can't be made.
     """
     named, class_name = file_and_class(name)
-    path = next((path for path in (named, REPOSITORY / named) if path.is_file()), None)
+    path = find(named)
     if path is None:
         raise ConfigError(f"ENV_NAME={name}: there is no file {named}, nor beside the scripts")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -57,6 +71,7 @@ def named_by_user(saved: str, given: str | None, argument: str) -> str:
     A saved config may be a stranger's, and to make an environment of one's own is to run its file.
     So the file is the one that the user names in this very command, never the one that the config
     names. It may have moved: the file's name without its folder and ending, and the class, agree.
+    Where there is none of the name that they give, they are told which file the config names.
 
     Args:
       saved: ENV_NAME in the saved config.
@@ -64,7 +79,8 @@ def named_by_user(saved: str, given: str | None, argument: str) -> str:
       argument: how to name it, with `{}` where the name goes.
 
     Raises:
-      ConfigError: it is a file that the user didn't name, or they named another environment.
+      ConfigError: it is a file that the user didn't name, or that isn't there, or they named another
+        environment.
     """
     if given is None:
         if is_own(saved):
@@ -73,10 +89,16 @@ def named_by_user(saved: str, given: str | None, argument: str) -> str:
                 f" {argument.format(saved)}"
             )
         return saved
+    if is_own(saved) and is_own(given):
+        (before, saved_class), (now, class_name) = map(file_and_class, (saved, given))
+        if (before.stem, saved_class) == (now.stem, class_name):
+            if not find(now) and find(before):
+                raise ConfigError(
+                    f"there is no file {now}, nor beside the scripts; the run's was {before}: add"
+                    f" {argument.format(saved)}"
+                )
+            return given
     if saved == given:
-        return given
-    parts = [(path.stem, class_name) for path, class_name in map(file_and_class, (saved, given))]
-    if is_own(saved) and is_own(given) and parts[0] == parts[1]:
         return given
     raise ConfigError(
         f"ENV_NAME can't change; the run has ENV_NAME = {shortened(saved)}, not {shortened(given)}"

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from config import ConfigError
 from host.failures import first_line
-from host.multihost import is_main
+from host.multihost import in_all, is_main
 from normalization import exact_count
 
 PART_BYTES = 15_000_000
@@ -77,7 +77,8 @@ class FullCheckpoints:
             return
         if is_main():
             remove_leftovers(self.root)
-        make_sure_of_room(self.root, state)
+        with ExitStack() as probes:
+            in_all(lambda: probes.enter_context(room_for(self.root, state)), OSError)
         try:
             with one_error_only():
                 args = ocp.args.StandardSave(without_empty(state))
@@ -128,7 +129,8 @@ def one_error_only() -> Iterator[None]:
     try:
         yield
     except Exception:
-        gc.collect()  # what failed is told of when it is collected
+        gc.collect()  # what failed is told of when it is collected,
+        disabled[quiet.index(logging.getLogger("asyncio"))] = True  # or as the process ends
         hook = partial(without_closed_loops, hook)  # some threads still run for a while
         raise
     finally:
@@ -143,11 +145,14 @@ def without_closed_loops(hook: Callable[[Any], None], unraisable: Any) -> None:
         hook(unraisable)
 
 
-def make_sure_of_room(root: Path, state: Any) -> None:
-    """Sees whether a file of about a state's size can be written; Orbax fails with much ado.
+@contextmanager
+def room_for(root: Path, state: Any) -> Iterator[None]:
+    """Takes as much room as this process's part of a state needs, and gives it back at the end.
+
+    Orbax fails with much ado, and of several processes the others would wait for the one.
 
     Raises:
-      OSError: it can't be.
+      OSError: there is not so much.
     """
     size = LEAST_ROOM + sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
     root.mkdir(parents=True, exist_ok=True)
@@ -155,6 +160,7 @@ def make_sure_of_room(root: Path, state: Any) -> None:
     with open(probe, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
+            yield
         finally:
             probe.unlink(missing_ok=True)  # process 0 may have removed it as a leftover
 

@@ -22,7 +22,7 @@ from config import (
     num_updates,
     read_overrides,
 )
-from environments import is_own
+from environments import is_own, located
 from host.capacity import check_capacity
 from host.failures import RunError, explained
 from host.help import help_text
@@ -147,6 +147,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     """
     num_devices = jax.device_count() if all_devices else 1
     config = algorithm.check(config, num_devices)
+    config["ENV_NAME"] = located(config["ENV_NAME"])
     if all_devices and config["NUM_SEEDS"] > 1:
         raise ConfigError(
             f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script"

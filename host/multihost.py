@@ -106,23 +106,26 @@ def gather_texts(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(gathered, lengths, strict=True)]
 
 
-def in_all(act: Callable) -> Any:
-    """Calls `act` in every process; what is wrong in one ends all of them with its message.
+def in_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
+    """Calls `act` in every process; what is wrong in one is raised in all of them.
+
+    Args:
+      kind: of error that `act` may raise.
 
     Returns:
       what `act` returns.
 
     Raises:
-      ConfigError: `act` raised it in this process or in another.
+      kind: `act` raised it in this process or in another; with the first process's message.
     """
     result, message = None, ""
     try:
         result = act()
-    except ConfigError as error:
-        message = str(error)
+    except kind as error:
+        message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     messages = [text for text in gather_texts(message) if text]
     if messages:
-        raise ConfigError(messages[0])
+        raise kind(messages[0])
     return result
 
 

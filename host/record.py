@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from config import ConfigError, num_updates
+from host.checkpoints import LearnerCheckpoints
 from host.curves import CurveFile, whole_updates
 from host.divergence import (
     Divergence,
@@ -23,11 +24,11 @@ from host.divergence import (
 )
 from host.failures import first_line
 from host.lock import FolderLock
-from host.multihost import check_shared, from_main, in_all, is_main, say, tell
+from host.multihost import check_shared, from_main, in_all, is_main, largest, say, tell
 from host.program import Program
 from host.results_files import fresh_folder, results_root
 from host.run_config import as_saved, save_run_config
-from host.states import States
+from host.states import States, save_learner
 from host.tracking import NoTracker, make_tracker
 from learning import INPUTS, Algorithm, RunnerState
 from rollout import Metrics
@@ -43,8 +44,9 @@ class NotFiniteError(Exception):
 class Record:
     """What a run leaves on the disk while it goes: its folder, checkpoints, and curves.
 
-    `diverged` has the seeds whose agent broke while others' went on. A run of one process outlives
-    its disk: what can't be written is told once, and written as soon as there is a place for it.
+    `diverged` has the seeds whose agent broke while others' went on. A run outlives its disk: what
+    can't be written is told once, and written as soon as there is a place for it. Of several
+    processes all write a checkpoint or none.
 
     Args:
       config: checked; with RESUME the folder is that run's, else a fresh one.
@@ -63,7 +65,8 @@ class Record:
         self._config = config
         self._algorithm = algorithm
         self._seeds = seeds
-        self._trouble = ""  # what keeps this run from the disk
+        self._trouble = ""  # what keeps this process from the disk
+        self._owed = False  # whether a checkpoint could not be written, in all processes alike
         self._retry_at = 0.0
         self._lock = None
         root = results_root(config)
@@ -216,58 +219,82 @@ class Record:
 
     def save_checkpoint(self, program: Program, state: RunnerState) -> None:
         """Writes the state of this update, and makes sure of the curve up to it before."""
+        self._owed = True
         with self._outliving_the_disk():
-            if is_main() and not (self.folder / "run.json").exists():  # somebody removed it
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if self._lock:
-                    self._lock.renew()
-                self._describe(self.folder)
-            if self._trouble:
+            in_all(self._prepare_folder, OSError)
+            if largest(bool(self._trouble) or not self._states.has_place()):
                 self._states.reload()
-            for curve in self._curves:
-                curve.sync()
-            self._save_state(self._states, program, state)
+            in_all(lambda: self._save_state(self._states, program, state), OSError)
             if self._trouble:
                 tell(f"the checkpoint of update {self.updates} is in {self.folder} now")
-            self._trouble = ""
+            self._owed, self._trouble = False, ""
+
+    def _prepare_folder(self) -> None:
+        """Makes what is missing of the folder, and brings the curves up to date."""
+        if not is_main():
+            return
+        if not (self.folder / "run.json").exists():  # somebody removed it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._lock:
+                self._lock.renew()
+            self._describe(self.folder)
+        self._states.make_place()
+        for curve in self._curves:
+            curve.sync()
 
     def owes_checkpoint(self) -> bool:
         """Whether one could not be written, and it is time to try again."""
-        return bool(self._trouble) and time.monotonic() > self._retry_at
+        return self._owed and bool(largest(time.monotonic() > self._retry_at))
 
     def save_last(self, program: Program, state: RunnerState) -> None:
         """Writes the last state, in a temporary folder where the run's own can't have it.
 
-        `folder` is that one then. Where none has room this waits until one has.
+        `folder` is that one then. Where none has room this waits until one has. The temporary
+        folder of several processes is process 0's alone, so it has a learner-only checkpoint.
         """
         self.save_checkpoint(program, state)
-        while self._trouble:
-            elsewhere = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}_"))
+        while self._owed:
             try:
-                self._describe(elsewhere)
-                for seed, curve in zip(self._seeds, self._curves, strict=True):
-                    curve.copy_to(elsewhere / f"{seed}_metrics.jsonl")
-                self._save_state(States(elsewhere, 1), program, state)
-            except Exception as error:  # of the file system, whatever it is called
-                shutil.rmtree(elsewhere, ignore_errors=True)
-                tell(f"nor in {elsewhere.parent}: {reason(error)}; waiting for room in either")
+                in_all(lambda: self._save_elsewhere(program, state), OSError)
+            except OSError as error:
+                tell(f"nor in {tempfile.gettempdir()}: {reason(error)}; waiting for room in either")
                 time.sleep(RETRY_SECONDS)
                 self.save_checkpoint(program, state)
             else:
-                tell(f"the run is saved in {elsewhere} instead")
-                self.folder, self._trouble = elsewhere, ""
+                tell(f"the run is saved in {self.folder} instead")
+                self._owed, self._trouble = False, ""
+
+    def _save_elsewhere(self, program: Program, state: RunnerState) -> None:
+        """Writes the run to a temporary folder, which is its `folder` from then on.
+
+        Raises:
+          OSError: there is no room either.
+        """
+        if not is_main():
+            return
+        elsewhere = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}_"))
+        try:
+            self._describe(elsewhere)
+            for seed, curve in zip(self._seeds, self._curves, strict=True):
+                curve.copy_to(elsewhere / f"{seed}_metrics.jsonl")
+            if jax.process_count() == 1:
+                self._save_state(States(elsewhere, 1), program, state)
+            else:
+                save_learner(LearnerCheckpoints(elsewhere, 1), self.updates, program, state)
+        except Exception as error:  # of the file system, whatever it is called
+            shutil.rmtree(elsewhere, ignore_errors=True)
+            raise OSError(reason(error)) from error
+        self.folder = elsewhere
 
     def _save_state(self, states: States, program: Program, state: RunnerState) -> None:
         states.save(self.updates, self._config["CHECKPOINT_KIND"], program, state)
 
     @contextmanager
     def _outliving_the_disk(self) -> Iterator[None]:
-        """In a run of one process, tells once of what fails, and notes that it is owed."""
+        """Tells once of what fails there, and notes when to try again."""
         try:
             yield
-        except Exception as error:  # Orbax's errors of a full disk have many names
-            if jax.process_count() > 1:
-                raise
+        except (ConfigError, OSError) as error:
             if not self._trouble:
                 tell(
                     f"can't write to {self.folder}: {reason(error)}; the run goes on in memory and"

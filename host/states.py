@@ -41,6 +41,18 @@ class States:
         kind = self._full if self._full.newest() == newest else self._learner
         return kind.root / str(newest)
 
+    def has_place(self) -> bool:
+        """Whether there is a folder for full checkpoints, which somebody may have removed."""
+        return self._full.root.exists()
+
+    def make_place(self) -> None:
+        """Makes that folder.
+
+        Raises:
+          OSError: it can't be made.
+        """
+        self._full.root.mkdir(parents=True, exist_ok=True)
+
     def reload(self) -> None:
         """Looks anew at what is there, after somebody or an error changed it."""
         self._full.reload()
@@ -65,14 +77,11 @@ class States:
         Raises:
           OSError: it can't be written.
         """
-        if not self._full.root.exists():
-            self.reload()
         if kind == "full":
             self._full.save(updates, program.join(state))
         elif is_main():
-            train_state = program.train_state(state)
-            opt_state = train_state.opt_state if kind == "learner" else None
-            self._learner.save(updates, learnt(train_state), opt_state)
+            with_optimizer = kind == "learner"
+            save_learner(self._learner, updates, program, state, with_optimizer)
 
     def restore(self, updates: int, program: Program) -> RunnerState:
         """The state after so many updates; with fresh episodes from a learner-only checkpoint.
@@ -102,6 +111,23 @@ class Learnt(NamedTuple):
     params: Any
     normalizer: dict[str, Moments]
     extra: Any
+
+
+def save_learner(
+    checkpoints: LearnerCheckpoints,
+    updates: int,
+    program: Program,
+    state: RunnerState,
+    with_optimizer: bool = True,
+) -> None:
+    """Writes what was learnt after so many updates, from one process.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    train_state = program.train_state(state)
+    opt_state = train_state.opt_state if with_optimizer else None
+    checkpoints.save(updates, learnt(train_state), opt_state)
 
 
 def learnt(train_state: TrainState) -> Learnt:

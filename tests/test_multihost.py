@@ -1,6 +1,7 @@
 """Several processes on this machine as one run: real ones, joined by JAX's distributed runtime."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -54,13 +55,13 @@ def start(devices, *settings, **environment):
     )
 
 
-def start_two(*settings, of_each=((), ())):
+def start_two(*settings, of_each=((), ()), **environment):
     """Two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     common = (*settings, f"COORDINATOR=localhost:{port}", "NUM_PROCESSES=2")
-    return [start(2, *common, f"PROCESS_ID={i}", *of_each[i]) for i in range(2)]
+    return [start(2, *common, f"PROCESS_ID={i}", *of_each[i], **environment) for i in range(2)]
 
 
 def finish(*processes, timeout=300):
@@ -146,6 +147,22 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     assert statuses == [0], outputs
     assert "going on after update" in outputs[0]
     assert_same_results(one_process, tmp_path)
+
+
+def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    processes = start_two(f"RESULTS_DIR={tmp_path / 'runs'}", TMPDIR=str(temporary))
+    wait_for_checkpoint(tmp_path / "runs", processes)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    statuses, outputs = finish(*processes)
+    assert statuses == [0, 0], outputs
+    (elsewhere,) = temporary.glob(f"{SETTINGS['ENV_NAME']}_*")
+    assert outputs[0].count("File too large; the run goes on in memory") == 1
+    assert f"the run is saved in {elsewhere} instead" in outputs[0]
+    assert_same_results(one_process, temporary)
+    (checkpoint,) = (elsewhere / "learner").iterdir()
+    assert checkpoint.name == str(UPDATES)
 
 
 FAKE_SRUN = """#!/usr/bin/env bash
@@ -314,6 +331,12 @@ def test_a_process_alone_agrees_with_itself():
 
     with pytest.raises(ConfigError, match="no"):
         in_all(fail)
+
+    def fill():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        in_all(fill, OSError)
 
 
 def test_a_folder_that_a_process_does_not_see_is_named(tmp_path):

@@ -196,11 +196,19 @@ def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", resume)
     with pytest.raises(SystemExit) as exit:
         main({"ENV_NAME": "MemoryChain-bsuite"})
-    assert exit.value.code.startswith("error: RESUME: the environment is corridor.py:Corridor")
-    assert "ENV_NAME=corridor.py:Corridor" in exit.value.code
+    where = Path("corridor.py").resolve()
+    assert exit.value.code.startswith(f"error: RESUME: the environment is {where}:Corridor")
+    assert exit.value.code.endswith(f"add ENV_NAME={where}:Corridor")
     monkeypatch.setattr(sys, "argv", [*resume, "ENV_NAME=corridor.py:Other"])
     with pytest.raises(SystemExit, match="RESUME: ENV_NAME can't change; the run has ENV_NAME = "):
         main({})
+    Path("elsewhere").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir("elsewhere")
+        patch.setattr(sys, "argv", [resume[0], "RESUME=../runs/Corridor", f"ENV_NAME={name}"])
+        with pytest.raises(SystemExit) as exit:
+            main({})
+    assert exit.value.code.endswith(f"the run's was {where}: add ENV_NAME={where}:Corridor")
     assert not Path("ran").exists()
 
     Path("moved").mkdir()
