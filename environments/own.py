@@ -79,8 +79,8 @@ def named_by_user(saved: str, given: str | None, argument: str) -> str:
       argument: how to name it, with `{}` where the name goes.
 
     Raises:
-      ConfigError: it is a file that the user didn't name, or that isn't there, or they named another
-        environment.
+      ConfigError: it is a file that the user didn't name, or one that isn't there, or they named
+        another environment.
     """
     if given is None:
         if is_own(saved):
