@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from config import Keys, check_config, num_updates
+from config import check_config, num_updates
 from environments import make_env
+from keys import Keys
 from normalization import Moments, init_normalizer
 from reductions import mean_over_devices, sum_over_devices
 from rollout import (

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 import learning
-from config import Key, piece, with_shared
+from config import piece
 from heads import LAST_LAYER
+from keys import Key, with_shared
 from learning import (
     Algorithm,
     Minibatch,

@@ -1,8 +1,8 @@
-"""Trials of several episodes: what the agent sees of the end of one before the next begins.
+"""Trials of several episodes: what the agent sees of the end of one, and what it keeps of it.
 
 An environment that resets itself shows the next episode's first observation in the step in which
 one ends; where the agent was when the reward came it has to infer. `EPISODE_END` says what else it
-sees.
+sees, and without `TRIAL_MEMORY` it starts every episode with nothing.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,14 @@ import numpy as np
 
 from spaces import mask_size
 from wrappers import SingleEnvironment, Wrapper
+
+
+class ForgottenEpisodes(Wrapper):
+    """Trials in which every episode's end empties the memory, as if it were the trial's."""
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._env.step(keys, state, action)
+        return obs, state, reward, done, {k: v for k, v in info.items() if k != "memory_boundary"}
 
 
 class EndBeside(Wrapper):

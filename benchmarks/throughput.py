@@ -186,11 +186,11 @@ def environment_rates(config: dict[str, Any]) -> dict[str, float]:
         progress(f"the environment with RESET_STRATEGY={strategy}")
         try:
             checked = PPO.check({**config, "RESET_STRATEGY": strategy})
+            seconds = environment_seconds(checked)
         except ConfigError as error:
             progress(f"  left out: {error}")
             continue
-        steps = config["NUM_ENVS"] * config["NUM_STEPS"]
-        rates[f"env_sps_{strategy}"] = steps / environment_seconds(checked)
+        rates[f"env_sps_{strategy}"] = config["NUM_ENVS"] * config["NUM_STEPS"] / seconds
     return rates
 
 

@@ -20,7 +20,7 @@ from environments.checks import check_environment
 from environments.own import file_and_class, is_own, located, make_own, named_by_user
 from resets import AutoReset, BatchedReset, OptimisticReset, WorldPool
 from spaces import Box, Discrete, MultiDiscrete
-from trials import EndBeside, ShownEnd
+from trials import EndBeside, ForgottenEpisodes, ShownEnd
 from wrappers import AgentRows, LogEpisodes, PreviousActionReward, SingleEnvironment, Wrapper
 
 __all__ = [
@@ -43,7 +43,7 @@ def make_env(config: dict[str, Any], num_envs: int):
 
     Args:
       config: of it `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `EPISODE_END`,
-        `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO` are used.
+        `TRIAL_MEMORY`, `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO` are used.
       num_envs: how many environments run here: NUM_ENVS, or one device's share.
 
     Returns:
@@ -63,9 +63,11 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     if config["BOOTSTRAP_TRUNCATED"] is not None:
         single.can_truncate = config["BOOTSTRAP_TRUNCATED"]
     of_trials = single.episodes_per_trial > 1
-    if of_trials and config["EPISODE_END"] == "step":
+    if of_trials and config["EPISODE_END"] == "step" and config["TRIAL_MEMORY"]:
         single = ShownEnd(single)
     env: Wrapper = LogEpisodes(with_resets(single, config, num_envs))
+    if of_trials and not config["TRIAL_MEMORY"]:
+        env = ForgottenEpisodes(env)
     if of_trials and config["EPISODE_END"] == "beside":
         env = EndBeside(env)
     if env.num_agents is not None:

@@ -14,14 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from config import (
-    LAUNCH_KEYS,
-    ConfigError,
-    check_values,
-    defaults,
-    num_updates,
-    read_overrides,
-)
+from config import ConfigError, check_values, num_updates, read_overrides
 from environments import is_own, located
 from host.capacity import check_capacity
 from host.failures import RunError, explained
@@ -35,6 +28,7 @@ from host.results_files import save_results
 from host.run_config import resumed_config
 from host.signals import StopOnSignal
 from host.streams import lasting_output
+from keys import LAUNCH_KEYS, defaults
 from learning import Algorithm, RunnerState, TrainState
 from rollout import Metrics
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config import GROUPS, LAUNCH_KEYS, Keys
+from keys import GROUPS, LAUNCH_KEYS, Keys
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "keys.md"
 MARKER = "<!-- keys -->\n"
@@ -52,7 +52,7 @@ def keys_page(introduction: str) -> str:
     """docs/keys.md: what stands before the marker, and a table for each group of keys."""
     import train_PPO_trXL
     import train_PPO_trXL_pmap
-    from config import defaults
+    from keys import defaults
     from trainer_PPO_trXL import PPO
 
     columns = {

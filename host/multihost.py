@@ -35,7 +35,7 @@ def connect(launch: dict[str, Any]) -> None:
     """Joins this process to the others of its run, if there are others.
 
     Args:
-      launch: checked values of `config.LAUNCH_KEYS`; without COORDINATOR a SLURM step of several
+      launch: checked values of `keys.LAUNCH_KEYS`; without COORDINATOR a SLURM step of several
         tasks is recognised.
 
     Raises:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import read_study
-from config import LAUNCH_KEYS, ConfigError, read_overrides
+from config import ConfigError, read_overrides
 from evaluate_PPO_trXL import OPTIONS
 from host.help import PAGE, keys_page
+from keys import LAUNCH_KEYS
 from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
 import evaluate_PPO_trXL as evaluate
 from config import ConfigError
 from environments import Discrete, make_env
-from host import film, report
+from host import episodes, film, report
 from host.results_files import save_seed
 from learning import init_params
 from network import make_network
@@ -74,7 +74,7 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
 
 
 def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
-    monkeypatch.setattr(evaluate, "MOST_ENVIRONMENTS", 8)
+    monkeypatch.setattr(episodes, "MOST_ENVIRONMENTS", 8)
     results = evaluate.play(evaluate.load_agent(folder), 24, jax.random.key(0))
     assert results["returned_episode_returns"].shape == (24,)
     np.testing.assert_array_equal(results["returned_episode_lengths"], 5 - 1)

@@ -15,7 +15,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 from support import QUICK, main, whole_checkpoints
 
-from config import LAUNCH_KEYS, ConfigError, check_values
+from config import ConfigError, check_values
 from host import experiment
 from host.multihost import (
     TRY_AGAIN,
@@ -25,6 +25,7 @@ from host.multihost import (
     gather_texts,
     in_all,
 )
+from keys import LAUNCH_KEYS
 
 pytestmark = pytest.mark.slow
 

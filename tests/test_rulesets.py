@@ -8,6 +8,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support import QUICK, run
 
 import evaluate_PPO_trXL as evaluate
@@ -177,7 +178,8 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
     run({**config, "RESULTS_DIR": str(tmp_path / "runs")})
     folder, plot = tmp_path / "runs" / "XLand-MiniGrid-R1-9x9", tmp_path / "trials.png"
     capsys.readouterr()
-    arguments = [str(folder), "EPISODES=8", f"PLOT={plot}"]
+    film = plot.with_suffix(".gif")
+    arguments = [str(folder), "EPISODES=8", f"PLOT={plot}", f"GIF={film}", "TRIAL_MEMORY=False"]
     monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", *arguments])
     played = []
     play = evaluate.play
@@ -195,6 +197,10 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
         (line,) = [x for x in lines[start : start + 6] if x.startswith("trial_return/episode_2: ")]
         assert re.search(r"mean .* median .*, 20th percentile ", line)
     assert plot.read_bytes().startswith(b"\x89PNG")
+    assert not any(agent.config["TRIAL_MEMORY"] for agent in played)
+    assert re.fullmatch(rf"a trial with return \d.\d is in {film}", lines[-1])
+    with Image.open(film) as gif:
+        assert gif.n_frames == 10  # two episodes that a time limit of 5 steps ended
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,24 @@ def test_a_step_of_its_own_shows_the_end_and_changes_nothing_else():
     assert (left == 0).sum() == ends[:-1].sum()
 
 
+@pytest.mark.parametrize("episode_end", ["hidden", "beside", "step"])
+def test_without_a_trials_memory_nothing_outlasts_an_episode(episode_end):
+    played = play(episode_end, TRIAL_MEMORY=False, PREV_ACTION_REWARD=True)
+    kept = play(episode_end, PREV_ACTION_REWARD=True)
+    assert played["obs"].shape == kept["obs"].shape
+    assert "memory_boundary" not in played
+    done = played["done"]
+    assert done.sum() > 50
+    action, reward = played["next"][..., :2], played["next"][..., -1]
+    assert not action[done].any()
+    assert not reward[done].any()
+    assert (action[~done].sum(axis=-1) == 1).all()
+    if episode_end == "beside":
+        assert not played["next"][..., 5:-1].any()
+    else:
+        np.testing.assert_array_equal(np.diff(played["next"][..., 2], axis=0)[done[1:]] % 3, 1)
+
+
 def test_without_trials_nothing_is_shown():
     chain = {**SMALL, "ENV_NAME": "MemoryChain-bsuite"}
     sizes = {

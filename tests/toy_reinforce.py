@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from config import Key, with_shared
+from keys import Key, with_shared
 from learning import (
     Algorithm,
     Minibatch,

@@ -1,0 +1,135 @@
+"""A saved agent, for a loop of one's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algorithms import resolve_algorithm
+from config import ConfigError
+from environments import make_env, named_by_user
+from learning import Algorithm, init_params
+from normalization import init_normalizer, network_input, restored_normalizer
+from policies import sample_each, sample_uniformly
+from results import load_results
+from rollout import empty_memory, network_actor
+from spaces import obs_space
+
+ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
+
+
+class AgentMemory(NamedTuple):
+    """The keys and values of the last steps, and how many of them are of the running episode."""
+
+    caches: Any
+    t: jax.Array  # () int32, the slot that the next step writes
+    reach: jax.Array  # (B,) int32
+
+
+class Agent(NamedTuple):
+    """A trained agent for a loop of one's own; both functions are jitted.
+
+    initial_memory(batch) -> memory of `batch` environments, empty.
+
+    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
+    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
+    in the step before, so that the observation is a new episode's first and the memory is to be
+    emptied.
+
+    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
+    every episode.
+    """
+
+    initial_memory: Callable
+    act: Callable
+    config: dict[str, Any]
+
+
+def load_agent(
+    folder: str | Path,
+    seed: int = 0,
+    greedy: bool = False,
+    algorithm: Algorithm | None = None,
+    environment: str | None = None,
+) -> Agent:
+    """The agent that a run saved.
+
+    Args:
+      folder: of the run.
+      seed: of the agent.
+      greedy: takes the most probable action instead of sampling one.
+      algorithm: that trained it; None: the one of this repository that the run names.
+      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
+        be a stranger's, so that no file is run that is not named here.
+
+    Raises:
+      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
+        environment is a file that `environment` doesn't name.
+    """
+    config, params = read_agent(folder, seed)
+    algorithm = resolve_algorithm(config.pop("ALGORITHM", "PPO"), algorithm)
+    config = algorithm.check(config)
+    config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
+    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    env = make_env(config, 1)
+    network = algorithm.make_network(config, env.action_space, obs_space(env))
+    actor = network_actor(network)
+    window_mem = config["WINDOW_MEM"]
+    normalizer = restored_normalizer(params.pop("normalizer", {}))
+
+    def fresh() -> Any:
+        fresh_params = init_params(config, network, env.obs_size, jax.random.key(0))
+        acting = algorithm.acting_params(algorithm.init(config, fresh_params))
+        return acting, init_normalizer(config, env)
+
+    expected = jax.eval_shape(fresh)
+    if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
+        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
+    if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params)):
+        raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
+
+    def initial_memory(batch: int) -> AgentMemory:
+        hidden, reach = empty_memory(config, batch)
+        return AgentMemory(actor.start(params, hidden), jnp.int32(0), reach)
+
+    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        reach = jnp.where(done, 0, memory.reach)
+        policy, _, caches, _ = actor.act(
+            params, network_input(normalizer, obs), memory.caches, memory.t, reach
+        )
+        keys = jax.random.split(key, len(obs))
+        action = policy.mode() if greedy else sample_each(policy, keys)
+        t = (memory.t + 1) % (window_mem + 1)
+        return action, AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+
+    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config)
+
+
+def read_agent(folder: str | Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the parameters of a seed, as they were saved.
+
+    Raises:
+      ConfigError: there are none, or they are broken.
+    """
+    try:
+        config, params = (
+            load_results(Path(folder) / f"{seed}_{name}.npy") for name in ("config", "params")
+        )
+    except OSError as error:
+        raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return config, params
+
+
+def random_agent(agent: Agent) -> Agent:
+    """An agent for the same environment that takes every legal action with equal probability."""
+    action_space = make_env(agent.config, 1).action_space
+
+    def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return sample_uniformly(action_space, obs, jax.random.split(key, len(obs))), memory
+
+    return Agent(lambda batch: (), act, agent.config)
