@@ -45,6 +45,7 @@ OF_A_TRIAL: dict[str, Any] = {
     "episodes_per_trial": 10,
     "held_out": 0.0,
     "split": "train",
+    "show_episode": False,
 }
 
 SPLITS = ("train", "held_out")
@@ -59,7 +60,8 @@ def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """A MiniGrid task, or trials of XLand-MiniGrid.
 
     ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`; of a trial `benchmark`, the name of one
-    of xminigrid's benchmarks or the path of a file like theirs, `episodes_per_trial` (10), and
+    of xminigrid's benchmarks or the path of a file like theirs, `episodes_per_trial` (10),
+    `show_episode` (False), whether the observation has the episode's number in its trial, and
     `held_out` (0.0), the share of the rulesets that is kept for evaluation: `split` is "train", for
     the others, or "held_out".
 
@@ -147,6 +149,7 @@ class Trials(Task):
         self.episodes_per_trial = chosen["episodes_per_trial"]
         if type(self.episodes_per_trial) is not int or self.episodes_per_trial < 1:
             raise ConfigError("ENV_KWARGS: episodes_per_trial must be a whole number from 1 on")
+        self._shows = bool(chosen["show_episode"])
         rulesets = load_rulesets(name, chosen["benchmark"])
         self._rulesets = split_rulesets(rulesets, chosen["held_out"], chosen["split"])
         super().__init__(name, env_kwargs)
@@ -169,6 +172,7 @@ class Trials(Task):
         obs, timestep, reward, terminated, truncated, info = self._step(
             params, state.timestep, action
         )
+        obs = self._with_episode(obs, state.episode)
         # The reward comes with the end alone, so it is the episode's return.
         for episode in range(self.episodes_per_trial):
             info[self._metric(episode)] = jnp.where(state.episode == episode, reward, jnp.nan)
@@ -184,7 +188,12 @@ class Trials(Task):
 
     def _start(self, key: jax.Array, ruleset: Any, episode: jax.Array):
         timestep = self._env.reset(self._params.replace(ruleset=ruleset), key)
-        return self._observe(timestep), Trial(ruleset, episode, timestep)
+        obs = self._with_episode(self._observe(timestep), episode)
+        return obs, Trial(ruleset, episode, timestep)
+
+    def _with_episode(self, obs: jax.Array, episode: jax.Array) -> jax.Array:
+        shown = [jax.nn.one_hot(episode, self.episodes_per_trial)] if self._shows else []
+        return jnp.concatenate([obs, *shown])
 
     def _observe(self, timestep: Any) -> jax.Array:
         return flatten_obs([super()._observe(timestep), timestep.first()])

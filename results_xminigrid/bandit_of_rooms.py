@@ -12,10 +12,10 @@ from environments import Discrete, SingleEnvironment
 class BanditOfRooms(SingleEnvironment):
     """A hall with doors to several rooms, some steps away; an episode ends in a room.
 
-    Behind the first door there is always the same part of a point. Behind one of the others, the same one in
-    all episodes of a trial, there is a whole point, behind the rest nothing. To try one of them in
-    a single episode is worth 1 / (rooms - 1), less than what is sure; an agent that gathers over a
-    trial tries them one after the other and goes back to where the point was.
+    Behind the first door there is always the same part of a point. Behind one of the others, the
+    same one in all episodes of a trial, there is a whole point, behind the rest nothing. To try one
+    of them in a single episode is worth 1 / (rooms - 1), less than what is sure; an agent that
+    gathers over a trial tries them one after the other and goes back to where the point was.
 
     The action is a door, and behind the door any. The observation says where the agent stands.
 
