@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from keys import NETWORKS, Key, Keys
+from keys import MEMORIES, NETWORKS, Key, Keys
 
 SETTINGS = Path(__file__).resolve().parent / "settings"
 """Files of KEY=VALUE words that are known to work, one for each task."""
@@ -40,6 +40,7 @@ def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> di
       ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
     checked = check_values(config, keys)
+    checked |= MEMORIES[checked["MEMORY"]]
     _check_sizes(checked, num_devices)
     return checked
 

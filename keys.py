@@ -123,13 +123,20 @@ SHARED_KEYS = {
         "of the hidden layers of HEADS=mlp: `relu` or `tanh`",
         choices=("relu", "tanh"),
     ),
+    "MEMORY": network(
+        "transformer",
+        "`transformer`; `gru`, of as many layers; `none`: actor and critic on the encoder alone",
+        choices=("transformer", "gru", "none"),
+    ),
     "EMBED_SIZE": network(256, "width of the transformer's stream, even", low=1),
     "qkv_features": network(256, "width of queries, keys and values, all heads together", low=1),
     "num_heads": network(8, "attention heads, divides `qkv_features`", low=1),
-    "num_layers": network(2, "transformer layers", low=1),
+    "num_layers": network(2, "layers that remember; MEMORY=none has 0", low=0),
     "hidden_layers": network(256, "width of the actor's and the critic's hidden layers", low=1),
     "WINDOW_MEM": network(
-        128, "steps that attention reaches back in each layer, 0 for none", low=0
+        128,
+        "steps that attention reaches back in each layer, 0 for none; MEMORY=gru has 1, its carry",
+        low=0,
     ),
     "WINDOW_GRAD": network(
         64, "steps that a gradient flows through, divides `NUM_STEPS`", low=1, resumable=True
@@ -185,6 +192,13 @@ NETWORKS = {
     "wide": {"ENCODER": "features", "SKIP": True, "HEADS": "residual"},
 }
 """What stands around the transformer, by the value of NETWORK."""
+
+MEMORIES = {
+    "transformer": {},
+    "gru": {"WINDOW_MEM": 1},
+    "none": {"WINDOW_MEM": 0, "num_layers": 0},
+}
+"""What is kept of the steps before, by the value of MEMORY, whatever else a config asks for."""
 
 LAUNCH_KEYS = {
     "COORDINATOR": Key(

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from config import piece
 from encoders import FeatureEncoder, LinearEncoder
+from gru import GRULayer
 from heads import Head, ResidualHead
 from policies import make_policy
 from spaces import ActionSpace, Box, Obs, ObsSpace
-from transformerXL import LayerCache, TransformerXL, TransformerXLLayer
+from transformerXL import TransformerXL, TransformerXLLayer
 
 
 class ActorCriticTransformer(nn.Module):
@@ -41,11 +42,11 @@ class ActorCriticTransformer(nn.Module):
             self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
         )
 
-    def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
-        """Projects the memory (B, M, L, E) to the keys and values that `step` needs."""
+    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
+        """Makes of the memory (B, M, L, E) what `step` needs, say keys and values."""
         return self.transformer.start_rollout(memory)
 
-    def step(self, obs: Obs, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
         """One step of a rollout.
 
         Args:
@@ -85,18 +86,26 @@ def make_network(
     space: ObsSpace,
     layer: type = TransformerXLLayer,
 ) -> ActorCriticTransformer:
-    """The network of a checked config; `layer` may be another class with the same interface."""
+    """The network of a checked config.
+
+    Args:
+      layer: of MEMORY=transformer, this one or another class with the same interface.
+    """
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])
     width = config["EMBED_SIZE"]
-    make_layer = partial(
-        layer,
-        embed_size=width,
-        num_heads=config["num_heads"],
-        qkv_features=config["qkv_features"],
-        window_mem=config["WINDOW_MEM"],
-        gating=config["gating"],
-        gating_bias=config["gating_bias"],
-        dtype=dtype,
+    make_layer = (
+        partial(GRULayer, width, dtype)
+        if config["MEMORY"] == "gru"
+        else partial(
+            layer,
+            embed_size=width,
+            num_heads=config["num_heads"],
+            qkv_features=config["qkv_features"],
+            window_mem=config["WINDOW_MEM"],
+            gating=config["gating"],
+            gating_bias=config["gating_bias"],
+            dtype=dtype,
+        )
     )
     linear = piece(config, "ENCODER") == "linear"
     make_encoder = (

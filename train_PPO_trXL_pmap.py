@@ -48,6 +48,7 @@ config = {
     "ADVANTAGE_FLOOR": 0.0,  # least deviation to divide advantages by, in returns
     "qkv_features": 256,  # width of queries, keys and values, all heads together
     "hidden_layers": 256,  # width of the actor's and the critic's layers
+    "MEMORY": "transformer",  # or gru, or none, to compare with
     "NETWORK": "published",  # around the transformer: published, or wide
     "ENCODER": None,  # linear or features; None: by NETWORK
     "SKIP": None,  # whether actor and critic read the encoder's features too; None: by NETWORK

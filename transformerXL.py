@@ -162,6 +162,10 @@ class TransformerXLLayer(nn.Module):
         attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 
+    def kept(self, x: jax.Array, cache: LayerCache) -> jax.Array:
+        """What the memory keeps of a step, its input: x and the cache after it -> (B, E)."""
+        return x
+
     def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
 
@@ -246,7 +250,7 @@ def heads_first(x: jax.Array) -> jax.Array:
 
 
 class TransformerXL(nn.Module):
-    """Encoder and L layers, no activation or norm after either.
+    """Encoder and L layers, no activation or norm after either; without layers the encoder alone.
 
     With `embeds` a dense layer takes the encoder's features to the stream; else they are it. With
     `skip` the output has the features in front of the last layer's: F + E numbers in place of E.
@@ -255,7 +259,7 @@ class TransformerXL(nn.Module):
     num_layers: int
     embed_size: int
     make_encoder: Callable[[], Any]
-    make_layer: Callable[[], TransformerXLLayer]
+    make_layer: Callable[[], Any]
     embeds: bool = False
     skip: bool = False
     dtype: Any = jnp.float32
@@ -266,24 +270,25 @@ class TransformerXL(nn.Module):
             self.embedding = Dense(self.embed_size, dtype=self.dtype)
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
-    def start_rollout(self, memory: jax.Array) -> tuple[LayerCache, ...]:
+    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
         """memory: (B, M, L, E) hidden states, oldest first -> one cache per layer."""
         return tuple(
             layer.start_rollout(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
-    def step(self, obs: Obs, caches: tuple[LayerCache, ...], t: jax.Array, reach: jax.Array):
+    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
         """obs (B, obs_size), t (), reach (B,) -> output (B, E or F+E), caches, hidden (B, L, E).
 
-        `hidden` is what each layer saw as its input: what the memory keeps of this step.
+        `hidden` is what the memory keeps of this step: of a transformer's layer its input.
         """
         features, x = self._encode(obs)
-        hidden, new_caches = [], []
+        hidden, new_caches = [jnp.zeros((len(x), 0, self.embed_size))], []
         for layer, cache in zip(self.layers, caches, strict=True):
-            hidden.append(x)
-            x, cache = layer.step(x, cache, t, reach)
+            output, cache = layer.step(x, cache, t, reach)
+            hidden.append(layer.kept(x, cache)[:, None])
             new_caches.append(cache)
-        return self._output(features, x), tuple(new_caches), jnp.stack(hidden, axis=1)
+            x = output
+        return self._output(features, x), tuple(new_caches), jnp.concatenate(hidden, axis=1)
 
     def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
         """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> (B, T, E or F+E)."""

@@ -164,6 +164,8 @@ def flops_per_step(config: dict[str, Any], obs_size: int, outputs: int) -> float
     gates = 2 * 6 * width**2 if config["gating"] else 0
     attention = 3 * (memory + 1) * heads  # content, position, values
     layer = query_and_output + key_and_value + attention + 2 * width**2 + gates
+    if config["MEMORY"] == "gru":
+        layer, key_and_value, memory = 6 * width**2, 0, -1
     actor_and_critic = 2 * (width + hidden) * hidden + hidden * (outputs + 1)
     token = layers * layer + actor_and_critic
 

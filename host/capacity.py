@@ -58,6 +58,8 @@ def least_needs(config: dict[str, Any], num_devices: int) -> list[Need]:
     rows = seeds * config["NUM_ENVS"] // num_devices
     hidden = config["hidden_layers"]
     of_a_layer = width * (4 * qkv + 14 * width)
+    if config["MEMORY"] == "gru":
+        qkv, of_a_layer = 0, 6 * width**2
     parameters = seeds * (layers * of_a_layer + 2 * hidden * (width + hidden))
     epochs = config.get("UPDATE_EPOCHS", 1)
     return [

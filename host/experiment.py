@@ -213,7 +213,8 @@ def train(
     # can still take signals.
     worker = ThreadPoolExecutor(1)
     total = num_updates(config)
-    say(f"{config['ENV_NAME']}, {total} updates, to {record.folder}")
+    parameters = f"{program.num_parameters():,} parameters"
+    say(f"{config['ENV_NAME']}, {parameters}, {total} updates, to {record.folder}")
     say(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
     state = worker.submit(record.first_state, program).result()

@@ -74,6 +74,11 @@ class Program:
             keys = jnp.vectorize(jax.random.fold_in)(keys, stream)
         return jax.block_until_ready(self._init(keys, self._start))
 
+    def num_parameters(self) -> int:
+        """Of one seed's network."""
+        params = self.joined_shapes().train_state.params
+        return sum(x.size for x in jax.tree.leaves(params)) // len(self.seeds)
+
     def environment_bytes(self) -> int:
         """What the environments' states take on one device."""
         state = jax.eval_shape(self._init, self._keys, self._start).rollout_state

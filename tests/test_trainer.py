@@ -10,68 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import SMALL, random_params
+from support import SMALL
+from two_forms import CHAIN, GRIDDED, largest_ratio_error, setup, two_rollouts
 
 import trainer_PPO_trXL as trainer
 import transformerXL
-from environments import make_env
 from learning import collect, episode_metrics, learning_rate, make_init_and_update
-from network import make_network
 from rollout import Rollout, Transition, empty_memory
 from spaces import obs_space, restore_obs
 from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Episodes of four steps: several end inside every window of the rollout.
-CHAIN = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
-
-
-def setup(config):
-    """A checked config, its environment and network, and a first state with random parameters."""
-    config = PPO.check(config)
-    env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space, obs_space(env))
-    init, _ = make_init_and_update(config, PPO)
-    state = jax.jit(init)(jax.random.key(0))
-    params = random_params(state.train_state.params)
-    state = state._replace(train_state=state.train_state._replace(params=params))
-    return config, env, network, state
-
-
-WIDE = {"NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True}
-GRIDDED = {
-    **SMALL,
-    **WIDE,
-    "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Gridded",
-    "PREV_ACTION_REWARD": True,
-}
-
 
 @pytest.fixture(scope="module", params=[CHAIN, GRIDDED], ids=["published", "wide"])
 def chain(request):
-    """Two rollouts, one after the other, with the same random parameters."""
-    config, env, network, state = setup(request.param)
-    roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
-    state_1, first = roll(state)
-    _, second = roll(state_1)
-    return config, network, state, (first, second)
-
-
-def largest_ratio_error(chain):
-    """max |ratio - 1| of the first minibatch of the second update, before any gradient step."""
-    config, network, state, (_, second) = chain
-    assert second.trajectory.done.sum() > 3 * config["NUM_ENVS"]
-    zeros = jnp.zeros_like(second.trajectory.extras)
-    batch = trainer.make_batch(config, second, zeros)
-    batch = jax.tree.map(lambda x: x[: len(x) // config["NUM_MINIBATCHES"]], batch)
-    policy, value = network.apply(
-        state.train_state.params,
-        *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
-        method="window",
-    )
-    ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
-    return max(float(jnp.abs(ratio - 1).max()), float(jnp.abs(value - batch.value).max()))
+    return two_rollouts(request.param)
 
 
 def test_the_ratio_is_one_before_the_first_gradient_step(chain):
