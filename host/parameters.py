@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from config import ConfigError
+from config import ConfigError, shortened
 from learning import Algorithm, Start, TrainState
 from normalization import restored_normalizer
 from results import load_results
@@ -27,7 +27,11 @@ def read_start(folder: Path, seeds: list[int]) -> list[Start]:
     Raises:
       ConfigError: there are none, or none of a seed among several, or they are broken.
     """
-    paths = {int(path.name.split("_")[0]): path for path in folder.glob("[0-9]*_params.npy")}
+    try:
+        found = list(folder.glob("[0-9]*_params.npy"))
+    except OSError as error:  # a name too long for one, say
+        raise ConfigError(f"PARAMS: {shortened(str(folder))}: {error.strerror}") from error
+    paths = {int(path.name.split("_")[0]): path for path in found}
     if not paths:
         raise ConfigError(f"PARAMS: there is no <seed>_params.npy in {folder}")
     if len(paths) == 1:

@@ -1,0 +1,208 @@
+"""POPGym's tasks beside the original, with what is drawn at random taken from it."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from support import QUICK, run
+
+from config import ConfigError
+from environments import make_env, popgym, resolve_name
+from environments.popgym_boards import ship_places
+from trainer_PPO_trXL import PPO
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the labyrinths' own, and of old imports
+    import popgym as original
+    from popgym.wrappers import Antialias, PreviousAction
+
+ACTIONS = 1000
+
+
+def make_original(name):
+    (found,) = (env for env in original.envs.ALL if env.__name__ == name)
+    env = found()
+    if hasattr(env, "noise_sigma"):
+        env.noise_sigma = np.zeros_like(env.noise_sigma)
+    return env
+
+
+def start(theirs, rng):
+    """A new episode of the original, and the same state for ours."""
+    theirs.reset(seed=int(rng.integers(2**31)))
+    name = type(theirs).__name__
+    ours = {"steps": 0}
+    if name.startswith(("RepeatFirst", "RepeatPrevious", "Autoencode")):
+        return {"cards": theirs.deck.suits_idx[theirs.deck.idx][::-1], "dealt": 1}
+    if name.startswith("HigherLower"):
+        return {"cards": theirs.deck.ranks_idx[theirs.deck.idx][::-1], "dealt": 1}
+    if name.startswith("CountRecall"):
+        decks = {"cards": theirs.value_deck, "queries": theirs.query_deck}
+        orders = {key: theirs.deck_idx_type[deck.idx][::-1] for key, deck in decks.items()}
+        return {**orders, "dealt": 1}
+    if name.startswith("Concentration"):
+        number = len(theirs.state)
+        return {**ours, "cards": theirs.state, "up": np.zeros(number, bool), "turned": number}
+    if name.startswith("Battleship"):
+        board = theirs.board.astype(bool)
+        return {**ours, "board": board, "shot": np.zeros_like(board)}
+    if name.startswith("MineSweeper"):
+        mine = theirs.hidden_grid == 1
+        return {**ours, "mine": mine, "viewed": np.zeros_like(mine)}
+    if name.startswith("MultiarmedBandit"):
+        theirs.bandits[:] = theirs.bandits < 0.5  # who pays always, and who never
+        return {**ours, "chances": theirs.bandits.copy()}
+    return {**ours, "physics": None}
+
+
+def physics_of(theirs, like):
+    """What CartPole's or Pendulum's state is as Gymnax's."""
+    names = ("x", "x_dot", "theta", "theta_dot")[-len(theirs.state) :]
+    return like.replace(**{k: np.float32(v) for k, v in zip(names, theirs.state, strict=True)})
+
+
+def flat(space, value):
+    """An observation of Gymnasium's as ours."""
+    if isinstance(space, spaces.Discrete):
+        return np.eye(space.n)[int(value)]
+    if isinstance(space, spaces.MultiDiscrete):
+        each = zip(space.nvec.reshape(-1), np.reshape(value, -1), strict=True)
+        return np.concatenate([np.eye(int(n))[int(x)] for n, x in each])
+    if isinstance(space, spaces.Tuple):
+        return np.concatenate([flat(s, v) for s, v in zip(space, value, strict=True)])
+    return np.asarray(value)
+
+
+def choose(theirs, state, rng):
+    """An action: often a good one, so that episodes are won as well as lost."""
+    action = theirs.action_space.sample()
+    name = type(theirs).__name__
+    if rng.random() < 0.3:
+        return action
+    if name.startswith("Battleship"):
+        return rng.permutation(np.argwhere(theirs.board & (1 - theirs.guesses)))[0]
+    if name.startswith("MineSweeper"):
+        return rng.permutation(np.argwhere(theirs.hidden_grid == 0))[0]
+    if name.startswith("Concentration") and int(state["turned"]) < len(theirs.state):
+        cards, first, places = np.asarray(state["cards"]), int(state["turned"]), np.arange(52)
+        others = np.flatnonzero((cards == cards[first]) & ~np.asarray(state["up"]))
+        others = others[others != first]
+        return rng.choice(others if len(others) else places)
+    if name.startswith("Concentration"):
+        return rng.choice(np.flatnonzero(~np.asarray(state["up"])))
+    return action
+
+
+@pytest.mark.parametrize("name", popgym.NAMES)
+def test_a_thousand_actions_give_what_the_original_gives(name):
+    theirs, ours = make_original(name), popgym.bare(name)
+    ours.noise = 0.0
+    step = jax.jit(ours.step)
+    first = jax.tree.map(jnp.asarray, ours.reset(jax.random.key(0))[1])
+    rng = np.random.default_rng(0)
+    theirs.action_space.seed(0)
+    won = ended = 0
+    state, over = None, True
+    for _ in range(ACTIONS):
+        if over:
+            state = start(theirs, rng)
+            if "physics" in state:
+                state["physics"] = first["physics"]
+            state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, first)
+        if "physics" in state:  # no rounding adds up
+            state = {**state, "physics": physics_of(theirs, state["physics"])}
+        action = choose(theirs, state, rng)
+        obs, state, reward, terminated, truncated, _ = step(jax.random.key(0), state, action)
+        expected, their_reward, *their_ends = theirs.step(action)[:4]
+        np.testing.assert_allclose(obs, flat(theirs.observation_space, expected), atol=1e-5)
+        np.testing.assert_allclose(reward, their_reward, rtol=1e-5, atol=1e-7)
+        over = bool(terminated) or bool(truncated)
+        # One that a limit cuts off as it ends has ended.
+        assert over == any(their_ends)
+        assert bool(terminated) == bool(their_ends[0])
+        won += float(reward) > 0
+        ended += over
+    assert won > 0 or "Pendulum" in name
+    assert ended >= ACTIONS // (ours.limit if hasattr(ours, "limit") else 10**9)
+
+
+@pytest.mark.parametrize("name", [f"{family}Easy" for family in popgym.FAMILIES])
+def test_the_first_observation_and_its_wrappers_are_the_originals(name):
+    theirs, ours = make_original(name), popgym.make(name, {})
+    obs, _ = ours.reset(jax.random.key(0))
+    wrapped = Antialias(PreviousAction(theirs))
+    first, _ = wrapped.reset(seed=0)
+    *core, action, is_first = first
+    space = theirs.observation_space
+    core = tuple(core) if isinstance(space, spaces.Tuple) else core[0]
+    expected = [[is_first], flat(theirs.action_space, action), flat(space, core)]
+    assert [len(x) for x in expected][1] == ours.action_space.num_outputs
+    expected = np.concatenate(expected)
+    assert obs.shape == expected.shape == (ours.obs_size,)
+    known = 1 + ours.action_space.num_outputs  # what is behind it is drawn at random
+    np.testing.assert_array_equal(obs[:known], expected[:known])
+    if space.contains(0) and name.startswith(("Battleship", "MineSweeper", "Multiarmed")):
+        np.testing.assert_array_equal(obs, expected)
+
+
+def test_ships_lie_as_often_as_in_the_original():
+    rng = np.random.default_rng(0)
+    theirs = make_original("BattleshipEasy")
+    boards = []
+    for _ in range(3000):
+        theirs.reset(seed=int(rng.integers(2**31)))
+        boards.append(theirs.board.copy())
+    reset = jax.jit(jax.vmap(popgym.bare("BattleshipEasy").reset))
+    _, state = reset(jax.random.split(jax.random.key(0), 10_000))
+    ours = np.asarray(state["board"])
+    assert (ours.sum(axis=(1, 2)) == 12).all()
+    expected, found = np.mean(boards, axis=0), ours.mean(axis=0)
+    error = np.sqrt(expected * (1 - expected) * (1 / 3000 + 1 / 10_000))
+    assert np.abs((found - expected) / error).max() < 4.5
+
+
+def test_a_ship_fits_where_nothing_lies_in_its_way():
+    rng = np.random.default_rng(0)
+    board = rng.random((6, 6)) < 0.2
+    for size in (2, 4):
+        fits = np.asarray(ship_places(jnp.asarray(board), size))
+        for row, column in np.ndindex(6, 6):
+            down = board[row : row + size, column]
+            right = board[row, column : column + size]
+            assert fits[0, row, column] == (len(down) == size and not down.any())
+            assert fits[1, row, column] == (len(right) == size and not right.any())
+
+
+def test_what_is_drawn_is_drawn_as_it_should_be():
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    _, state = jax.vmap(popgym.bare("MineSweeperEasy").reset)(keys)
+    mines = np.asarray(state["mine"]).reshape(-1, 16)
+    assert (mines.sum(axis=1) == 2).all()
+    assert np.abs(mines.mean(axis=0) - 1 / 8).max() < 0.015
+    bandit = popgym.bare("MultiarmedBanditEasy")
+    state = {"chances": jnp.full(10, 0.3), "steps": jnp.int32(0)}
+    _, _, reward, *_ = jax.vmap(bandit.step, (0, None, None))(keys, state, 3)
+    assert abs(np.mean(np.asarray(reward) > 0) - 0.3) < 0.02
+    noisy = popgym.bare("NoisyPositionOnlyCartPoleHard")
+    obs, state = jax.vmap(noisy.reset)(keys)
+    noise = np.asarray(obs[:, 0] - state["physics"].x)
+    assert abs(noise.std() - 0.3) < 0.01
+    assert abs(noise.mean()) < 0.01
+    angles = np.abs(np.asarray(obs[:, 1]))
+    assert angles.max() == pytest.approx(0.41887903)  # clipped, as the original's space is
+    assert 0.1 < np.mean(angles > 0.4188) < 0.25
+
+
+def test_a_task_is_trained_by_its_name(tmp_path):
+    assert resolve_name("popgym/RepeatFirstEasy") == ("popgym", "RepeatFirstEasy")
+    run({**QUICK, "ENV_NAME": "popgym/BattleshipEasy", "RESULTS_DIR": str(tmp_path)})
+    assert (tmp_path / "BattleshipEasy" / "0_params.npy").exists()
+
+
+def test_it_takes_no_arguments():
+    config = {**QUICK, "ENV_NAME": "RepeatFirstEasy", "ENV_KWARGS": {"num_decks": 3}}
+    with pytest.raises(ConfigError, match="RepeatFirstEasy has no 'num_decks'"):
+        make_env(PPO.check(config), 4)
