@@ -14,6 +14,7 @@ import jax
 from config import ConfigError, check_values, read_overrides
 from environments import make_env
 from host.agent import Agent, load_agent, random_agent
+from host.attention import check_attention, draw, record
 from host.episodes import MAX_STEPS, check_gif, play, save_gif
 from host.experiment import enable_compilation_cache
 from host.failures import explained
@@ -38,6 +39,11 @@ OPTIONS = {
     ),
     "GIF": Key(
         "", "where to write a film of one more episode, or trial, `<file>.gif`; empty: nowhere"
+    ),
+    "ATTENTION": Key(
+        "",
+        "where to draw what one more episode attends to, `<file>.png` or, as a film, `<file>.gif`;"
+        " empty: nowhere",
     ),
     "SPLIT": Key(
         None,
@@ -94,11 +100,15 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
     if not chosen["TRIAL_MEMORY"]:
         agent = agent._replace(config={**agent.config, "TRIAL_MEMORY": False})
     splits = {split: of_split(agent, split) for split in splits_to_play(agent, chosen)}
-    gif, plot = (Path(chosen[key]) if chosen[key] else None for key in ("GIF", "PLOT"))
+    gif, plot, attention = (
+        Path(chosen[key]) if chosen[key] else None for key in ("GIF", "PLOT", "ATTENTION")
+    )
     if gif:
         check_gif(agent, gif)
     if plot:
         check_writable("PLOT", plot, ".png")
+    if attention:
+        check_attention(agent, attention)
     results = {}
     for split, agent in splits.items():
         key = jax.random.key(chosen["EVAL_SEED"])
@@ -115,6 +125,10 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
         total = save_gif(agent, gif, key, chosen["MAX_STEPS"])
         what = "a trial" if make_env(agent.config, 1).episodes_per_trial > 1 else "an episode"
         print(f"{what} with return {total:.1f} is in {gif}")
+    if attention:
+        key = jax.random.key(chosen["EVAL_SEED"] + 1)
+        draw(attention, record(agent, key, chosen["MAX_STEPS"]))
+        print(f"what an episode attends to is drawn in {attention}")
 
 
 def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:

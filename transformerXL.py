@@ -51,6 +51,11 @@ def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def slot_of_age(t: jax.Array, slots: int) -> jax.Array:
+    """In which slot of the ring the step of age 0 .. M stands, at step t."""
+    return (t - jnp.arange(slots)) % slots
+
+
 def relative_shift(by_distance: jax.Array, window: int) -> jax.Array:
     """Moves terms from the axis of distances to the axis of keys (Transformer-XL, appendix B).
 
@@ -156,9 +161,11 @@ class TransformerXLLayer(nn.Module):
         logits = einsum32("bhd,bhsd->bhs", content_query, keys)
         # Asked for (B, H, M+1), einsum would take the slots first and transpose.
         logits += jnp.swapaxes(einsum32("bhd,hsd->hbs", position_query, positions), 0, 1)
-        ages = (t - jnp.arange(slots)) % slots
+        ages = slot_of_age(t, slots)  # and the age of each slot, as well
         visible = ages <= reach[:, None]  # (B, M+1)
         logits = jnp.where(visible[:, None], logits, -jnp.inf)
+        # For who asks for it alone: by age, (B, H, M+1).
+        self.sow("intermediates", "attention", jax.nn.softmax(logits)[..., slot_of_age(t, slots)])
         attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 

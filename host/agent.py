@@ -39,6 +39,10 @@ class Agent(NamedTuple):
     in the step before, so that the observation is a new episode's first and the memory is to be
     emptied.
 
+    look(memory, obs, done, key) -> (action, memory, attention) is `act`, and how much of each
+    head's attention is on the step itself and on those 1 .. M before it, (batch, L, H, M+1); L is 0
+    where nothing attends.
+
     config is the run's, but for the reset strategy: the suite's own, with a world of its own for
     every episode.
     """
@@ -46,6 +50,7 @@ class Agent(NamedTuple):
     initial_memory: Callable
     act: Callable
     config: dict[str, Any]
+    look: Callable
 
 
 def load_agent(
@@ -76,7 +81,6 @@ def load_agent(
     config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
     env = make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
-    actor = network_actor(network)
     window_mem = config["WINDOW_MEM"]
     normalizer = restored_normalizer(params.pop("normalizer", {}))
 
@@ -93,19 +97,34 @@ def load_agent(
 
     def initial_memory(batch: int) -> AgentMemory:
         hidden, reach = empty_memory(config, batch)
-        return AgentMemory(actor.start(params, hidden), jnp.int32(0), reach)
+        caches = network_actor(network).start(params, hidden)
+        return AgentMemory(caches, jnp.int32(0), reach)
 
-    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+    def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
         reach = jnp.where(done, 0, memory.reach)
-        policy, _, caches, _ = actor.act(
-            params, network_input(normalizer, obs), memory.caches, memory.t, reach
+        (policy, _, caches, _), seen = network.apply(
+            params,
+            *(network_input(normalizer, obs), memory.caches, memory.t, reach),
+            method="step",
+            mutable=["intermediates"],
         )
         keys = jax.random.split(key, len(obs))
         action = policy.mode() if greedy else sample_each(policy, keys)
         t = (memory.t + 1) % (window_mem + 1)
-        return action, AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+        memory = AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+        return action, memory, attention_of(seen)
 
-    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config)
+    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return look(memory, obs, done, key)[:2]
+
+    return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config, jax.jit(look))
+
+
+def attention_of(seen: Any) -> jax.Array:
+    """What a network's layers said of their attention, (B, L, H, M+1), layer by layer."""
+    layers = seen.get("intermediates", {}).get("transformer", {})
+    weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
+    return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
 
 
 def read_agent(folder: str | Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,4 +151,7 @@ def random_agent(agent: Agent) -> Agent:
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
         return sample_uniformly(action_space, obs, jax.random.split(key, len(obs))), memory
 
-    return Agent(lambda batch: (), act, agent.config)
+    def look(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return *act(memory, obs, done, key), attention_of({})
+
+    return Agent(lambda batch: (), act, agent.config, look)
