@@ -375,6 +375,7 @@ def test_a_new_run_starts_from_the_parameters_of_another(finished, tmp_path):
         ({"EMBED_SIZE": 8}, "are of another network"),
         ({"NORMALIZE_OBS": True}, "are of another network, environment or normalisation"),
         ({"PARAMS": "nowhere"}, "there is no <seed>_params.npy in nowhere"),
+        ({"PARAMS": "9" * 400}, "999 ...: File name too long"),
     ],
 )
 def test_parameters_that_do_not_fit_are_one_line(changes, message, finished, tmp_path):
