@@ -90,12 +90,29 @@ def train(run: Run, out: Path) -> list[dict[str, Any]]:
     return [line | {"seed": seed} | trained[seed] for seed in sorted(trained)] or [line]
 
 
+STEPS_OF_A_MEAN = 65_536
+"""Environment steps of what POPGym takes the mean of, one iteration of its baselines."""
+
+
+def mmer(metrics: dict[str, np.ndarray]) -> float:
+    """The maximum over a training of the mean episode return, as POPGym reports it (MMER).
+
+    Morad et al. 2023 (arXiv 2303.01859), section 5: means over `STEPS_OF_A_MEAN`.
+    """
+    iteration = (metrics["env_steps"] - 1) // STEPS_OF_A_MEAN
+    episodes = metrics["episodes"]
+    total = np.where(episodes > 0, metrics["returned_episode_returns"] * episodes, 0.0)
+    sums, counts = (np.bincount(iteration, weights=x) for x in (total, episodes))
+    return float(np.max(sums[counts > 0] / counts[counts > 0]))
+
+
 def summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean returns over the last tenth of the updates and over each fifth of them."""
+    """Mean returns over the last tenth of the updates and over each fifth of them, and MMER."""
     returns = metrics["returned_episode_returns"]
     fifths = [round(float(np.nanmean(part)), 4) for part in np.array_split(returns, 5)]
     last = np.nanmean(returns[-max(1, len(returns) // 10) :])
-    return {"updates": len(returns), "last_tenth": round(float(last), 4), "fifths": fifths}
+    means = {"last_tenth": round(float(last), 4), "mmer": round(mmer(metrics), 4)}
+    return {"updates": len(returns), **means, "fifths": fifths}
 
 
 def main(study: Path, out: Path, workers: int) -> None:

@@ -28,7 +28,9 @@ if sys.argv[3] == "fail":
     sys.exit(3)
 returns = np.array([np.nan, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
 for seed in sys.argv[2].split(","):
-    np.save(folder / f"{seed}_metrics.npy", {"returned_episode_returns": returns})
+    metrics = {"returned_episode_returns": returns, "episodes": np.arange(10)}
+    metrics["env_steps"] = 32_768 * (1 + np.arange(10))
+    np.save(folder / f"{seed}_metrics.npy", metrics)
 """
 
 
@@ -73,6 +75,8 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
         if line["status"] == 0:
             assert line["last_tenth"] == 9.0
             np.testing.assert_allclose(line["fifths"], [1.0, 2.5, 4.5, 6.5, 8.5])
+            # Two updates make 65,536 steps; the last two have 8 and 9 episodes.
+            assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
 
 
 def test_seeds_of_one_program_have_a_line_each(trained, tmp_path):

@@ -1,0 +1,96 @@
+"""Compares models over tasks: `python benchmarks/compare.py RESULTS.jsonl [METRIC]`.
+
+RESULTS.jsonl is what `study.py` writes for runs named <model>/<task>, METRIC `mmer` (the default)
+or `last_tenth`. Prints the table of tasks, and over all of them each model's interquartile mean and
+how probable it is that one model is better than another, both with intervals of 95 % by stratified
+bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice", arXiv 2108.13264). Returns count from -1, the worst, to 1, as POPGym's do.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+SAMPLES = 2000
+
+Scores = dict[str, np.ndarray]
+"""A model's scores by task, (seeds,) each."""
+
+
+def read(lines: Iterable[str], metric: str) -> dict[str, Scores]:
+    """The scores of every model; runs that failed have none."""
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in map(json.loads, lines):
+        if metric in row:
+            model, task = row["name"].split("/", 1)
+            scores[model][task].append(row[metric])
+    return {m: {t: np.array(x) for t, x in tasks.items()} for m, tasks in scores.items()}
+
+
+def common_tasks(models: dict[str, Scores]) -> list[str]:
+    """The tasks that every model has."""
+    return [t for t in next(iter(models.values())) if all(t in s for s in models.values())]
+
+
+def interquartile_mean(scores: Scores) -> float:
+    """The mean of the middle half of all runs, of whatever task."""
+    values = np.sort(np.concatenate([*scores.values()]))
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean())
+
+
+def improvement(ours: Scores, theirs: Scores) -> float:
+    """How probably a run of ours is better than one of theirs, the mean over tasks; ties half."""
+    tasks = ((x[:, None], theirs[task]) for task, x in ours.items())
+    return float(np.mean([np.mean((a > b) + 0.5 * (a == b)) for a, b in tasks]))
+
+
+def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, float]:
+    """95 % of the statistic where each task's seeds are drawn anew, with replacement."""
+    rng = np.random.default_rng(0)
+
+    def resampled(scores: Scores) -> Scores:
+        return {task: rng.choice(x, len(x)) for task, x in scores.items()}
+
+    values = [statistic(*map(resampled, models)) for _ in range(SAMPLES)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def table(models: dict[str, Scores]) -> str:
+    """In Markdown: mean and standard error by task, then what is over all tasks that all have."""
+    tasks = list(dict.fromkeys(task for scores in models.values() for task in scores))
+    lines = [f"| task | {' | '.join(models)} |", "| --- |" + " --- |" * len(models)]
+    for task in tasks:
+        cells = [describe(scores.get(task, np.array([]))) for scores in models.values()]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    shared = common_tasks(models)
+    models = {m: {t: (scores[t] + 1) / 2 for t in shared} for m, scores in models.items()}
+    lines += ["", f"Over {len(shared)} tasks, returns from 0 to 1, intervals of 95 %:", ""]
+    for model, scores in models.items():
+        low, high = interval(interquartile_mean, scores)
+        mean = interquartile_mean(scores)
+        lines.append(f"- interquartile mean of {model}: {mean:.3f} ({low:.3f} to {high:.3f})")
+    for ours, theirs in permutations(models, 2):
+        low, high = interval(improvement, models[ours], models[theirs])
+        chance = improvement(models[ours], models[theirs])
+        lines.append(f"- {ours} better than {theirs}: {chance:.2f} ({low:.2f} to {high:.2f})")
+    return "\n".join(lines)
+
+
+def describe(values: np.ndarray) -> str:
+    """Mean and standard error, of one seed the value."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if len(values) else ""
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.3f} ± {error:.3f}"
+
+
+if __name__ == "__main__":
+    metric = sys.argv[2] if len(sys.argv) > 2 else "mmer"
+    print(table(read(Path(sys.argv[1]).read_text().splitlines(), metric)))

@@ -1,0 +1,59 @@
+"""Models compared over tasks, as `benchmarks/compare.py` does it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import compare
+
+LINES = [
+    json.dumps({"name": f"{model}/{task}", "seed": seed, "mmer": value + 0.1 * seed})
+    for model, task, value in (("a", "X", 0.5), ("a", "Y", -0.3), ("b", "X", 0.0), ("b", "Z", 0.0))
+    for seed in (0, 1, 2)
+] + [json.dumps({"name": "a/X", "seed": 3, "status": 1})]
+
+
+def test_scores_are_read_by_model_and_task():
+    models = compare.read(LINES, "mmer")
+    np.testing.assert_allclose(models["a"]["X"], [0.5, 0.6, 0.7])
+    assert {model: [*scores] for model, scores in models.items()} == {
+        "a": ["X", "Y"],
+        "b": ["X", "Z"],
+    }
+    assert compare.common_tasks(models) == ["X"]
+
+
+def test_the_interquartile_mean_leaves_the_outer_quarters_out():
+    scores = {"X": np.array([-100.0, 1.0, 2.0, 3.0]), "Y": np.array([4.0, 5.0, 6.0, 100.0])}
+    assert compare.interquartile_mean(scores) == np.mean([2, 3, 4, 5])
+
+
+def test_the_probability_of_improvement_counts_pairs():
+    ours = {"X": np.array([1.0, 2.0]), "Y": np.array([0.0, 0.0])}
+    theirs = {"X": np.array([0.0, 1.0, 3.0]), "Y": np.array([0.0])}
+    # Of X, 1 against 0, 1, 3: 1 + 1/2 + 0; 2: 1 + 1 + 0; of Y two ties.
+    assert compare.improvement(ours, theirs) == pytest.approx((3.5 / 6 + 0.5) / 2)
+    assert compare.improvement(theirs, ours) == pytest.approx(1 - (3.5 / 6 + 0.5) / 2)
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say(monkeypatch):
+    monkeypatch.setattr(compare, "SAMPLES", 300)
+    rng = np.random.default_rng(1)
+
+    def mean(scores):
+        return float(np.mean([x.mean() for x in scores.values()]))
+
+    held = []
+    for _ in range(60):
+        low, high = compare.interval(mean, {t: rng.normal(size=10) for t in "XYZ"})
+        held.append(low < 0 < high)
+    assert 0.82 <= np.mean(held) <= 1
+
+
+def test_the_table_has_every_task_and_says_over_how_many_it_compares():
+    text = compare.table(compare.read(LINES, "mmer"))
+    assert "| X | 0.600 ± 0.058 | 0.100 ± 0.058 |" in text
+    assert "| Z |  | 0.100 ± 0.058 |" in text
+    assert "Over 1 tasks" in text
+    assert "- a better than b: 1.00 (1.00 to 1.00)" in text
