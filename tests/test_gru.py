@@ -21,6 +21,7 @@ def sigmoid(x):
 
 def in_numpy(params, xs, carry, reach):
     """The equations, one environment and one step after the other: (B, T, E)."""
+    params = params["cell"]
     w, b = (np.asarray(params["of_input"][name], np.float64) for name in ("kernel", "bias"))
     u, c = (np.asarray(params[name], np.float64) for name in ("carry_kernel", "carry_bias"))
     outputs = np.zeros(xs.shape)
