@@ -2,9 +2,10 @@
 
 from config import ConfigError
 from learning import Algorithm
+from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
-ALGORITHMS = {algorithm.name: algorithm for algorithm in (PPO,)}
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (PPO, MUESLI)}
 
 
 def resolve_algorithm(name: str, given: Algorithm | None = None) -> Algorithm:

@@ -91,6 +91,14 @@ def make_network(
     Args:
       layer: of MEMORY=transformer, this one or another class with the same interface.
     """
+    body, make_head = make_body(config, space, layer)
+    return ActorCriticTransformer(body, action_space, make_head)
+
+
+def make_body(
+    config: dict[str, Any], space: ObsSpace, layer: type = TransformerXLLayer
+) -> tuple[TransformerXL, Callable[..., nn.Module]]:
+    """What any algorithm's network is made of: the body, and what makes a head."""
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])
     width = config["EMBED_SIZE"]
     make_layer = (
@@ -118,16 +126,13 @@ def make_network(
         if piece(config, "HEADS") == "mlp"
         else ResidualHead
     )
-    return ActorCriticTransformer(
-        TransformerXL(
-            config["num_layers"],
-            width,
-            make_encoder,
-            make_layer,
-            embeds=not linear,
-            skip=piece(config, "SKIP"),
-            dtype=dtype,
-        ),
-        action_space,
-        partial(make_head, width=config["hidden_layers"], dtype=dtype),
+    body = TransformerXL(
+        config["num_layers"],
+        width,
+        make_encoder,
+        make_layer,
+        embeds=not linear,
+        skip=piece(config, "SKIP"),
+        dtype=dtype,
     )
+    return body, partial(make_head, width=config["hidden_layers"], dtype=dtype)

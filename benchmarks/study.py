@@ -4,7 +4,8 @@ STUDY is a text file, read anew whenever a run ends, so that lines may be added 
 
     common KEY=VALUE ...            of all lines below it
     seeds 100 101 102               of all lines below it
-    <name> [KEY=VALUE ...]          a run of `train_PPO_trXL.py` for each seed
+    script train_Muesli_trXL.py     of all lines below it; before it train_PPO_trXL.py
+    <name> [KEY=VALUE ...]          a run for each seed
 
 Runs go one after the other in the order of the file, a line's first seed before its second. Each
 run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl (for NUM_SEEDS
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     name: str
     seed: int
     overrides: tuple[str, ...]
+    script: str = "train_PPO_trXL.py"
 
     def folder(self, out: Path) -> Path:
         """Where its results folder is made."""
@@ -46,7 +48,7 @@ class Run(NamedTuple):
 
 def read_study(text: str) -> Iterator[Run]:
     """The runs that a study's text lists, in its order."""
-    common, seeds = [], [0]
+    common, seeds, script = [], [0], "train_PPO_trXL.py"
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
         match words:
@@ -56,13 +58,15 @@ def read_study(text: str) -> Iterator[Run]:
                 continue
             case ["seeds", *numbers]:
                 seeds = [int(number) for number in numbers]
+            case ["script", script]:
+                continue
             case [name, *overrides]:
-                yield from (Run(name, seed, (*common, *overrides)) for seed in seeds)
+                yield from (Run(name, seed, (*common, *overrides), script) for seed in seeds)
 
 
 def command(run: Run, out: Path) -> list[str]:
     """That starts a run, or goes on with it."""
-    script = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py")]
+    script = [sys.executable, str(REPOSITORY / run.script)]
     started = [path.parent for path in run.folder(out).glob("*/run.json")]
     if started:
         return [*script, f"RESUME={started[0]}"]
@@ -82,6 +86,8 @@ def train(run: Run, out: Path) -> list[dict[str, Any]]:
             ["nice", "-n", "19", *command(run, out)], stdout=output, stderr=output, check=False
         ).returncode
     line = {"name": run.name, "seed": run.seed, "overrides": run.overrides, "status": status}
+    if run.script != Run._field_defaults["script"]:
+        line["script"] = run.script
     line["seconds"] = round(time.monotonic() - start)
     trained = {
         int(path.name.removesuffix("_metrics.npy")): summary(load_results(path))

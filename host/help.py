@@ -50,9 +50,11 @@ def markdown_table(keys: Keys, columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 def keys_page(introduction: str) -> str:
     """docs/keys.md: what stands before the marker, and a table for each group of keys."""
+    import train_Muesli_trXL
     import train_PPO_trXL
     import train_PPO_trXL_pmap
     from keys import defaults
+    from trainer_Muesli_trXL import MUESLI
     from trainer_PPO_trXL import PPO
 
     columns = {
@@ -63,6 +65,12 @@ def keys_page(introduction: str) -> str:
     parts = [introduction.partition(MARKER)[0] + MARKER]
     for group in GROUPS:
         parts.append(f"\n## {group}\n\n{markdown_table(in_group(PPO.keys, group), columns)}\n")
+    own = {name: key for name, key in MUESLI.keys.items() if key != PPO.keys.get(name)}
+    columns = {
+        "missing": defaults(MUESLI.keys),
+        "`train_Muesli_trXL.py`": train_Muesli_trXL.config,
+    }
+    parts.append(f"\n## Muesli's own\n\n{markdown_table(own, columns)}\n")
     launch = markdown_table(LAUNCH_KEYS, {"missing": defaults(LAUNCH_KEYS)})
     parts.append(f"\n## One process of several\n\n{launch}\n")
     return "".join(parts)

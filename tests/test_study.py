@@ -14,6 +14,7 @@ seeds 3 4
 plain
 quoted "ENV_KWARGS={'memory_length': 2}" LR=1e-2
 common
+script train_Muesli_trXL.py
 seeds 0
 alone
 """
@@ -35,12 +36,13 @@ for seed in sys.argv[2].split(","):
 
 
 def test_a_line_is_a_run_for_each_seed_with_what_is_common():
+    ppo, muesli = "train_PPO_trXL.py", "train_Muesli_trXL.py"
     assert [*study.read_study(TEXT)] == [
-        ("plain", 3, ("LR=1e-3",)),
-        ("plain", 4, ("LR=1e-3",)),
-        ("quoted", 3, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2")),
-        ("quoted", 4, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2")),
-        ("alone", 0, ()),
+        ("plain", 3, ("LR=1e-3",), ppo),
+        ("plain", 4, ("LR=1e-3",), ppo),
+        ("quoted", 3, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2"), ppo),
+        ("quoted", 4, ("LR=1e-3", "ENV_KWARGS={'memory_length': 2}", "LR=1e-2"), ppo),
+        ("alone", 0, (), muesli),
     ]
 
 

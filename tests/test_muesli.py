@@ -1,0 +1,423 @@
+"""Muesli: each target and loss beside a loop in NumPy, and the algorithm as a whole."""
+
+from pathlib import Path
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import SMALL, random_params
+
+import trainer_Muesli_trXL as muesli
+from categorical import Bins, squash, unsquash
+from config import ConfigError
+from environments import make_env
+from evaluate_PPO_trXL import load_agent, play
+from host import experiment
+from host.run_config import resumed_config
+from learning import collect, make_init_and_update
+from results import load_results
+from spaces import obs_space
+from targets import (
+    Steps,
+    clipped_mpo,
+    no_variance,
+    retrace,
+    sampled_mpo_weights,
+    see_advantages,
+)
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
+
+TOYS = Path(__file__).with_name("toys.py")
+TINY = {**SMALL, "num_layers": 1, "MODEL_SIZE": 16, "VALUE_BINS": 11, "VALUE_LIMIT": 5.0}
+CHAIN = {**TINY, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
+GAMMA, DECAY = 0.9, 0.8
+
+
+# ---------------------------------------------------------------- numbers as distributions
+
+
+def test_the_scale_and_its_inverse():
+    x = np.array([-1e4, -300.0, -1.0, -1e-3, 0, 1e-3, 0.5, 1.0, 499.0, 1e5], np.float32)
+    expected = np.sign(x) * (np.sqrt(np.abs(x) + 1) - 1) + 1e-3 * x
+    np.testing.assert_allclose(squash(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(unsquash(squash(jnp.asarray(x))), x, rtol=1e-3, atol=1e-6)
+
+
+def test_a_number_is_spread_over_the_two_bins_beside_it():
+    bins = Bins(11, 5.0)  # a bin per unit, from -5 to 5
+    x = unsquash(jnp.array([-7.0, -5.0, 0.25, 2.0, 4.9, 9.0]))
+    two_hot = np.asarray(bins.two_hot(x))
+    expected = np.zeros((6, 11))
+    expected[0, 0] = expected[1, 0] = expected[5, 10] = 1
+    expected[2, [5, 6]] = 0.75, 0.25
+    expected[3, 7] = 1
+    expected[4, [9, 10]] = 0.1, 0.9
+    np.testing.assert_allclose(two_hot, expected, atol=1e-5)
+    np.testing.assert_allclose(bins.mean(jnp.log(two_hot[2:5] + 1e-12)), x[2:5], rtol=1e-3)
+
+
+def test_the_cross_entropy_is_least_where_the_prediction_is_the_target():
+    bins = Bins(11, 5.0)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 11)))
+    x = jnp.array([-3.0, 0.0, 0.7, 12.0])
+    pairs = zip(bins.two_hot(x), jax.nn.softmax(logits), strict=True)
+    by_hand = [-(t * np.log(p)).sum() for t, p in pairs]
+    np.testing.assert_allclose(bins.cross_entropy(logits, x), by_hand, rtol=1e-5)
+    fit = jnp.log(bins.two_hot(x) + 1e-9)
+    assert (bins.cross_entropy(fit, x) < bins.cross_entropy(logits, x)).all()
+
+
+# ---------------------------------------------------------------- Retrace
+
+
+def random_steps(active=False, shape=(5, 12)):
+    rng = np.random.default_rng(0)
+    terminated = rng.random(shape) < 0.15
+    fields = {name: rng.normal(size=shape) for name in Steps._fields}
+    fields |= {
+        "terminated": terminated,
+        "truncated": (rng.random(shape) < 0.2) & ~terminated,
+        "trace": np.minimum(1, np.exp(rng.normal(size=shape))),
+        "last_value": rng.normal(size=shape[0]),
+        "active": rng.random(shape) < 0.7 if active else None,
+    }
+    return Steps(**fields)
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_retrace_is_the_loop(active):
+    steps = random_steps(active)
+    batch, length = steps.reward.shape
+    expected = np.zeros((batch, length))
+    for b in range(batch):
+        bracket = steps.last_value[b]
+        for t in reversed(range(length)):
+            if steps.terminated[b, t]:
+                bracket = 0.0
+            elif steps.truncated[b, t]:
+                bracket = steps.final_value[b, t]
+            expected[b, t] = steps.reward[b, t] + GAMMA * bracket
+            correction = steps.trace[b, t] * (expected[b, t] - steps.q[b, t])
+            bracket = steps.prior_value[b, t] + DECAY * correction
+            if active and not steps.active[b, t]:
+                bracket = expected[b, t]
+    found = retrace(jax.tree.map(jnp.asarray, steps), GAMMA, DECAY)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_on_policy_retrace_with_decay_1_is_the_discounted_return():
+    steps = random_steps()
+    same = {"trace": np.ones_like(steps.trace), "prior_value": steps.q}
+    never = np.zeros_like(steps.terminated)
+    steps = steps._replace(**same, terminated=never, truncated=never)
+    returns, length = retrace(jax.tree.map(jnp.asarray, steps), GAMMA, 1.0), steps.reward.shape[1]
+    discounts = GAMMA ** np.arange(length)
+    expected = steps.reward @ discounts + GAMMA**length * steps.last_value
+    np.testing.assert_allclose(returns[:, 0], expected, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- CMPO
+
+
+def test_cmpo_over_all_actions_is_the_priors_times_the_clipped_exponential():
+    rng = np.random.default_rng(0)
+    logits, advantage = rng.normal(size=(6, 4)), rng.normal(0, 3, size=(6, 4))
+    weights = np.exp(logits) * np.exp(np.clip(advantage, -1, 1))
+    expected = weights / weights.sum(axis=1, keepdims=True)
+    found = jax.nn.softmax(clipped_mpo(jnp.asarray(logits), jnp.asarray(advantage), 1.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_samples_weights_are_the_loop():
+    advantage = np.random.default_rng(0).normal(0, 2, size=(3, 16))
+    expected = np.zeros_like(advantage)
+    for row, weights in zip(advantage, expected, strict=True):
+        ratio = np.exp(np.clip(row, -1, 1))
+        for i in range(16):
+            z = (1 + sum(ratio[k] for k in range(16) if k != i)) / 16
+            weights[i] = ratio[i] / z
+    np.testing.assert_allclose(
+        sampled_mpo_weights(jnp.asarray(advantage), 1.0), expected, rtol=1e-5
+    )
+
+
+def test_with_many_samples_the_sampled_gradient_is_the_exact_one():
+    rng = np.random.default_rng(0)
+    prior = distrax.Categorical(logits=jnp.asarray(rng.normal(size=(1, 1, 5)), jnp.float32))
+    q = jnp.asarray(rng.normal(0, 2, size=5), jnp.float32)
+    logits = jnp.asarray(rng.normal(size=(1, 1, 5)), jnp.float32)
+    exact = muesli.PolicyTarget(jax.nn.softmax(clipped_mpo(prior.logits, q, 1.0)), None, None)
+    actions = jnp.moveaxis(prior.sample(seed=jax.random.key(0), sample_shape=4096), 0, 2)
+    sampled = muesli.PolicyTarget(None, actions, sampled_mpo_weights(q[actions], 1.0))
+
+    def gradient(target):
+        return jax.grad(lambda x: muesli.divergence(target, distrax.Categorical(logits=x)).sum())(
+            logits
+        )
+
+    np.testing.assert_allclose(gradient(sampled), gradient(exact), atol=0.03)
+    assert np.abs(gradient(exact)).max() > 0.1
+
+
+def test_the_divergence_is_that_of_the_distributions_and_leaves_illegal_actions_alone():
+    logits = jnp.array([[[0.3, -1.0, -1e9]]])
+    target = jnp.array([[[0.25, 0.75, 0.0]]])
+    policy = distrax.Categorical(logits=logits)
+    probs = np.exp([0.3, -1.0]) / np.exp([0.3, -1.0]).sum()
+    expected = (np.array([0.25, 0.75]) * np.log(np.array([0.25, 0.75]) / probs)).sum()
+    found = muesli.divergence(muesli.PolicyTarget(target, None, None), policy)
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
+
+
+def test_the_variance_is_an_average_without_the_bias_of_its_start():
+    rng = np.random.default_rng(0)
+    variance, square, seen = no_variance(), 0.0, 0.0
+    for _ in range(5):
+        advantage = rng.normal(1.0, 2.0, size=(3, 4))
+        square = 0.9 * square + 0.1 * np.mean(advantage**2)
+        seen = 0.9 * seen + 0.1
+        variance = see_advantages(variance, jnp.asarray(advantage), None, 0.9, None)
+        np.testing.assert_allclose(variance.deviation(), np.sqrt(square / seen), rtol=1e-5)
+    assert seen == pytest.approx(1 - 0.9**5)
+    masked = see_advantages(
+        no_variance(), jnp.array([[2.0, 9.0]]), jnp.array([[1.0, 0]]), 0.9, None
+    )
+    assert masked.deviation() == pytest.approx(2)
+
+
+# ---------------------------------------------------------------- the model's targets
+
+
+def random_batch(length=7, batch=4):
+    steps = random_steps(shape=(batch, length))
+    rng = np.random.default_rng(1)
+    zeros = np.zeros((batch, length))
+    fields = {
+        **{name: getattr(steps, name) for name in ("reward", "terminated", "truncated")},
+        **{name: getattr(steps, name) for name in ("final_value", "last_value")},
+        "obs": rng.normal(size=(batch, length, 3)),
+        "action": rng.integers(0, 5, (batch, length)),
+    }
+    blank = {"log_prob": zeros, "reach": zeros, "memory": zeros, "active": None}
+    probs = rng.random((batch, length, 5))
+    returns = rng.normal(size=(batch, length))
+    policy = muesli.PolicyTarget(probs, None, None)
+    return muesli.Batch(**fields, **blank), muesli.Targets(zeros, returns, zeros, policy)
+
+
+def test_the_models_targets_are_the_loop():
+    batch, targets = jax.tree.map(jnp.asarray, random_batch())
+    count, (rows, length) = 5, batch.reward.shape
+    ahead = muesli.look_ahead(batch, targets, count)
+    seen = {"reward": 0, "value": 0, "policy": 0, "absorbed": 0}
+    for b, t in np.ndindex(rows, length):
+        state = "running"
+        for k in range(1, count + 1):
+            now, j = ahead[k - 1], t + k - 1
+            if state == "running" and j >= length:
+                state = "unknown"
+            reward = value = policy = None
+            if state == "absorbed":
+                reward = value = 0.0
+                seen["absorbed"] += 1
+            elif state == "running":
+                assert now.action[b, t] == batch.action[b, j]
+                reward = batch.reward[b, j]
+                if batch.terminated[b, j]:
+                    state, value = "absorbed", 0.0
+                elif batch.truncated[b, j]:
+                    state, value = "unknown", batch.final_value[b, j]
+                elif j + 1 == length:
+                    state, value = "unknown", batch.last_value[b]
+                else:
+                    value, policy = targets.returns[b, j + 1], targets.policy.probs[b, j + 1]
+            for name, expected in (("reward", reward), ("value", value), ("policy", policy)):
+                sees = bool(getattr(now, f"sees_{name}")[b, t])
+                assert sees == (expected is not None), (name, b, t, k)
+                seen[name] += sees
+            if reward is not None:
+                assert now.reward[b, t] == reward
+                assert now.value[b, t] == value
+            if policy is not None:
+                np.testing.assert_array_equal(now.policy.probs[b, t], policy)
+                np.testing.assert_array_equal(now.obs[b, t], batch.obs[b, j + 1])
+    assert min(seen.values()) > 5
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def setup(config):
+    """A checked config, network, and a state with random parameters, theta' other than theta."""
+    config = MUESLI.check(config)
+    env = make_env(config, config["NUM_ENVS"])
+    network = MUESLI.make_network(config, env.action_space, obs_space(env))
+    init, _ = make_init_and_update(config, MUESLI)
+    state = jax.jit(init)(jax.random.key(0))
+    train_state = state.train_state
+    params = random_params(train_state.params, 1, 0.3)
+    extra = train_state.extra._replace(target=random_params(params, 2, 0.3))
+    state = state._replace(train_state=train_state._replace(params=params, extra=extra))
+    state, collected = jax.jit(lambda state: collect(config, env, network, MUESLI, state))(state)
+    return config, network, state, collected
+
+
+@pytest.fixture(scope="module")
+def played():
+    return setup(CHAIN)
+
+
+def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
+    config, network, state, collected = played
+    batch = muesli.make_batch(config, collected)
+    learner = state.train_state.extra
+    targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
+    assert batch.terminated.sum() > 10
+    values = np.swapaxes(collected.trajectory.extras, 0, 1)
+    np.testing.assert_allclose(targets.value, values, rtol=1e-4, atol=1e-4)
+    # On its own rollout every trace is 1: the prior is who acted.
+    same = muesli.make_targets(
+        {**config, "RETRACE_LAMBDA": 1.0}, network, learner, batch, jax.random.key(0), None
+    )[0]
+    zero = batch._replace(log_prob=batch.log_prob - 5)  # as if it had been unlikely: c is 1 too
+    other = muesli.make_targets(
+        {**config, "RETRACE_LAMBDA": 1.0}, network, learner, zero, jax.random.key(0), None
+    )[0]
+    np.testing.assert_allclose(same.returns, other.returns, rtol=1e-4, atol=1e-4)
+
+
+def test_action_values_are_one_step_of_the_model(played):
+    config, network, state, collected = played
+    params = state.train_state.extra.target
+    batch = muesli.make_batch(config, collected)
+
+    def call(method, *args):
+        return network.apply(params, *args, method=method)
+
+    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    q = call("action_values", latent, muesli.every_action(network.action_space), 0.9)
+    for action in range(2):
+        imagined = call("imagine", latent, jnp.broadcast_to(jnp.eye(2)[action], (4, 16, 2)))
+        expected = network.bins.mean(imagined.reward) + 0.9 * network.bins.mean(imagined.value)
+        np.testing.assert_allclose(q[..., action], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
+    config, network, state, collected = played
+    config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "ANNEAL_LR": False, "LR": 0.1}
+    before = state.train_state
+    after, metrics = jax.jit(
+        lambda s, c: muesli.learn(config, network, s, c, jax.random.key(0), None)
+    )(before, collected)
+    expected = optax.incremental_update(after.params, before.extra.target, 0.1)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        after.extra.target,
+        expected,
+    )
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params, before.params)
+    assert 0.05 < max(jax.tree.leaves(moved)) <= 0.1001  # LR times a direction clipped to 1
+    assert metrics["grad_norm"] > 0
+
+
+def test_the_loss_is_its_parts(played):
+    config, network, state, collected = played
+    batch = muesli.make_batch(config, collected)
+    learner = state.train_state.extra
+    targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
+
+    def total(**weights):
+        chosen = dict.fromkeys(
+            ("PG_COEF", "CMPO_COEF", "MODEL_COEF", "REWARD_COEF", "VF_COEF"), 0.0
+        )
+        params = state.train_state.params
+        return muesli.loss(params, {**config, **chosen, **weights}, network, batch, targets, None)
+
+    _, parts = total()
+    for key, name in (
+        ("PG_COEF", "actor_loss"),
+        ("CMPO_COEF", "cmpo_loss"),
+        ("MODEL_COEF", "model_loss"),
+        ("REWARD_COEF", "reward_loss"),
+        ("VF_COEF", "value_loss"),
+    ):
+        np.testing.assert_allclose(total(**{key: 2.0})[0], 2 * parts[name], rtol=1e-5)
+    # The policy gradient by hand: clipped importance weights, normalised G - v.
+    policy = network.apply(
+        state.train_state.params,
+        network.apply(
+            state.train_state.params,
+            *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
+            method="window",
+        ),
+        batch.obs,
+        method="policy",
+    )
+    log_prob = np.asarray(policy.log_prob(batch.action))
+    importance = np.minimum(1, np.exp(log_prob - np.asarray(batch.log_prob)))
+    assert 0.1 < np.mean(importance < 1) < 0.9
+    expected = -np.mean(importance * np.asarray(targets.advantage) * log_prob)
+    np.testing.assert_allclose(parts["actor_loss"], expected, rtol=1e-4)
+
+
+ENVIRONMENTS = {
+    "discrete": CHAIN,
+    "sampled": {**CHAIN, "EXACT_ACTIONS": 1, "CMPO_SAMPLES": 3},
+    "multi-discrete": {**TINY, "ENV_NAME": "popgym/MineSweeperEasy"},
+    "real": {**TINY, "ENV_NAME": "Pendulum-v1", "NETWORK": "wide", "encoder_features": 16},
+    "trials": {**TINY, "ENV_NAME": f"{TOYS}:Quest"},
+    "agents": {**TINY, "ENV_NAME": "MPE_simple_spread_v3"},
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_it_trains_and_plays(name, tmp_path):
+    if name == "agents":
+        pytest.importorskip("jaxmarl")
+    config = {**ENVIRONMENTS[name], "RESULTS_DIR": str(tmp_path)}
+    experiment.run(config, MUESLI)
+    (folder,) = tmp_path.iterdir()
+    metrics = load_results(folder / "0_metrics.npy")
+    assert all(np.isfinite(metrics[key]).all() for key in MUESLI.must_be_finite)
+    if name == "discrete":
+        agent = load_agent(folder)
+        assert len(play(agent, 8, jax.random.key(0))["returned_episode_returns"]) == 8
+
+
+def metrics_of(folder, seed=0):
+    metrics = load_results(folder / f"{seed}_metrics.npy")
+    del metrics["steps_per_second"]
+    return metrics
+
+
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
+    steps = CHAIN["NUM_ENVS"] * CHAIN["NUM_STEPS"]
+    config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "ANNEAL_LR": False}
+    experiment.run({**config, "TOTAL_TIMESTEPS": 2 * steps}, MUESLI)
+    folder = tmp_path / "MemoryChain-bsuite"
+    changes = {"TOTAL_TIMESTEPS": 4 * steps, "RESUME": str(folder)}
+    experiment.run(resumed_config(folder, changes, MUESLI), MUESLI)
+    experiment.run({**config, "TOTAL_TIMESTEPS": 4 * steps}, MUESLI)
+    whole = tmp_path / "MemoryChain-bsuite_2"
+    jax.tree.map(np.testing.assert_array_equal, metrics_of(folder), metrics_of(whole))
+    with pytest.raises(ConfigError, match="was trained by Muesli, and this script trains PPO"):
+        resumed_config(folder, {}, PPO)
+
+
+def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
+    config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
+    experiment.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
+    experiment.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
+    experiment.run(
+        {**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True
+    )
+    two, one, many = (
+        metrics_of(tmp_path / name / "MemoryChain-bsuite", 1) for name in ("two", "one", "many")
+    )
+    for other in (two, many):
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)

@@ -1,0 +1,384 @@
+"""Muesli with a gated Transformer-XL: regularised policy optimisation with a learnt model.
+
+Hessel et al. 2021, "Muesli: Combining Improvements in Policy Optimization" (arXiv 2104.06159), with
+the Transformer-XL as in AdA (arXiv 2301.07608). Pure functions of JAX: no files, no printing.
+Letters as in rollout.py; W = WINDOW_GRAD, K = MODEL_STEPS, N = CMPO_SAMPLES. The trained parameters
+are theta; theta', their moving average, acts and gives prior, values and action values.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import distrax
+import jax
+import jax.numpy as jnp
+import optax
+
+import learning
+from keys import Key, with_shared
+from learning import Algorithm, TrainState, learning_rate, minibatch_rows
+from model import Imagined, ModelNetwork, every_action, make_network
+from reductions import mean_over_devices, normalise_weight, weighted_mean
+from rollout import Config, Metrics, Rollout, by_environment, window_memory
+from spaces import ActionSpace, Discrete, StoredObs, encode_action
+from targets import (
+    Steps,
+    Variance,
+    clipped_mpo,
+    no_variance,
+    retrace,
+    sampled_mpo_weights,
+    see_advantages,
+)
+
+KEYS = with_shared(
+    {
+        "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
+        "RETRACE_LAMBDA": Key(0.95, "decay of Retrace's traces", low=0, high=1, traced=True),
+        "TARGET_RATE": Key(
+            0.1, "how far the acting parameters move per gradient step", low=0, high=1, traced=True
+        ),
+        "CMPO_CLIP": Key(1.0, "clipping of the advantages in CMPO", low=0, traced=True),
+        "CMPO_SAMPLES": Key(16, "actions from the prior where they are not all tried", low=1),
+        "EXACT_ACTIONS": Key(64, "up to so many `Discrete` actions all of them are tried", low=0),
+        "ADVANTAGE_DECAY": Key(
+            0.99, "what the advantages' variance keeps per gradient step", low=0, high=1
+        ),
+        "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1),
+        "MODEL_SIZE": Key(256, "width of the model's latents", "Network", low=1, resumable=False),
+        "VALUE_BINS": Key(
+            601,
+            "numbers that values and rewards are spread over",
+            "Network",
+            low=2,
+            resumable=False,
+        ),
+        "VALUE_LIMIT": Key(
+            300.0, "the largest of them, squashed", "Network", low=1e-3, resumable=False
+        ),
+        "PG_COEF": Key(1.0, "weight of the policy gradient", low=0, traced=True),
+        "CMPO_COEF": Key(1.0, "weight of KL(CMPO || policy)", low=0, traced=True),
+        "MODEL_COEF": Key(1.0, "weight of the same for the model's policies", low=0, traced=True),
+        "REWARD_COEF": Key(1.0, "weight of the rewards' cross-entropy", low=0, traced=True),
+        "VF_COEF": Key(0.25, "weight of the values' cross-entropy", low=0, traced=True),
+    }
+)
+"""Muesli's settings."""
+
+
+class Batch(NamedTuple):
+    """A rollout as the loss reads it, one row per environment."""
+
+    obs: StoredObs  # (B, T, obs_size)
+    action: jax.Array  # (B, T), (B, T, choices) or (B, T, action_size)
+    log_prob: jax.Array  # (B, T), of those who acted
+    reward: jax.Array  # (B, T)
+    terminated: jax.Array  # (B, T) bool
+    truncated: jax.Array  # (B, T) bool
+    final_value: jax.Array  # (B, T), where truncated
+    last_value: jax.Array | None  # (B,)
+    reach: jax.Array  # (B, T)
+    memory: jax.Array  # (B, M+T-W, L, E)
+    active: jax.Array | None  # (B, T) bool; None where all are
+
+
+class Learner(NamedTuple):
+    """What is learnt besides theta."""
+
+    target: Any  # theta'
+    variance: Variance
+
+
+class PolicyTarget(NamedTuple):
+    """What a policy is drawn to: probabilities of all actions, or weights of some."""
+
+    probs: jax.Array | None  # (B, T, A)
+    actions: jax.Array | None  # (B, T, N, ...)
+    weights: jax.Array | None  # (B, T, N)
+
+
+class Targets(NamedTuple):
+    """What theta' says of a batch, (B, T) each."""
+
+    value: jax.Array  # v
+    returns: jax.Array  # G
+    advantage: jax.Array  # (G - v) / deviation
+    policy: PolicyTarget
+
+
+def make_train(config: Config, axis_name: str | None = None) -> Callable:
+    """A whole training run as one function, see `trainer_PPO_trXL.make_train`."""
+    return learning.make_train(config, MUESLI, axis_name)
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    """Adam, its direction clipped to +-1; the learning rate comes after it."""
+    return optax.chain(optax.scale_by_adam(), optax.clip(1.0))
+
+
+def init(config: Config, params: Any) -> TrainState:
+    """The train state of fresh parameters; theta' starts as theta."""
+    del config
+    extra = Learner(params, no_variance())
+    return learning.fresh_train_state(params, make_optimizer().init(params), extra)
+
+
+def learn(
+    config: Config,
+    network: ModelNetwork,
+    train_state: TrainState,
+    collected: Rollout,
+    key: jax.Array,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    """One update: UPDATE_EPOCHS passes in NUM_MINIBATCHES gradient steps each.
+
+    Each step's targets are of the theta' of that moment.
+    """
+    batch = make_batch(config, collected)
+    rows_key, sample_key = jax.random.split(key)
+    rows = minibatch_rows(
+        rows_key, len(batch.reward), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
+    )
+    rate = learning_rate(config, train_state.updates)
+    optimizer = make_optimizer()
+
+    def gradient_step(carry, inputs):
+        params, opt_state, learner = carry
+        rows, key = inputs
+        minibatch = jax.tree.map(lambda x: x[rows], batch)
+        targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
+        gradients, metrics = jax.grad(loss, has_aux=True)(
+            params, config, network, minibatch, targets, axis_name
+        )
+        gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "deviation": variance.deviation()}
+        direction, opt_state = optimizer.update(gradients, opt_state)
+        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        target = optax.incremental_update(params, learner.target, config["TARGET_RATE"])
+        return (params, opt_state, Learner(target, variance)), metrics
+
+    start = train_state.params, train_state.opt_state, train_state.extra
+    keys = jax.random.split(sample_key, len(rows))
+    (params, opt_state, learner), metrics = jax.lax.scan(gradient_step, start, (rows, keys))
+    metrics = jax.tree.map(jnp.mean, metrics)
+    metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
+    return train_state._replace(params=params, opt_state=opt_state, extra=learner), metrics
+
+
+def make_batch(config: Config, collected: Rollout) -> Batch:
+    """A rollout, row by row."""
+    trajectory = collected.trajectory
+    last_value, active = collected.last_extras, trajectory.active
+    if collected.last_active is not None:
+        last_value = jnp.where(collected.last_active, last_value, 0)
+    names = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "reach")
+    return Batch(
+        **{name: by_environment(getattr(trajectory, name)) for name in names},
+        final_value=by_environment(trajectory.final_extras),
+        last_value=last_value,
+        memory=window_memory(config, collected),
+        active=None if active is None else by_environment(active),
+    )
+
+
+def make_targets(
+    config: Config,
+    network: ModelNetwork,
+    learner: Learner,
+    batch: Batch,
+    key: jax.Array,
+    axis_name: str | None,
+) -> tuple[Targets, Variance]:
+    """What theta' says of a minibatch, and the advantages' variance with it. No gradient."""
+
+    def call(method: str, *args: Any) -> Any:
+        return network.apply(learner.target, *args, method=method)
+
+    space, gamma = network.action_space, config["GAMMA"]
+    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    prior = call("policy", latent, batch.obs)
+    value = network.bins.mean(call("value", latent))
+    exact = tries_all(config, space)
+    if exact:
+        encoded = every_action(space)
+        probs, actions = prior.probs, None
+    else:
+        actions = prior.sample(seed=key, sample_shape=config["CMPO_SAMPLES"])
+        actions = jnp.moveaxis(actions, 0, 2)  # (B, T, N, ...)
+        encoded = encode_action(space, actions)
+        probs = 1 / config["CMPO_SAMPLES"]
+    q = call("action_values", latent, encoded, gamma)  # (B, T, A or N)
+    taken = encode_action(space, batch.action)[..., None, :]
+    steps = Steps(
+        reward=batch.reward,
+        terminated=batch.terminated,
+        truncated=batch.truncated,
+        final_value=batch.final_value,
+        prior_value=jnp.sum(probs * q, axis=-1),
+        q=call("action_values", latent, taken, gamma)[..., 0],
+        trace=jnp.minimum(1, jnp.exp(prior.log_prob(batch.action) - batch.log_prob)),
+        last_value=batch.last_value,
+        active=batch.active,
+    )
+    returns = retrace(steps, gamma, config["RETRACE_LAMBDA"])
+    weight = None if batch.active is None else batch.active * 1.0
+    variance = see_advantages(
+        learner.variance, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
+    )
+    deviation = variance.deviation()
+    advantage = (q - value[..., None]) / deviation
+    if exact:
+        logits = clipped_mpo(prior.logits, advantage, config["CMPO_CLIP"])
+        policy = PolicyTarget(jax.nn.softmax(logits), None, None)
+    else:
+        weights = sampled_mpo_weights(advantage, config["CMPO_CLIP"])
+        policy = PolicyTarget(None, actions, weights)
+    return Targets(value, returns, (returns - value) / deviation, policy), variance
+
+
+def tries_all(config: Config, space: ActionSpace) -> bool:
+    """Whether CMPO is exact: all actions are tried."""
+    return isinstance(space, Discrete) and space.n <= config["EXACT_ACTIONS"]
+
+
+def loss(
+    params: Any,
+    config: Config,
+    network: ModelNetwork,
+    batch: Batch,
+    targets: Targets,
+    axis_name: str | None,
+) -> tuple[jax.Array, Metrics]:
+    """Policy gradient, CMPO, and the model's losses (equation 10 and section 4.5)."""
+
+    def call(method: str, *args: Any) -> Any:
+        return network.apply(params, *args, method=method)
+
+    weight = None
+    if batch.active is not None:
+        weight = normalise_weight(batch.active * 1.0, axis_name)
+    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    policy = call("policy", latent, batch.obs)
+    log_prob = policy.log_prob(batch.action)
+    importance = jnp.minimum(1, jax.lax.stop_gradient(jnp.exp(log_prob - batch.log_prob)))
+    gradient_loss = -weighted_mean(importance * targets.advantage * log_prob, weight)
+    cmpo_loss = weighted_mean(divergence(targets.policy, policy), weight)
+
+    bins = network.bins
+    value_losses = [bins.cross_entropy(call("value", latent), targets.returns)]
+    reward_losses, policy_losses = [], []
+    for ahead in look_ahead(batch, targets, config["MODEL_STEPS"]):
+        imagined: Imagined = call(
+            "imagine", latent, encode_action(network.action_space, ahead.action)
+        )
+        latent = imagined.latent
+        reward_losses.append(ahead.sees_reward * bins.cross_entropy(imagined.reward, ahead.reward))
+        value_losses.append(ahead.sees_value * bins.cross_entropy(imagined.value, ahead.value))
+        drawn = divergence(ahead.policy, call("policy", latent, ahead.obs))
+        policy_losses.append(jnp.where(ahead.sees_policy, drawn, 0.0))
+    value_loss, reward_loss, model_loss = (
+        weighted_mean(jnp.mean(jnp.stack(losses), axis=0), weight)
+        for losses in (value_losses, reward_losses, policy_losses)
+    )
+    total = (
+        config["PG_COEF"] * gradient_loss
+        + config["CMPO_COEF"] * cmpo_loss
+        + config["MODEL_COEF"] * model_loss
+        + config["REWARD_COEF"] * reward_loss
+        + config["VF_COEF"] * value_loss
+    )
+    error = weighted_mean((targets.returns - targets.value) ** 2, weight)
+    return total, {
+        "total_loss": total,
+        "actor_loss": gradient_loss,
+        "cmpo_loss": cmpo_loss,
+        "model_loss": model_loss,
+        "reward_loss": reward_loss,
+        "value_loss": value_loss,
+        "value_error": error,
+        "entropy": weighted_mean(policy.entropy(), weight),
+        "importance": weighted_mean(importance, weight),
+    }
+
+
+def divergence(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
+    """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
+    if target.probs is not None:
+        probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
+        log_target = jnp.log(jnp.where(probs > 0, probs, 1))
+        return jnp.sum(jnp.where(probs > 0, probs * (log_target - log_probs), 0), axis=-1)
+    log_probs = jax.vmap(policy.log_prob, in_axes=2, out_axes=2)(target.actions)
+    return -jnp.mean(target.weights * log_probs, axis=-1)
+
+
+class Ahead(NamedTuple):
+    """What the model's k-th latent after each step is to say, (B, T) each."""
+
+    action: jax.Array  # that leads to it
+    reward: jax.Array
+    value: jax.Array
+    obs: StoredObs
+    policy: PolicyTarget
+    sees_reward: jax.Array  # bool, whether there is a target
+    sees_value: jax.Array
+    sees_policy: jax.Array
+
+
+def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
+    """Targets of the latents k = 1 .. `count` after each step t.
+
+    Latent k follows from the action of step j = t + k - 1. After a termination rewards and values
+    are 0, the end absorbs; there is no policy any more. After a truncation, and after the last step
+    of the rollout, the first latent's value is that of the observation that was seen then; later
+    latents have no target.
+    """
+    length = batch.reward.shape[1]
+    assert batch.last_value is not None
+    after = jnp.concatenate([targets.returns[:, 1:], batch.last_value[:, None]], axis=1)
+    after = jnp.where(batch.truncated, batch.final_value, after)
+    after = jnp.where(batch.terminated, 0.0, after)  # value of what each step led to
+    running = jnp.ones(batch.reward.shape, bool)  # nothing has ended before step j
+    absorbed = jnp.zeros(batch.reward.shape, bool)  # a termination has
+    result = []
+    for k in range(1, count + 1):
+        shift = partial(later, steps=k - 1)
+        exists = jnp.arange(length) + k - 1 < length
+        running, absorbed = running & exists, absorbed
+        now, ahead = jax.tree.map(shift, batch._replace(last_value=None)), partial(later, steps=k)
+        terminated, truncated = running & now.terminated, running & now.truncated
+        goes_on = running & ~terminated & ~truncated & (jnp.arange(length) + k < length)
+        result.append(
+            Ahead(
+                action=now.action,
+                reward=jnp.where(running, now.reward, 0.0),
+                value=jnp.where(running, shift(after), 0.0),
+                obs=jax.tree.map(ahead, batch.obs),
+                policy=jax.tree.map(ahead, targets.policy),
+                sees_reward=running | absorbed,
+                sees_value=running | absorbed,
+                sees_policy=goes_on,
+            )
+        )
+        running, absorbed = goes_on, absorbed | terminated
+    return result
+
+
+def later(x: jax.Array, steps: int) -> jax.Array:
+    """(B, T, ...) so many steps later; beyond the end the beginning, which counts for nothing."""
+    return jnp.roll(x, -steps, axis=1)
+
+
+MUESLI = Algorithm(
+    name="Muesli",
+    keys=KEYS,
+    make_network=make_network,
+    init=init,
+    learn=learn,
+    must_be_finite=(
+        *("total_loss", "actor_loss", "cmpo_loss", "model_loss", "reward_loss", "value_loss"),
+        *("entropy", "grad_norm", "param_norm"),
+    ),
+    acting_params=lambda train_state: train_state.extra.target,
+)
