@@ -48,6 +48,7 @@ class RunnerState(NamedTuple):
     train_state: TrainState
     rollout_state: RolloutState
     permutation_key: jax.Array
+    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts
 
 
 class Start(NamedTuple):
@@ -71,6 +72,9 @@ class Algorithm(NamedTuple):
 
     learn(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): one
     update with what was collected. `key` is each device's own, metrics are {name: ()}.
+
+    keep(config, kept, rollout) -> what is kept of rollouts for later updates, leaves (B, ...);
+    `learn` finds it in the next rollout, and `kept` is None before the first. None: nothing is.
     """
 
     name: str  # stands in a saved config
@@ -80,6 +84,7 @@ class Algorithm(NamedTuple):
     learn: Callable
     must_be_finite: tuple[str, ...]  # metrics that are numbers as long as the agent is whole
     acting_params: Callable = lambda train_state: train_state.params  # those that act
+    keep: Callable | None = None
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
         """The config, completed and checked against the algorithm's table: `check_config`."""
@@ -139,11 +144,26 @@ def make_init_and_update(
             start = Start(params, init_normalizer(config, env))
         normalizer = take_obs(env, start.normalizer, state.obs, active, axis_name)
         train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
-        return RunnerState(train_state, state, permutation_key)
+        runner_state = RunnerState(train_state, state, permutation_key)
+        return runner_state._replace(kept=nothing_kept(runner_state))
+
+    def nothing_kept(state: RunnerState) -> Any:
+        """What `keep` makes of a rollout, with zeros."""
+        keep = algorithm.keep
+        if keep is None:
+            return None
+
+        def keep_first() -> Any:
+            _, collected = collect(config, env, network, algorithm, state, axis_name)
+            return keep(config, None, collected)
+
+        shapes = jax.eval_shape(keep_first)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
         # COLLECT TRAJECTORIES
         state, collected = collect(config, env, network, algorithm, state, axis_name)
+        collected = collected._replace(kept=state.kept)
 
         # LEARN FROM THEM
         permutation_key, key = jax.random.split(state.permutation_key)
@@ -154,7 +174,10 @@ def make_init_and_update(
         train_state = train_state._replace(updates=train_state.updates + 1)
         metrics |= input_metrics(collected.trajectory, axis_name)
         metrics |= episode_metrics(collected.trajectory, axis_name)
-        return state._replace(train_state=train_state, permutation_key=permutation_key), metrics
+        state = state._replace(train_state=train_state, permutation_key=permutation_key)
+        if algorithm.keep is not None:
+            state = state._replace(kept=algorithm.keep(config, state.kept, collected))
+        return state, metrics
 
     return init, update
 

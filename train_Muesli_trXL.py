@@ -30,8 +30,10 @@ config = {
     "PREV_ACTION_REWARD": None,  # both as part of the observation; None: in meta-RL
     "NORMALIZE_OBS": False,  # by running mean and variance
     "NORMALIZE_REWARD": False,  # by the running deviation of discounted returns
-    "UPDATE_EPOCHS": 4,  # passes over a rollout
-    "NUM_MINIBATCHES": 8,  # of whole environments, per pass
+    "UPDATE_EPOCHS": 1,  # passes over a rollout
+    "REPLAY_SHARE": 0.75,  # of a minibatch that is of earlier rollouts
+    "REPLAY_ROLLOUTS": 8,  # how many of the newest are kept for that
+    "NUM_MINIBATCHES": 32,  # of whole environments, per pass; replayed ones come on top
     "ANNEAL_LR": True,  # linearly to 0 over the run
     "RETRACE_LAMBDA": 0.95,  # of the off-policy returns
     "TARGET_RATE": 0.1,  # how far the acting parameters move per gradient step

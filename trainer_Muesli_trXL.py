@@ -35,6 +35,12 @@ from targets import (
 KEYS = with_shared(
     {
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
+        "REPLAY_SHARE": Key(
+            0.75, "of a minibatch that is of earlier rollouts, in [0, 1)", low=0, high=0.99
+        ),
+        "REPLAY_ROLLOUTS": Key(
+            8, "how many of the newest are kept for that", low=1, resumable=False
+        ),
         "RETRACE_LAMBDA": Key(0.95, "decay of Retrace's traces", low=0, high=1, traced=True),
         "TARGET_RATE": Key(
             0.1, "how far the acting parameters move per gradient step", low=0, high=1, traced=True
@@ -81,6 +87,13 @@ class Batch(NamedTuple):
     reach: jax.Array  # (B, T)
     memory: jax.Array  # (B, M+T-W, L, E)
     active: jax.Array | None  # (B, T) bool; None where all are
+
+
+class Replay(NamedTuple):
+    """The newest rollouts, a ring of R = REPLAY_ROLLOUTS slots for each environment."""
+
+    rollouts: Batch  # leaves (B, R, ...)
+    number: jax.Array  # (B,) int32, how many there were so far, the same for all
 
 
 class Learner(NamedTuple):
@@ -134,9 +147,10 @@ def learn(
 ) -> tuple[TrainState, Metrics]:
     """One update: UPDATE_EPOCHS passes in NUM_MINIBATCHES gradient steps each.
 
-    Each step's targets are of the theta' of that moment.
+    Each step joins replayed rows to fresh ones; its targets are of the theta' of that moment.
     """
     batch = make_batch(config, collected)
+    replay = keep(config, collected.kept, collected)
     rows_key, sample_key = jax.random.split(key)
     rows = minibatch_rows(
         rows_key, len(batch.reward), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
@@ -147,7 +161,11 @@ def learn(
     def gradient_step(carry, inputs):
         params, opt_state, learner = carry
         rows, key = inputs
+        key, replay_key = jax.random.split(key)
         minibatch = jax.tree.map(lambda x: x[rows], batch)
+        if replay is not None:
+            replayed = replay_rows(config, replay, len(rows), replay_key)
+            minibatch = jax.tree.map(lambda *x: jnp.concatenate(x), minibatch, replayed)
         targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
         gradients, metrics = jax.grad(loss, has_aux=True)(
             params, config, network, minibatch, targets, axis_name
@@ -181,6 +199,35 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
         memory=window_memory(config, collected),
         active=None if active is None else by_environment(active),
     )
+
+
+def keep(config: Config, kept: Replay | None, collected: Rollout) -> Replay | None:
+    """The replay with one more rollout, in place of the oldest; None where nothing is replayed."""
+    if not num_replayed(config, config["NUM_ENVS"]):
+        return None
+    fresh, slots = make_batch(config, collected), config["REPLAY_ROLLOUTS"]
+    if kept is None:
+        empty = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
+        kept = Replay(empty, jnp.zeros(len(fresh.reward), jnp.int32))
+    slot = kept.number[0] % slots
+    rollouts = jax.tree.map(lambda ring, x: ring.at[:, slot].set(x), kept.rollouts, fresh)
+    return Replay(rollouts, kept.number + 1)
+
+
+def num_replayed(config: Config, fresh: int) -> int:
+    """How many replayed rows are joined to so many fresh ones."""
+    share = config["REPLAY_SHARE"]
+    return round(fresh * share / (1 - share))
+
+
+def replay_rows(config: Config, replay: Replay, fresh: int, key: jax.Array) -> Batch:
+    """Rollouts of any environment and any slot that is filled, all with the same probability."""
+    row_key, slot_key = jax.random.split(key)
+    number = (num_replayed(config, fresh),)
+    filled = jnp.minimum(replay.number[0], config["REPLAY_ROLLOUTS"])
+    rows = jax.random.randint(row_key, number, 0, len(replay.number))
+    slots = jax.random.randint(slot_key, number, 0, filled)
+    return jax.tree.map(lambda x: x[rows, slots], replay.rollouts)
 
 
 def make_targets(
@@ -381,4 +428,5 @@ MUESLI = Algorithm(
         *("entropy", "grad_norm", "param_norm"),
     ),
     acting_params=lambda train_state: train_state.extra.target,
+    keep=keep,
 )

@@ -78,7 +78,7 @@ class States:
           OSError: it can't be written.
         """
         if kind == "full":
-            self._full.save(updates, program.join(state))
+            self._full.save(updates, filled_fields(program.join(state)))
         elif is_main():
             with_optimizer = kind == "learner"
             save_learner(self._learner, updates, program, state, with_optimizer)
@@ -90,7 +90,8 @@ class States:
           ConfigError: the checkpoint is broken or of another run.
         """
         if updates in self._full.all():
-            return program.split(self._full.restore(updates, program.joined_shapes()))
+            fields = self._full.restore(updates, filled_fields(program.joined_shapes()))
+            return program.split(RunnerState(**fields))
         state = program.join(program.init(stream=updates))
         kept, opt_state = self._learner.restore(
             updates, learnt(state.train_state), state.train_state.opt_state
@@ -103,6 +104,11 @@ class States:
         if opt_state:
             train_state = train_state._replace(opt_state=opt_state)
         return program.split(state._replace(train_state=train_state))
+
+
+def filled_fields(state: RunnerState) -> dict[str, Any]:
+    """The fields that are not None: what an algorithm does not use is in no checkpoint."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 class Learnt(NamedTuple):

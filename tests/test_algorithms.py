@@ -70,7 +70,7 @@ def test_it_trains_on_several_devices(tmp_path):
 
 
 def test_its_agent_needs_the_algorithm_as_an_argument(folder):
-    with pytest.raises(ConfigError, match="REINFORCE, which is none of PPO, Muesli; give it as the arg"):
+    with pytest.raises(ConfigError, match="REINFORCE, which is none of PPO, Muesli; give it"):
         load_agent(folder)
     with pytest.raises(ConfigError, match="was trained by REINFORCE, not by PPO"):
         load_agent(folder, algorithm=PPO)

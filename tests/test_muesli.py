@@ -17,6 +17,7 @@ from environments import make_env
 from evaluate_PPO_trXL import load_agent, play
 from host import experiment
 from host.run_config import resumed_config
+from host.states import filled_fields
 from learning import collect, make_init_and_update
 from results import load_results
 from spaces import obs_space
@@ -248,6 +249,40 @@ def test_the_models_targets_are_the_loop():
     assert min(seen.values()) > 5
 
 
+# ---------------------------------------------------------------- the replay
+
+
+def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
+    config, _, _, collected = played
+    config = {**config, "REPLAY_ROLLOUTS": 3}
+    reward = collected.trajectory.reward
+    kept = None
+    for number in range(5):
+        trajectory = collected.trajectory._replace(reward=jnp.full_like(reward, number))
+        kept = muesli.keep(config, kept, collected._replace(trajectory=trajectory))
+        assert kept.number.tolist() == [number + 1] * config["NUM_ENVS"]
+        there = set(np.asarray(kept.rollouts.reward[:, : number + 1]).ravel().tolist())
+        assert there == {float(n) for n in range(max(0, number - 2), number + 1)}
+    config |= {"REPLAY_SHARE": 0.75}
+    keys = jax.random.split(jax.random.key(0), 200)
+    drawn = jax.vmap(lambda key: muesli.replay_rows(config, kept, 2, key))(keys)
+    assert drawn.reward.shape == (200, 6, 16)
+    found = np.bincount(np.asarray(drawn.reward[..., 0], int).ravel(), minlength=5) / 1200
+    assert found[:2].tolist() == [0, 0]
+    np.testing.assert_allclose(found[2:], 1 / 3, atol=0.06)
+    # Rows stay whole: the memory that a replayed rollout started from is its own.
+    memories = np.asarray(kept.rollouts.memory)[:, 0].reshape(config["NUM_ENVS"], -1)
+    rows = np.asarray(drawn.memory)[0].reshape(6, -1)
+    assert all(any(np.array_equal(row, memory) for memory in memories) for row in rows)
+
+
+def test_without_a_share_nothing_is_kept(played):
+    config, _, _, collected = played
+    assert muesli.keep({**config, "REPLAY_SHARE": 0.0}, None, collected) is None
+    assert muesli.num_replayed({"REPLAY_SHARE": 0.75}, 8) == 24
+    assert muesli.num_replayed({"REPLAY_SHARE": 0.5}, 8) == 8
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -308,7 +343,9 @@ def test_action_values_are_one_step_of_the_model(played):
 
 def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
     config, network, state, collected = played
-    config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "ANNEAL_LR": False, "LR": 0.1}
+    config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "LR": 0.1}
+    config |= {"ANNEAL_LR": False}
+    collected = collected._replace(kept=state.kept)
     before = state.train_state
     after, metrics = jax.jit(
         lambda s, c: muesli.learn(config, network, s, c, jax.random.key(0), None)
@@ -408,8 +445,15 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
         resumed_config(folder, {}, PPO)
 
 
+def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
+    _, _, state, _ = played
+    assert "kept" in filled_fields(state)
+    assert "kept" not in filled_fields(state._replace(kept=None))
+
+
 def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
+    config |= {"REPLAY_SHARE": 0.0}  # what is replayed each device draws for itself
     experiment.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
     experiment.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
     experiment.run(
