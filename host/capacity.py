@@ -21,7 +21,11 @@ class Need(NamedTuple):
 
 
 def check_capacity(
-    config: dict[str, Any], num_devices: int = 1, environments: int = 0, given: int | None = None
+    config: dict[str, Any],
+    num_devices: int = 1,
+    environments: int = 0,
+    kept: int = 0,
+    given: int | None = None,
 ) -> None:
     """Compares the least that a run holds on a device with the memory that there is.
 
@@ -29,14 +33,17 @@ def check_capacity(
       config: checked.
       num_devices: that the environments are spread over.
       environments: bytes of their states on one device, if that is known already.
+      kept: bytes of what the algorithm keeps of rollouts, likewise.
       given: bytes of a device's memory; by default what there is.
 
     Raises:
       ConfigError: it is more; the line says which keys to lower.
     """
     needs = least_needs(config, num_devices)
-    keys = ("NUM_ENVS", "NUM_SEEDS", "ENV_KWARGS")
+    keys: tuple[str, ...] = ("NUM_ENVS", "NUM_SEEDS", "ENV_KWARGS")
     needs.append(Need("for the states of the environments", environments, keys))
+    keys = ("REPLAY_ROLLOUTS", "NUM_ENVS", "NUM_STEPS", "WINDOW_MEM", "NUM_SEEDS")
+    needs.append(Need("for what is kept of rollouts", kept, tuple(k for k in keys if k in config)))
     total = sum(need.size for need in needs)
     memory = given or device_memory()
     if total > memory:

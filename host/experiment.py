@@ -149,7 +149,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
         )
     check_capacity(config, num_devices)
     program = Program(config, algorithm, num_devices if all_devices else None)
-    check_capacity(config, num_devices, program.environment_bytes())
+    check_capacity(config, num_devices, *program.row_bytes())
     with StopOnSignal() as stop:
         record = Record(config, algorithm, program.seeds)
         stop.watch(record)

@@ -79,12 +79,16 @@ class Program:
         params = self.joined_shapes().train_state.params
         return sum(x.size for x in jax.tree.leaves(params)) // len(self.seeds)
 
-    def environment_bytes(self) -> int:
-        """What the environments' states take on one device."""
-        state = jax.eval_shape(self._init, self._keys, self._start).rollout_state
-        leaves = jax.tree.leaves((state.env_state, state.obs))
-        size = sum(x.size * x.dtype.itemsize for x in leaves)
-        return size // (jax.local_device_count() if self._num_devices else 1)
+    def row_bytes(self) -> tuple[int, int]:
+        """What the environments' states take on one device, and what is kept of rollouts."""
+        state = jax.eval_shape(self._init, self._keys, self._start)
+        running = state.rollout_state
+        devices = jax.local_device_count() if self._num_devices else 1
+
+        def size(tree: Any) -> int:
+            return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) // devices
+
+        return size((running.env_state, running.obs)), size(state.kept)
 
     def compile(self, state: RunnerState) -> Callable:
         """The update, compiled for such a state."""

@@ -20,7 +20,7 @@ from host.run_config import resumed_config
 from host.states import filled_fields
 from learning import collect, make_init_and_update
 from results import load_results
-from spaces import obs_space
+from spaces import obs_space, restore_obs
 from targets import (
     Steps,
     clipped_mpo,
@@ -401,6 +401,48 @@ def test_the_loss_is_its_parts(played):
     np.testing.assert_allclose(parts["actor_loss"], expected, rtol=1e-4)
 
 
+def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
+    """With gamma 1/2 the best is to go back and forth: v(1) = 1 + v(0) / 2, v(0) = v(1) / 2."""
+    config = MUESLI.check(
+        {
+            **TINY,
+            **{"ENV_NAME": f"{TOYS}:TwoStates", "GAMMA": 0.5, "WINDOW_MEM": 0, "LR": 3e-3},
+            **{"NUM_ENVS": 8, "NUM_STEPS": 8, "REPLAY_ROLLOUTS": 4, "VALUE_LIMIT": 1.5},
+            "TOTAL_TIMESTEPS": 8 * 8 * 150,
+        }
+    )
+    out = jax.jit(muesli.make_train(config))(jax.random.key(0))
+    state = out["runner_state"]
+    env = make_env(config, 8)
+    network = MUESLI.make_network(config, env.action_space, obs_space(env))
+    batch = jax.tree.map(lambda x: x[:, 0], state.kept.rollouts)
+    learner = state.train_state.extra
+    targets, variance = muesli.make_targets(config, network, learner, batch, None, None)
+    obs = restore_obs(batch.obs, obs_space(env))
+
+    def call(method, *args):
+        return network.apply(learner.target, *args, method=method)
+
+    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    q = call("action_values", latent, muesli.every_action(env.action_space), 0.5)
+    in_0, in_1 = (np.asarray(obs[..., i]) == 1 for i in range(2))
+    v_1 = 1 / (1 - 0.25)
+    v_0 = v_1 / 2
+    prior = call("policy", latent, batch.obs)
+    for where, value, values in ((in_0, v_0, [0.2 + v_0 / 2, v_0]), (in_1, v_1, [v_1, v_1 / 2])):
+        assert where.any()
+        np.testing.assert_allclose(targets.value[where].mean(), value, atol=0.08)
+        found, best = np.asarray(q[where].mean(axis=0)), np.argmax(values)
+        np.testing.assert_allclose(found[best], values[best], atol=0.05)
+        np.testing.assert_allclose(found, values, atol=0.25)  # the other is hardly ever tried
+        advantage = (q[where] - targets.value[where][:, None]) / variance.deviation()
+        weights = prior.probs[where] * np.exp(np.clip(advantage, -1, 1))
+        expected = weights / weights.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(targets.policy.probs[where], expected, rtol=1e-4)
+    assert np.asarray(prior.probs)[in_0, 1].mean() > 0.8
+    assert np.asarray(prior.probs)[in_1, 0].mean() > 0.9
+
+
 ENVIRONMENTS = {
     "discrete": CHAIN,
     "sampled": {**CHAIN, "EXACT_ACTIONS": 1, "CMPO_SAMPLES": 3},
@@ -465,3 +507,10 @@ def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_pa
     for other in (two, many):
         for name in one:
             np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_replay_that_no_device_holds_is_one_line_before_anything_compiles(tmp_path):
+    config = {**CHAIN, "REPLAY_ROLLOUTS": 10**9, "RESULTS_DIR": str(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match="of it for what is kept of rollouts; lower REPLAY_ROLL"):
+        experiment.run(config, MUESLI)
+    assert not list(tmp_path.iterdir())

@@ -108,3 +108,24 @@ class Quest(SingleEnvironment):
 
     def _observe(self, state):
         return jnp.stack([state["episode"], state["left"], state["limit"]]).astype(jnp.float32)
+
+
+class TwoStates(SingleEnvironment):
+    """Action 0 leads to state 0 and gives 0.2 from there, 1 from state 1; action 1 leads to 1.
+
+    Only a limit of 8 steps ends it, and is no end of the task.
+    """
+
+    action_space = Discrete(2)
+    obs_size = num_binary = 2
+
+    def reset(self, key):
+        state = {"place": jax.random.randint(key, (), 0, 2), "steps": jnp.int32(0)}
+        return jax.nn.one_hot(state["place"], 2), state
+
+    def step(self, key, state, action):
+        place = state["place"]
+        reward = jnp.where(action == 0, jnp.where(place == 0, 0.2, 1.0), 0.0)
+        state = {"place": jnp.where(action == 0, 0, 1), "steps": state["steps"] + 1}
+        obs = jax.nn.one_hot(state["place"], 2)
+        return obs, state, reward, jnp.bool_(False), state["steps"] == 8, {}
