@@ -73,8 +73,8 @@ class Algorithm(NamedTuple):
     learn(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): one
     update with what was collected. `key` is each device's own, metrics are {name: ()}.
 
-    keep(config, kept, rollout) -> what is kept of rollouts for later updates, leaves (B, ...);
-    `learn` finds it in the next rollout, and `kept` is None before the first. None: nothing is.
+    keep(config, kept, rollout) -> what is kept of rollouts, this one included, leaves (B, ...);
+    `learn` finds it in the rollout. `kept` is what was kept before, None for nothing yet.
     """
 
     name: str  # stands in a saved config
@@ -163,7 +163,8 @@ def make_init_and_update(
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
         # COLLECT TRAJECTORIES
         state, collected = collect(config, env, network, algorithm, state, axis_name)
-        collected = collected._replace(kept=state.kept)
+        if algorithm.keep is not None:
+            collected = collected._replace(kept=algorithm.keep(config, state.kept, collected))
 
         # LEARN FROM THEM
         permutation_key, key = jax.random.split(state.permutation_key)
@@ -174,9 +175,9 @@ def make_init_and_update(
         train_state = train_state._replace(updates=train_state.updates + 1)
         metrics |= input_metrics(collected.trajectory, axis_name)
         metrics |= episode_metrics(collected.trajectory, axis_name)
-        state = state._replace(train_state=train_state, permutation_key=permutation_key)
-        if algorithm.keep is not None:
-            state = state._replace(kept=algorithm.keep(config, state.kept, collected))
+        state = state._replace(
+            train_state=train_state, permutation_key=permutation_key, kept=collected.kept
+        )
         return state, metrics
 
     return init, update

@@ -85,7 +85,7 @@ class Rollout(NamedTuple):
     last_extras: Any  # (B, ...), of the last observation, given the memory of that very step
     last_active: jax.Array | None  # (B,), whether the step from the last observation would count
     memory: jax.Array  # (B, M, L, E), hidden states from before the rollout, oldest first
-    kept: Any = None  # (B, ...), what the algorithm keeps of earlier ones, see `learning.Algorithm`
+    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `learning.Algorithm`
 
 
 class Carry(NamedTuple):

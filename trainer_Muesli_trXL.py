@@ -150,7 +150,7 @@ def learn(
     Each step joins replayed rows to fresh ones; its targets are of the theta' of that moment.
     """
     batch = make_batch(config, collected)
-    replay = keep(config, collected.kept, collected)
+    replay: Replay | None = collected.kept
     rows_key, sample_key = jax.random.split(key)
     rows = minibatch_rows(
         rows_key, len(batch.reward), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
@@ -392,7 +392,7 @@ def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
     for k in range(1, count + 1):
         shift = partial(later, steps=k - 1)
         exists = jnp.arange(length) + k - 1 < length
-        running, absorbed = running & exists, absorbed
+        running &= exists
         now, ahead = jax.tree.map(shift, batch._replace(last_value=None)), partial(later, steps=k)
         terminated, truncated = running & now.terminated, running & now.truncated
         goes_on = running & ~terminated & ~truncated & (jnp.arange(length) + k < length)

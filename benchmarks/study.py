@@ -39,7 +39,7 @@ class Run(NamedTuple):
     name: str
     seed: int
     overrides: tuple[str, ...]
-    script: str = "train_PPO_trXL.py"
+    script: str
 
     def folder(self, out: Path) -> Path:
         """Where its results folder is made."""
@@ -85,9 +85,8 @@ def train(run: Run, out: Path) -> list[dict[str, Any]]:
         status = subprocess.run(
             ["nice", "-n", "19", *command(run, out)], stdout=output, stderr=output, check=False
         ).returncode
-    line = {"name": run.name, "seed": run.seed, "overrides": run.overrides, "status": status}
-    if run.script != Run._field_defaults["script"]:
-        line["script"] = run.script
+    line = {"name": run.name, "seed": run.seed, "script": run.script}
+    line |= {"overrides": run.overrides, "status": status}
     line["seconds"] = round(time.monotonic() - start)
     trained = {
         int(path.name.removesuffix("_metrics.npy")): summary(load_results(path))

@@ -345,7 +345,7 @@ def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
     config, network, state, collected = played
     config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "LR": 0.1}
     config |= {"ANNEAL_LR": False}
-    collected = collected._replace(kept=state.kept)
+    collected = collected._replace(kept=muesli.keep(config, state.kept, collected))
     before = state.train_state
     after, metrics = jax.jit(
         lambda s, c: muesli.learn(config, network, s, c, jax.random.key(0), None)

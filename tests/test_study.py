@@ -93,7 +93,7 @@ def test_seeds_of_one_program_have_a_line_each(trained, tmp_path):
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path):
-    run = study.Run("plain", 3, ("LR=1e-3",))
+    run = study.Run("plain", 3, ("LR=1e-3",), "train_PPO_trXL.py")
     folder = run.folder(tmp_path)
     assert study.command(run, tmp_path)[2:] == ["LR=1e-3", "seed=3", f"RESULTS_DIR={folder}"]
     (folder / "Task").mkdir(parents=True)
