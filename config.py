@@ -85,7 +85,7 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
         _check_known(name, keys)
-        overrides[name] = _read_value(name, keys[name], text)
+        overrides[name] = read_value(name, keys[name], text)
     return overrides
 
 
@@ -129,7 +129,7 @@ def _check_known(name: str, keys: Keys) -> None:
         raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, keys)}")
 
 
-def _read_value(name: str, key: Key, text: str) -> Any:
+def read_value(name: str, key: Key, text: str) -> Any:
     """The value that a command line's text stands for."""
     if key.default is None and text.lower() == "none":
         return None

@@ -50,10 +50,12 @@ def markdown_table(keys: Keys, columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 def keys_page(introduction: str) -> str:
     """docs/keys.md: what stands before the marker, and a table for each group of keys."""
+    import search_trXL
     import train_Muesli_trXL
     import train_PPO_trXL
     import train_PPO_trXL_pmap
     from keys import defaults
+    from search.settings import SEARCH_KEYS
     from trainer_Muesli_trXL import MUESLI
     from trainer_PPO_trXL import PPO
 
@@ -71,6 +73,11 @@ def keys_page(introduction: str) -> str:
         "`train_Muesli_trXL.py`": train_Muesli_trXL.config,
     }
     parts.append(f"\n## Muesli's own\n\n{markdown_table(own, columns)}\n")
+    searched = {
+        "missing": defaults(SEARCH_KEYS),
+        "`search_trXL.py`": {**defaults(SEARCH_KEYS), **search_trXL.config},
+    }
+    parts.append(f"\n## A search's own\n\n{markdown_table(SEARCH_KEYS, searched)}\n")
     launch = markdown_table(LAUNCH_KEYS, {"missing": defaults(LAUNCH_KEYS)})
     parts.append(f"\n## One process of several\n\n{launch}\n")
     return "".join(parts)

@@ -2,10 +2,17 @@
 
 import os
 import signal
-from typing import Any
+from typing import Any, Protocol
 
 from host.multihost import largest, tell
-from host.record import Record
+
+
+class Closed(Protocol):
+    """What is closed before the process ends: a run's record, or a search's."""
+
+    def close(self) -> None: ...
+
+    def discard_if_empty(self) -> None: ...
 
 
 class StopOnSignal:
@@ -19,12 +26,12 @@ class StopOnSignal:
     """
 
     def __init__(self):
-        self._record = None
+        self._record: Closed | None = None
         self._own = 0
         self.signal = None
         self.training = False
 
-    def watch(self, record: Record) -> None:
+    def watch(self, record: Closed) -> None:
         """From now on this record is closed before the process ends, or now if it is to end."""
         self._record = record
         if self._own:

@@ -15,6 +15,7 @@ from config import ConfigError, read_overrides
 from evaluate_PPO_trXL import OPTIONS
 from host.help import PAGE, keys_page
 from keys import LAUNCH_KEYS
+from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -92,6 +93,10 @@ def check_settings(script: str, arguments: list[str]) -> None:
         committed = REPOSITORY / folder.replace("runs/", "results_")
         assert folder == "FOLDER" or committed.exists() or "corridor" in folder
         read_overrides(settings, OPTIONS)
+    elif script == "search_trXL.py":
+        given = read_arguments(arguments, TRAINING_KEYS)
+        read_settings(given)
+        read_space(given, TRAINING_KEYS)
     elif script == "benchmarks/study.py":
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
@@ -135,7 +140,7 @@ def test_the_settings_between_its_backticks_are_read(page):
         of_no_config = key.startswith(("JAX_", "XLA_")) or setting == "KEY=VALUE"
         if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # or of a function
             continue
-        known = TRAINING_KEYS if key in TRAINING_KEYS else OPTIONS
+        known = next(keys for keys in (TRAINING_KEYS, SEARCH_KEYS, OPTIONS) if key in keys)
         try:
             read_overrides([setting], known)
         except ConfigError as error:

@@ -27,7 +27,7 @@ def test_the_pins_are_the_lower_bounds():
 def test_every_module_and_package_is_installed():
     installed = PYPROJECT["tool"]["setuptools"]
     assert sorted(installed["py-modules"]) == sorted(x.stem for x in REPOSITORY.glob("*.py"))
-    ours = {"environments", "host"}
+    ours = {"environments", "host", "search"}
     assert set(installed["packages"]) == ours
     assert ours == {
         x.parent.name for x in REPOSITORY.glob("*/__init__.py") if x.parent.name != "tests"

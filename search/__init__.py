@@ -1,0 +1,1 @@
+"""A population of runs: hyperparameters searched in one program, or parameters evolved."""

@@ -1,0 +1,207 @@
+"""Neuroevolution: the parameters of a policy with memory, moved by evosax without gradients.
+
+As in Salimans et al. 2017 (arXiv 1703.03864): in each generation an algorithm of evosax proposes
+parameters, each plays NUM_STEPS steps in NUM_ENVS environments, all of them in the same ones, and
+the algorithm is told their mean returns. What is reported and saved is the distribution's mean,
+where the algorithm has one, else the best parameters.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
+from tqdm import tqdm
+
+from config import ConfigError
+from environments import located, make_env
+from host.multihost import say
+from host.results_files import save_results
+from host.signals import StopOnSignal
+from learning import Algorithm, init_params
+from rollout import Rollout, init_rollout, network_actor, rollout
+from search.population import BY_ROW, ROWS
+from search.proposals import as_fitness, make_algorithm, start
+from search.record import EvolutionRecord, fresh_search_folder
+from search.settings import read_space
+from spaces import obs_space
+
+
+class Evolving(NamedTuple):
+    """What a generation starts from."""
+
+    state: Any  # the algorithm's
+    key: jax.Array  # raw, (2,) uint32
+
+
+class Task(NamedTuple):
+    """What is evolved, and on what."""
+
+    config: dict[str, Any]
+    algorithm: Any  # of evosax
+    params: Any  # of evosax's algorithm
+    first: Evolving
+    unravel: Callable  # from numbers (dims,) to a network's parameters
+    evaluate: Callable  # (numbers (candidates, dims), key) -> mean returns (candidates,)
+
+
+def make_task(config: dict[str, Any], settings: dict[str, Any], learner: Algorithm) -> Task:
+    """The network's parameters as numbers, and how good some are.
+
+    Raises:
+      ConfigError: the config can't be run, or asks for what only training has.
+    """
+    for name in ("NORMALIZE_OBS", "NORMALIZE_REWARD"):
+        if config[name]:
+            raise ConfigError(f"{name} gathers statistics while it trains; evolution has none")
+    env = make_env(config, config["NUM_ENVS"])
+    network = learner.make_network(config, env.action_space, obs_space(env))
+    key = jax.random.key(config["seed"])
+    init_key, start_key, key = jax.random.split(key, 3)
+    mean, unravel = ravel_pytree(init_params(config, network, env.obs_size, init_key))
+    size = settings["POPULATION"]
+    std = settings["ES_STD"]
+    algorithm = make_algorithm(settings["STRATEGY"], size, mean.size, std, settings["ES_LR"])
+    params, state = start(algorithm, start_key, mean, std)
+
+    def play(numbers: jax.Array, key: jax.Array) -> jax.Array:
+        """Mean return of one candidate's episodes."""
+        state = init_rollout(config, env, key, 0)
+        actor = network_actor(network)
+        _, _, played = rollout(config, env, actor, unravel(numbers), state, {})
+        return mean_return(played)
+
+    chunk = settings["CHUNK"] or 16
+    devices = jax.local_device_count()
+
+    def evaluate(numbers: jax.Array, key: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda x: play(x, key), numbers, batch_size=chunk)
+
+    return Task(
+        config,
+        algorithm,
+        params,
+        Evolving(state, jax.random.key_data(key)),
+        unravel,
+        on_devices(evaluate, devices),
+    )
+
+
+def on_devices(evaluate: Callable, devices: int) -> Callable:
+    """`evaluate`, jitted, its candidates spread over devices; the last stands in for missing."""
+    if devices == 1:
+        return jax.jit(evaluate)
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), ROWS)
+    specs = (BY_ROW, PartitionSpec())
+    spread = jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=BY_ROW, check_vma=False)
+
+    def padded(numbers: jax.Array, key: jax.Array) -> jax.Array:
+        missing = -len(numbers) % devices
+        full = jnp.concatenate([numbers, jnp.repeat(numbers[-1:], missing, axis=0)])
+        return spread(full, key)[: len(numbers)]
+
+    return jax.jit(padded)
+
+
+def mean_return(played: Rollout) -> jax.Array:
+    """Over the episodes that ended; where none did, the mean reward of an environment so far."""
+    trajectory = played.trajectory
+    ended = trajectory.returned_episode
+    returns = trajectory.episode_metrics["returned_episode_returns"]
+    sums = jnp.sum(jnp.where(ended, returns, 0.0))
+    so_far = jnp.mean(jnp.sum(trajectory.reward, axis=0))
+    return jnp.where(jnp.any(ended), sums / jnp.sum(ended), so_far)
+
+
+def chosen(task: Task, state: Any) -> jax.Array:
+    """What a state of the algorithm stands for, (dims,): its mean, else its best."""
+    mean = getattr(state, "mean", None)
+    return state.best_solution if mean is None else mean
+
+
+def next_generation(task: Task, at: Evolving) -> tuple[Evolving, dict[str, float]]:
+    """Proposals, their returns, and what the algorithm makes of them; the metrics of both."""
+    key = jax.random.wrap_key_data(at.key)
+    key, ask_key, play_key, tell_key = jax.random.split(key, 4)
+    numbers, state = task.algorithm.ask(ask_key, at.state, task.params)
+    returns = np.asarray(task.evaluate(numbers, play_key))
+    state, _ = task.algorithm.tell(tell_key, numbers, as_fitness(list(returns)), state, task.params)
+    now = float(task.evaluate(chosen(task, state)[None], play_key)[0])
+    finite = returns[np.isfinite(returns)]
+    metrics = {
+        "returned_episode_returns": now,
+        "best_of_population": float(finite.max(initial=-np.inf)),
+        "mean_of_population": float(finite.mean()) if len(finite) else float("nan"),
+    }
+    return Evolving(state, jax.random.key_data(key)), metrics
+
+
+def evolve(
+    asked: dict[str, Any],
+    settings: dict[str, Any],
+    learner: Algorithm,
+    base: dict[str, Any],
+    folder: Path | None,
+) -> int | None:
+    """Evolves a network's parameters, and writes them as a run's that `evaluate` plays with.
+
+    Args, returns and raises as `search.main.search`.
+    """
+    own = ("LR", "GAMMA")  # ranges of the script that mean nothing here
+    _, fixed = read_space({k: v for k, v in asked.items() if k not in own}, learner.keys)
+    if settings["STRATEGY"] in ("halving", "pbt"):
+        raise ConfigError("TRAIN=evolution needs an algorithm of evosax, such as STRATEGY=Open_ES")
+    config = learner.check({**base, **fixed, "RESUME": None})
+    config["ENV_NAME"] = located(config["ENV_NAME"])
+    task = make_task(config, settings, learner)
+    steps = settings["POPULATION"] * config["NUM_ENVS"] * config["NUM_STEPS"]
+    generations = (settings["BUDGET"] or config["TOTAL_TIMESTEPS"]) // steps
+    if not generations:
+        raise ConfigError(f"a generation takes {steps} environment steps; raise BUDGET to that")
+    resumed = folder is not None
+    folder = folder or fresh_search_folder(config["RESULTS_DIR"], config["ENV_NAME"])
+    with StopOnSignal() as stop:
+        record = EvolutionRecord(folder, {**asked, "ENV_NAME": config["ENV_NAME"]}, resumed)
+        stop.watch(record)
+        say(
+            f"{config['ENV_NAME']}, {task.algorithm.num_dims:,} parameters by"
+            f" {settings['STRATEGY']}, {generations} generations of {settings['POPULATION']}, to"
+            f" {folder}"
+        )
+        stop.training = True
+        try:
+            at = run(task, record, stop, generations, steps)
+            if not stop.signal:
+                saved = {**config, "ALGORITHM": learner.name}
+                params = jax.device_get(task.unravel(chosen(task, at.state)))
+                save_results(folder, saved, [config["seed"]], [record.curve()], [params])
+                print(f"saved to {folder}")
+        finally:
+            record.close()
+    if stop.signal:
+        say(f"go on with RESUME={folder}")
+    return stop.signal
+
+
+def run(
+    task: Task, record: EvolutionRecord, stop: StopOnSignal, generations: int, steps: int
+) -> Evolving:
+    """The generations that are left."""
+    at = record.restore(task.first)
+    with tqdm(
+        total=generations, initial=record.generations, unit="generation", mininterval=1
+    ) as bar:
+        while record.generations < generations and not stop.signal:
+            at, metrics = next_generation(task, at)
+            record.note({**metrics, "env_steps": (record.generations + 1) * steps})
+            bar.set_postfix_str(f"return {metrics['returned_episode_returns']:.3f}", refresh=False)
+            bar.update()
+            if record.is_time():
+                record.save(at)
+            stop.agree()
+    record.save(at)
+    return at
