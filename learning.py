@@ -267,6 +267,7 @@ def descend(
       the train state with new parameters, and the metrics' means over all gradient steps.
     """
 
+    @jax.named_scope("gradients")
     def gradient_step(carry, minibatch: Minibatch):
         params, opt_state = carry
         gradients, metrics = jax.grad(loss, has_aux=True)(params, minibatch.of(batch))
@@ -290,6 +291,7 @@ INPUTS = {
 """Metrics that are not finite where the environment gave what isn't."""
 
 
+@jax.named_scope("metrics")
 def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
     """Means of what the environment gave: rewards, and the entries that are not binary."""
     real = trajectory.obs.real
@@ -297,6 +299,7 @@ def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
     return dict(zip(INPUTS, mean_over_devices(means, axis_name), strict=True))
 
 
+@jax.named_scope("metrics")
 def episode_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
     """Means over the episodes that returned, NaN where none did, and their number.
 

@@ -28,6 +28,7 @@ class BatchedReset(Wrapper):
         """The single environments' own states in `state`, leaves (B, ...)."""
         return state
 
+    @jax.named_scope("keys")
     def _split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         pairs = jax.vmap(jax.random.split)(keys)
         return pairs[:, 0], pairs[:, 1]
@@ -35,9 +36,10 @@ class BatchedReset(Wrapper):
     def _step_without_reset(self, keys: jax.Array, state: Any, action: jax.Array):
         if isinstance(self.action_space, Box):
             action = self.action_space.clip(action)
-        obs, state, reward, terminated, truncated, info = jax.vmap(self._env.step)(
-            keys, state, action
-        )
+        with jax.named_scope("game"):
+            obs, state, reward, terminated, truncated, info = jax.vmap(self._env.step)(
+                keys, state, action
+            )
         reward = reward.astype(jnp.float32)
         terminated, truncated = terminated.astype(bool), truncated.astype(bool)
         if not self._env.can_truncate:
@@ -56,8 +58,9 @@ class AutoReset(BatchedReset):
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         step_keys, reset_keys = self._split(keys)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
-        fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
-        obs, state = _where(done, fresh, (obs, state))
+        with jax.named_scope("resets"):
+            fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
+            obs, state = _where(done, fresh, (obs, state))
         return obs, state, reward, done, info
 
 
@@ -79,9 +82,10 @@ class OptimisticReset(BatchedReset):
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         step_keys, reset_keys = self._split(keys)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
-        worlds = self.reset(reset_keys[: self._num_worlds])
-        taken = (jnp.cumsum(done) - 1) % self._num_worlds
-        obs, state = _where(done, _rows(worlds, taken), (obs, state))
+        with jax.named_scope("resets"):
+            worlds = self.reset(reset_keys[: self._num_worlds])
+            taken = (jnp.cumsum(done) - 1) % self._num_worlds
+            obs, state = _where(done, _rows(worlds, taken), (obs, state))
         return obs, state, reward, done, info
 
 
@@ -147,6 +151,7 @@ class WorldPool(BatchedReset):
     def _episode_keys(self, world_keys: jax.Array, episode: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in)(world_keys, episode)
 
+    @jax.named_scope("worlds")
     def _refill(self, pool: Pool, needed: jax.Array) -> Pool:
         """Replaces worlds while a whole batch is used, or one is that is needed now.
 
@@ -173,6 +178,7 @@ class WorldPool(BatchedReset):
 
         return jax.lax.while_loop(due, replace, pool)
 
+    @jax.named_scope("resets")
     def _take(self, done: jax.Array, running: Any, worlds: Any):
         """`running` with the rows that are done replaced, a batch at a time: the rows are large."""
 

@@ -129,20 +129,26 @@ def rollout(
       the state after the steps, the statistics, and what was collected.
     """
     step = partial(take_step, config, env, actor, params, axis_name)
+    with jax.named_scope("agent"):
+        caches = actor.start(params, state.memory.hidden)
     carry = Carry(
         env_state=state.env_state,
         obs=state.obs,
         discounted_return=state.discounted_return,
-        caches=actor.start(params, state.memory.hidden),
+        caches=caches,
         reach=state.memory.reach,
         env_keys=state.env_keys,
         normalizer=normalizer,
     )
     carry, trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
+    metrics = apart(trajectory.episode_metrics)
+    metrics = {name: metrics[name] for name in env.episode_metrics}
+    trajectory = trajectory._replace(episode_metrics=metrics)
     last_obs = network_input(carry.normalizer, carry.obs)
-    _, last_extras, _, _ = actor.act(
-        params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach
-    )
+    with jax.named_scope("bootstrap"):
+        _, last_extras, _, _ = actor.act(
+            params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach
+        )
     last_active = active_rows(env, carry.env_state)
     collected = Rollout(trajectory, last_extras, last_active, state.memory.hidden)
     return state_after(carry, collected), carry.normalizer, collected
@@ -172,8 +178,10 @@ def take_step(
     # The episode's next step would see this one too.
     next_reach = jnp.minimum(carry.reach + 1, config["WINDOW_MEM"])
     ended = Carry(env_state, next_obs, discounted_return, caches, next_reach, env_keys, normalizer)
+    with jax.named_scope("storage"):
+        stored = store_obs(obs, obs_space(env))
     transition = Transition(
-        obs=store_obs(obs, obs_space(env)),
+        obs=stored,
         action=decision.action,
         log_prob=decision.log_prob,
         extras=decision.extras,
@@ -186,7 +194,7 @@ def take_step(
         reach=carry.reach,
         active=active,
         returned_episode=info.get("returned_episode", done),
-        episode_metrics={name: info[name] for name in env.episode_metrics},
+        episode_metrics=together({name: info[name] for name in env.episode_metrics}),
     )
     boundary = info.get("memory_boundary", done)
     return ended._replace(reach=jnp.where(boundary, 0, next_reach)), transition
@@ -214,6 +222,7 @@ def learning_ends(config: Config, done: jax.Array, info: dict[str, jax.Array]) -
     return Ends(done, info["terminated"], truncated)
 
 
+@jax.named_scope("agent")
 def decide(
     actor: Actor, params: Any, obs: jax.Array, carry: Carry, t: jax.Array, keys: jax.Array
 ) -> tuple[Decision, Any]:
@@ -224,6 +233,7 @@ def decide(
     return Decision(action, policy.log_prob(action), extras, hidden), caches
 
 
+@jax.named_scope("statistics")
 def take_obs(
     env: Any,
     normalizer: Normalizer,
@@ -235,6 +245,7 @@ def take_obs(
     return update_normalizer(normalizer, "obs", obs[:, env.num_binary :], active, axis_name)
 
 
+@jax.named_scope("statistics")
 def take_reward(
     gamma: float,
     carry: Carry,
@@ -252,6 +263,7 @@ def take_reward(
     return discounted_return, normalizer, scale_reward(normalizer["reward"], reward)
 
 
+@jax.named_scope("bootstrap")
 def final_extras(
     env: Any,
     actor: Actor,
@@ -321,10 +333,31 @@ def window_memory(config: Config, collected: Rollout) -> jax.Array:
     return jnp.concatenate([collected.memory, recent], axis=1)
 
 
+@jax.named_scope("keys")
 def split_each(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
     """Splits every key of (B,) into `num` of them: a tuple of `num` arrays (B,)."""
     pieces = jax.vmap(lambda key: jax.random.split(key, num))(keys)
     return tuple(pieces[:, i] for i in range(num))
+
+
+def together(arrays: dict[str, jax.Array]) -> dict[tuple[str, ...], jax.Array]:
+    """Arrays of one shape and type as one, {their names: (..., their number)}.
+
+    A scan then stores them at once: Craftax's 67 achievements would be as many kernels in every
+    step on a GPU.
+    """
+    alike: dict[Any, list[str]] = {}
+    for name, x in arrays.items():
+        alike.setdefault((jnp.shape(x), jnp.result_type(x)), []).append(name)
+    return {
+        tuple(names): jnp.stack([arrays[name] for name in names], axis=-1)
+        for names in alike.values()
+    }
+
+
+def apart(stacked: dict[tuple[str, ...], jax.Array]) -> dict[str, jax.Array]:
+    """Undoes `together`."""
+    return {name: x[..., i] for names, x in stacked.items() for i, name in enumerate(names)}
 
 
 def active_rows(env: Any, env_state: Any) -> jax.Array | None:

@@ -201,6 +201,7 @@ def update_network(
     )
 
 
+@jax.named_scope("advantages")
 def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) -> jax.Array:
     """GAE(lambda) with the values of final observations where an episode was truncated.
 
@@ -245,6 +246,7 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     return advantages
 
 
+@jax.named_scope("advantages")
 def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batch:
     """A rollout and its advantages (T, B), row by row."""
     trajectory = collected.trajectory
@@ -268,6 +270,7 @@ def rows_of(batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
     return fields if batch.weight is None else fields | {"weight": batch.weight[rows]}
 
 
+@jax.named_scope("advantages")
 def normalise_advantages(
     minibatch: dict[str, jax.Array], floor: jax.Array | float, axis_name: str | None
 ) -> dict[str, jax.Array]:

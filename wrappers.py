@@ -124,6 +124,10 @@ class LogEpisodes(Wrapper):
 
     def step(self, keys: jax.Array, state: EpisodeLogState, action: jax.Array):
         obs, env_state, reward, done, info = self._env.step(keys, state.env_state, action)
+        with jax.named_scope("logging"):
+            return self._logged(obs, env_state, reward, done, info, state)
+
+    def _logged(self, obs, env_state, reward, done, info, state: EpisodeLogState):
         episode_return = state.episode_return + reward.reshape(self.num_envs, -1).mean(axis=1)
         episode_length = state.episode_length + 1
         info["returned_episode_returns"] = episode_return

@@ -4,8 +4,10 @@ Matthews et al. 2024, "Craftax" (arXiv 2402.16801).
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,29 @@ def map_in_view(module: Any) -> Grid:
     return Grid(0, rows, columns, (groups,))
 
 
+@contextmanager
+def choosing_at_once() -> Iterator[None]:
+    """While Craftax is traced, `jax.random.choice` is `choice`."""
+    with mock.patch.object(jax.random, "choice", choice):
+        yield
+
+
+def choice(key: jax.Array, a: Any, shape: Any = (), replace: bool = True, p: Any = None, **more):
+    """`jax.random.choice`, the same numbers, but draws by weights are made without a loop.
+
+    JAX looks for a draw among the summed weights by bisection, a loop of some 60 kernels on a GPU;
+    here it is compared with all of them at once.
+    """
+    if p is None or not replace or jnp.ndim(a) != 1 or more:
+        return jax_choice(key, a, shape, replace, p, **more)
+    sums = jnp.cumsum(jnp.asarray(p, jnp.result_type(p, float)))
+    draws = sums[-1] * (1 - jax.random.uniform(key, shape, dtype=sums.dtype))
+    return jnp.take(a, jnp.searchsorted(sums, draws, method="compare_all"))
+
+
+jax_choice = jax.random.choice
+
+
 class CraftaxAdapter(SingleEnvironment):
     """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
 
@@ -92,10 +117,12 @@ class CraftaxAdapter(SingleEnvironment):
         self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
 
     def reset(self, key: jax.Array):
-        return self._env.reset_env(key, self._params)
+        with choosing_at_once():
+            return self._env.reset_env(key, self._params)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array):
-        obs, state, reward, done, info = self._env.step_env(key, state, action, self._params)
+        with choosing_at_once():
+            obs, state, reward, done, info = self._env.step_env(key, state, action, self._params)
         return obs, state, reward, done, jnp.zeros_like(done), info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:

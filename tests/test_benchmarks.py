@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ import pytest
 from support import QUICK, SMALL
 
 import train_PPO_trXL_pmap
-from benchmarks import growth, memory, pieces, scaling, scaling_model, throughput
+from benchmarks import (
+    gpu_program,
+    growth,
+    memory,
+    pieces,
+    population,
+    scaling,
+    scaling_model,
+    throughput,
+)
 from benchmarks.naive import NAIVE_PPO, make_naive_network
 from encoders import Convolution
 from environments import Discrete, make_env
@@ -234,3 +244,31 @@ def test_the_pieces_are_timed_beside_forms_of_the_same_function():
     seconds = pieces.take_turns(forms, None, (variables, cells), rounds=1)
     assert set(seconds) == set(forms)
     assert all(0 < value < 60 for value in seconds.values())
+
+
+PROGRAM = Path(__file__).with_name("compiled_program.txt").read_text()
+
+
+def test_a_compiled_programs_kernels_bytes_and_operations_are_counted_by_part():
+    program = gpu_program.CompiledProgram(PROGRAM)
+    (loop,) = program.loops()
+    assert loop.trips == 5
+    cost = program.cost(loop.called("body"))
+    assert cost["agent"] == (1, 2 * 8 * 4 * 4, 2 * 8 * 4 * 4)  # 8 x 4 by 4 x 4
+    assert cost["storage"].launches == 1
+    assert cost["storage"].bytes == 2 * 8 * 4 * 4 + 4  # read, written in its place, and where
+    assert cost["game"] == (3 * (2 + 1), 3 * (20 + 1), 0)  # three trips and their condition
+    assert cost["worlds"].launches == pytest.approx((2 + 1) / gpu_program.WORLDS_EVERY)
+    assert cost["bootstrap"] == (2, 20, 0)  # the longer branch
+    total = gpu_program.total_of(program.cost(program.entry))
+    assert total.launches == pytest.approx(5 * (1 + 1 + 9 + 3 / 19 + 2 + 1))
+
+
+def test_a_population_is_timed_in_chunks(monkeypatch):
+    monkeypatch.setattr(population, "RUNS", 2)
+    monkeypatch.setattr(population, "CHUNKS", (2, 1))
+    monkeypatch.setattr(population, "ROUNDS", 1)
+    monkeypatch.setattr(population, "WARM_UP_CALLS", 1)
+    numbers = population.measure(PPO.check(QUICK))
+    assert numbers.keys() == {"2", "1"}
+    assert all(speed > 0 for speed in numbers.values())

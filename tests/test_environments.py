@@ -8,7 +8,7 @@ import pytest
 from craftax.craftax_env import make_craftax_env_from_name
 
 from config import ConfigError
-from environments import Box, Discrete, make_env, resolve_name
+from environments import Box, Discrete, craftax, make_env, resolve_name
 from spaces import obs_space, restore_obs, store_obs
 from trainer_PPO_trXL import PPO
 
@@ -159,6 +159,32 @@ def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     assert not info["truncated"].any()
     achievements = [key for key in env.episode_metrics if key.startswith("Achievements/")]
     assert len(achievements) == (22 if "Classic" in name else 67)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_craftax_chooses_as_jax_does(shape):
+    """Weights that are not normalised, whole numbers, zero, NaN, as a map without a place has."""
+    keys = jax.random.split(jax.random.key(0), 500)
+    weights = jax.random.uniform(jax.random.key(1), (500, 40)) ** 8
+    a = jnp.arange(40) + 3
+    for p in (weights, (9 * weights).astype(int), weights > 0.5, 0 * weights, weights / 0):
+        ours = jax.vmap(lambda key, p: craftax.choice(key, a, shape, p=p))(keys, p)
+        theirs = jax.vmap(lambda key, p: jax.random.choice(key, a, shape, p=p))(keys, p)
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    rows = jnp.arange(12).reshape(6, 2)
+    key = keys[0]
+    for more in ({}, {"replace": False}, {"p": jnp.ones(6)}):
+        np.testing.assert_array_equal(
+            craftax.choice(key, rows, (2,), **more), jax.random.choice(key, rows, (2,), **more)
+        )
+
+
+def test_jax_chooses_by_itself_outside_of_craftax():
+    own = jax.random.choice
+    with craftax.choosing_at_once():
+        assert jax.random.choice is craftax.choice
+    assert jax.random.choice is own
 
 
 def test_craftax_by_its_short_name():
