@@ -63,6 +63,9 @@ NOT_LAUNCHED = {
     *("partition-id", "replica-id", "opt-barrier"),
 }
 
+WRITES = {"dynamic-update-slice": 1, "scatter": 2}
+"""What writes into its first operand in place, and which operand it writes."""
+
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
@@ -217,10 +220,11 @@ class CompiledProgram:
         for inner in inside.values():
             if inner.kind == "parameter":
                 total += sum_read(inner, users.get(inner.name, []))
-        written = [inner for inner in inside.values() if inner.kind == "dynamic-update-slice"]
-        in_place = sum(
-            size_of(inner.shape) - size_of(inside[inner.operands[1]].shape) for inner in written
-        )
+        in_place = 0
+        for inner in inside.values():
+            if inner.kind in WRITES:
+                written = inside[inner.operands[WRITES[inner.kind]]]
+                in_place += max(0, size_of(inner.shape) - size_of(written.shape))
         return total + max(0, size_of(op.shape) - in_place)
 
     def _operations(self, op: Op, computation: str) -> int:
@@ -241,9 +245,7 @@ def sum_read(parameter: Op, users: list[Op]) -> int:
     """Bytes that a fused kernel reads of what it is given."""
     if users and all(user.kind in ("dynamic-slice", "gather") for user in users):
         return sum(size_of(user.shape) for user in users)
-    in_place = [
-        user.kind == "dynamic-update-slice" and user.operands[0] == parameter.name for user in users
-    ]
+    in_place = [user.kind in WRITES and user.operands[0] == parameter.name for user in users]
     return 0 if users and all(in_place) else size_of(parameter.shape)
 
 

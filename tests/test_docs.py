@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.study import read_study
 from config import ConfigError, read_overrides
 from evaluate_PPO_trXL import OPTIONS
@@ -100,6 +101,8 @@ def check_settings(script: str, arguments: list[str]) -> None:
     elif script == "benchmarks/study.py":
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
+    elif script == "benchmarks/gpu.py":
+        assert all(argument.partition("=")[0] in gpu.ARGUMENTS for argument in arguments)
     elif script == "benchmarks/fuzz.py":
         assert all(argument.isdigit() for argument in arguments)
     elif script.startswith(("train_", "benchmarks/")):

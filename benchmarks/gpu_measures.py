@@ -1,0 +1,236 @@
+"""What gpu.py measures, each in a process of its own: `python benchmarks/gpu_measures.py JSON`.
+
+JSON has the kind of measurement, the precision of matrix products, and changes of the published
+Craftax config; the last line is a JSON object with what was found.
+"""
+
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+TOLERANCES = {"float32": 1e-4, "TF32": 2e-2, "bfloat16": 2e-1}
+"""Largest errors of outputs of order 1, of products with 23, 10 and 7 bits of fraction."""
+
+TINY = {
+    "ENV_NAME": "MemoryChain-bsuite",
+    "RESET_STRATEGY": None,
+    "NUM_ENVS": 16,
+    "NUM_STEPS": 8,
+    "NUM_MINIBATCHES": 2,
+    "UPDATE_EPOCHS": 1,
+    "TOTAL_TIMESTEPS": 640,
+    "EMBED_SIZE": 16,
+    "qkv_features": 16,
+    "num_heads": 2,
+    "hidden_layers": 16,
+    "WINDOW_MEM": 4,
+    "WINDOW_GRAD": 8,
+}
+
+TOP = 20
+"""How many kernels and gaps a profile lists."""
+
+PROFILED_UPDATES = 2
+
+
+def published(changes: dict[str, Any]) -> dict[str, Any]:
+    """The published Craftax config with changes, checked."""
+    from train_PPO_trXL_pmap import config
+    from trainer_PPO_trXL import PPO
+
+    return PPO.check({**config, **changes})
+
+
+def device() -> str:
+    """What it was measured on."""
+    import jax
+
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def oracle_error(precision: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The network's step form against the equations in NumPy float64, everything random."""
+    import jax
+    import numpy as np
+    import oracle
+    from support import OBS_SIZE, init_random, make_step_form, reach_of, small_network
+
+    config, network = small_network(
+        EMBED_SIZE=64, qkv_features=64, COMPUTE_DTYPE=changes.get("COMPUTE_DTYPE", "float32")
+    )
+    params = init_random(config, network)
+    rng = np.random.default_rng(0)
+    batch, steps, mem = config["NUM_ENVS"], config["NUM_STEPS"], config["WINDOW_MEM"]
+    obs = rng.standard_normal((batch, steps, OBS_SIZE)).astype(np.float32)
+    shape = (batch, mem, config["num_layers"], config["EMBED_SIZE"])
+    memory = rng.standard_normal(shape).astype(np.float32)
+    boundary = rng.random((batch, mem + steps)) < 0.1
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    rest = config["num_heads"], config["gating"], config["ACTIVATION"]
+    values = [oracle.forward(exact, *x, *rest)[1] for x in zip(obs, memory, boundary, strict=True)]
+    ours = make_step_form(network)(params, obs, memory, reach_of(boundary, mem))[1]
+    error = np.abs(np.asarray(ours) - np.stack(values)).max() / np.abs(values).max()
+    return passed(float(error), TOLERANCES[precision])
+
+
+def ratio_error(precision: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Ratios and values before the first gradient step of an update with many episode ends."""
+    from two_forms import CHAIN, largest_ratio_error, two_rollouts
+
+    dtype = changes.get("COMPUTE_DTYPE", "float32")
+    chain = two_rollouts({**CHAIN, "COMPUTE_DTYPE": dtype})
+    return passed(largest_ratio_error(chain), TOLERANCES[precision])
+
+
+def passed(error: float, tolerance: float) -> dict[str, Any]:
+    """What is noted of a test."""
+    return {
+        "largest_error": error,
+        "tolerance": tolerance,
+        "passed": error <= tolerance,
+        "device": device(),
+    }
+
+
+def resume_error(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Four updates against two, a checkpoint, and two more in another process' program."""
+    import jax
+    import numpy as np
+
+    from host.checkpoints import FullCheckpoints
+    from host.program import Program
+    from trainer_PPO_trXL import PPO
+
+    small = {**TINY, "NUM_ENVS": 64, "NUM_STEPS": 32, "WINDOW_GRAD": 32, "TOTAL_TIMESTEPS": 8192}
+    program = Program(published({**small, **changes}), PPO, None)
+    state = program.init()
+    update = program.compile(state)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = FullCheckpoints(Path(folder), 1)
+        for updates in range(4):
+            if updates == 2:
+                checkpoints.save(updates, state)
+            state, _ = update(state)
+        again = checkpoints.restore(2, program.joined_shapes())
+    for _ in range(2):
+        again, _ = update(again)
+    pairs = zip(jax.tree.leaves(state.train_state), jax.tree.leaves(again.train_state), strict=True)
+    return passed(max(float(np.abs(a - b).max(initial=0)) for a, b in jax.device_get([*pairs])), 0)
+
+
+def speed(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Steps per second of the environment alone, of a rollout, and of whole updates."""
+    import jax
+
+    from benchmarks.throughput import environment_seconds, median_seconds
+    from environments import make_env
+    from learning import collect, make_init_and_update
+    from network import make_network
+    from spaces import obs_space
+    from trainer_PPO_trXL import PPO
+
+    config = published(changes)
+    steps = config["NUM_ENVS"] * config["NUM_STEPS"]
+    found = {"env_sps": steps / environment_seconds(config)}
+    init, update = make_init_and_update(config, PPO)
+    state = jax.jit(init)(jax.random.key(0))
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space, obs_space(env))
+    roll = jax.jit(lambda state: collect(config, env, network, PPO, state)[0])
+    seconds, state = median_seconds(roll, state)
+    found["rollout_sps"] = steps / seconds
+    start = time.perf_counter()
+    compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
+    found["compile_s"] = time.perf_counter() - start
+    found["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+    seconds, _ = median_seconds(lambda state: compiled(state)[0], state)
+    found["train_sps"] = steps / seconds
+    found["train_over_env"] = found["train_sps"] / found["env_sps"]
+    return found | {"device": device()}
+
+
+def profile(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The kernels and the gaps of a few updates."""
+    import jax
+
+    from learning import make_init_and_update
+    from trainer_PPO_trXL import PPO
+
+    config = published(changes)
+    init, update = make_init_and_update(config, PPO)
+    state = jax.jit(init)(jax.random.key(0))
+    update = jax.jit(update, donate_argnums=0)
+    for _ in range(3):
+        state = jax.block_until_ready(update(state)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(PROFILED_UPDATES):
+                state = jax.block_until_ready(update(state)[0])
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        trace = json.loads(gzip.decompress(path.read_bytes()))
+    found = kernels_and_gaps(trace["traceEvents"])
+    per_step = found["launches"] / PROFILED_UPDATES / config["NUM_STEPS"]
+    return found | {"launches_per_rollout_step": per_step, "device": device()}
+
+
+def kernels_and_gaps(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """What takes most of a trace: kernels by name, and the gaps between them by what follows.
+
+    Args:
+      events: of a Chrome trace; kernels are those of processes named after a GPU, and where there
+        is none, as on a CPU, those that name an operation of XLA.
+    """
+    processes = {
+        event["pid"]: event["args"]["name"]
+        for event in events
+        if event.get("ph") == "M" and event.get("name") == "process_name"
+    }
+    gpus = {pid for pid, name in processes.items() if "GPU" in name}
+    timed = [event for event in events if event.get("ph") == "X" and "dur" in event]
+    kernels = [
+        event for event in timed if event["pid"] in gpus and "hlo_op" in event.get("args", {})
+    ]
+    kernels = kernels or [event for event in timed if "hlo_op" in event.get("args", {})]
+    kernels.sort(key=lambda event: event["ts"])
+    busy: Counter = Counter()
+    counts: Counter = Counter()
+    gaps: Counter = Counter()
+    end = kernels[0]["ts"] if kernels else 0
+    for event in kernels:
+        busy[event["name"]] += event["dur"]
+        counts[event["name"]] += 1
+        if event["ts"] > end:
+            gaps[event["name"]] += event["ts"] - end
+        end = max(end, event["ts"] + event["dur"])
+    span = end - kernels[0]["ts"] if kernels else 0
+    return {
+        "launches": len(kernels),
+        "span_ms": span / 1e3,
+        "idle_share": sum(gaps.values()) / span if span else 0.0,
+        "kernels_ms": {
+            name: [round(us / 1e3, 3), counts[name]] for name, us in busy.most_common(TOP)
+        },
+        "gaps_before_ms": {name: round(us / 1e3, 3) for name, us in gaps.most_common(TOP)},
+    }
+
+
+KINDS = {
+    "oracle": oracle_error,
+    "ratio": ratio_error,
+    "resume": resume_error,
+    "speed": speed,
+    "profile": profile,
+}
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(json.dumps(KINDS[given["kind"]](given["precision"], given["config"])))

@@ -1,0 +1,139 @@
+"""What a rented GPU is asked, on a CPU with tiny sizes: a kill loses a measurement, not a part."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu import Measurement
+from benchmarks.gpu_measures import kernels_and_gaps
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    gpu.main()
+    return capsys.readouterr().out
+
+
+def only(monkeypatch, *wanted):
+    monkeypatch.setattr(gpu, "measurements", lambda tiny: iter(wanted))
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_measurement_has_a_name_and_a_part_of_its_own():
+    for tiny in (True, False):
+        names = [measurement.name for measurement in gpu.measurements(tiny)]
+        assert len(set(names)) == len(names)
+    speeds = [m for m in gpu.measurements(False) if m.part == 2]
+    assert len(speeds) == 3 * 3 * 2
+    assert {m.changes["NUM_ENVS"] for m in speeds} == {1024, 4096, 8192}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["oracle", "ratio", "resume", "speed", "profile"])
+def test_each_kind_measures(kind, tmp_path, monkeypatch, capsys):
+    (first, *_) = [m for m in gpu.measurements(True) if m.kind == kind]
+    only(monkeypatch, first)
+    out = call(monkeypatch, capsys, f"part={first.part}", f"out={tmp_path}", "tiny=1")
+    (row,) = rows_of(tmp_path)
+    assert "error" not in row, row
+    assert row["device"].startswith("cpu")
+    assert row["name"] in out
+    if first.part == 1:
+        assert row["passed"]
+    if kind == "speed":
+        assert row["env_sps"] > row["rollout_sps"] > row["train_sps"] > 0
+    if kind == "profile":
+        assert row["launches"] > 100
+        assert 0 <= row["idle_share"] < 1
+
+
+def test_what_is_missing_is_measured_and_what_failed_again(tmp_path, monkeypatch, capsys):
+    taken = []
+
+    class Done:
+        returncode, stderr = 0, "Traceback\nValueError: no such device\n"
+        stdout = 'noise\n{"largest_error": 1e-6, "tolerance": 1e-4, "passed": true}\n'
+
+    def run(command, env, **_):
+        taken.append((json.loads(command[-1]), env))
+        return Done()
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    first, second, third = (
+        Measurement(1, kind, "TF32", {}) for kind in ("oracle", "ratio", "resume")
+    )
+    only(monkeypatch, first, second, third)
+    arguments = "part=1", f"out={tmp_path}"
+    assert "call it again" in call(monkeypatch, capsys, *arguments, "minutes=0")
+    assert not taken
+    monkeypatch.setattr(Done, "returncode", 1)
+    assert "failed: ValueError: no such device" in call(monkeypatch, capsys, *arguments)
+    assert len(taken) == 3
+    monkeypatch.setattr(Done, "returncode", 0)
+    only(monkeypatch, first, second)
+    call(monkeypatch, capsys, *arguments)
+    assert [asked["kind"] for asked, _ in taken[3:]] == ["oracle", "ratio"]
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"name": "resume TF32", "part"')  # a kill
+    only(monkeypatch, first, second, third)
+    out = call(monkeypatch, capsys, *arguments)
+    assert [asked["kind"] for asked, _ in taken[5:]] == ["resume"]
+    assert taken[-1][1]["XLA_FLAGS"].endswith("--xla_gpu_deterministic_ops=true")
+    assert taken[-1][1]["JAX_DEFAULT_MATMUL_PRECISION"] == "tensorfloat32"
+    assert out.count("passed") == 3
+    assert out.endswith(call(monkeypatch, capsys, f"out={tmp_path}"))  # the table alone
+
+
+@pytest.mark.slow
+def test_training_stops_with_the_time_and_goes_on(tmp_path, monkeypatch, capfd):
+    def train(minutes):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "part=4", f"out={tmp_path}", "tiny=1", minutes])
+        gpu.main()
+        return capfd.readouterr().out
+
+    monkeypatch.setitem(gpu.TINY, "TOTAL_TIMESTEPS", 10_000_000)
+    assert "| env_steps | return | steps/s |" in train("minutes=0.6")
+    (folder,) = (tmp_path / "craftax").iterdir()
+    lines = len((folder / "0_metrics.jsonl").read_text().splitlines())
+    parts = [*folder.glob("learner/*/part_*")]
+    assert parts
+    assert all(part.stat().st_size <= 15_000_000 for part in parts)
+    assert "going on after update" in train("minutes=0.6")
+    assert len((folder / "0_metrics.jsonl").read_text().splitlines()) > lines
+
+
+def test_a_profile_lists_kernels_and_what_stands_before_them():
+    def kernel(name, start, duration, pid=1, **args):
+        return {"ph": "X", "pid": pid, "name": name, "ts": start, "dur": duration, "args": args}
+
+    of_gpu = {"hlo_op": "x"}
+    events = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+        kernel("a", 1000, 100, **of_gpu),
+        kernel("b", 1150, 50, **of_gpu),
+        kernel("a", 1200, 300, **of_gpu),
+        kernel("c", 1250, 50, **of_gpu),
+        kernel("b", 1600, 400, **of_gpu),
+        kernel("host", 0, 5000, pid=2, hlo_op="y"),
+        kernel("whole step", 1000, 1000),
+    ]
+    found = kernels_and_gaps(events)
+    assert found["launches"] == 5
+    assert found["span_ms"] == 1.0
+    assert found["idle_share"] == pytest.approx(0.15)
+    assert found["kernels_ms"] == {"b": [0.45, 2], "a": [0.4, 2], "c": [0.05, 1]}
+    assert found["gaps_before_ms"] == {"b": 0.15}
+    assert kernels_and_gaps(events[-2:])["launches"] == 1  # without a GPU
+
+
+@pytest.mark.parametrize("argument", ["part=5", "parts=1", "1"])
+def test_bad_arguments_are_one_line(argument, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^error: .*part"):
+        call(monkeypatch, capsys, argument)
