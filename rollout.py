@@ -75,7 +75,7 @@ class Transition(NamedTuple):
     reach: jax.Array  # (B,) int32, how many steps before this one it attends to
     active: jax.Array | None  # (B,), whether the step counts; None where all do
     returned_episode: jax.Array  # (B,), whether the episode's metrics are to be counted
-    episode_metrics: Metrics  # (B,) each, meaningful where an episode returned
+    episode_metrics: Any  # {name: (B,)}, where an episode returned; while scanned: `together`
 
 
 class Rollout(NamedTuple):
