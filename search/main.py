@@ -8,7 +8,7 @@ import jax
 
 from algorithms import resolve_algorithm
 from config import ConfigError, num_updates, shortened
-from environments import located
+from environments import located, named_by_user
 from host.experiment import enable_compilation_cache
 from host.failures import explained
 from host.help import help_text, key_lines
@@ -79,15 +79,10 @@ def start(config: dict[str, Any], arguments: list[str]) -> int | None:
         print_help(config, algorithm, base)
         return None
     given = read_arguments(arguments, algorithm.keys)
-    resumed = given.get("RESUME", "none").lower() != "none"
-    if not resumed:
-        asked = {**config, **given}
-        folder = None
-    else:
-        if set(given) != {"RESUME"}:
-            raise ConfigError("RESUME goes on with a search as it is; give no other setting")
+    asked, folder = {**config, **given}, None
+    if given.get("RESUME", "none").lower() != "none":
         folder = Path(given["RESUME"])
-        asked = read_asked(folder)
+        asked = resumed_search(folder, given)
         algorithm, base = base_config(str(asked.get("ALGORITHM", "PPO")))
     settings = read_settings(asked)
     if settings["TRAIN"] == "evolution":
@@ -95,6 +90,24 @@ def start(config: dict[str, Any], arguments: list[str]) -> int | None:
 
         return evolve(asked, settings, algorithm, base, folder)
     return search(asked, settings, algorithm, base, folder)
+
+
+def resumed_search(folder: Path, given: dict[str, str]) -> dict[str, Any]:
+    """What the search in a folder was asked for.
+
+    Raises:
+      ConfigError: there is none, or it is to be another one now, or its environment is a file that
+        the command line does not name.
+    """
+    if not set(given) <= {"RESUME", "ENV_NAME"}:
+        raise ConfigError("RESUME goes on with a search as it is; give no other setting")
+    asked = read_asked(folder)
+    saved = str(asked.get("ENV_NAME"))
+    try:
+        named = named_by_user(saved, given.get("ENV_NAME"), "ENV_NAME={}")
+    except ConfigError as error:
+        raise ConfigError(f"RESUME: {error}") from error
+    return {**asked, "ENV_NAME": named}
 
 
 def base_config(name: str) -> tuple[Algorithm, dict[str, Any]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import QUICK
+from support import OWN_ENVIRONMENT, QUICK
 
 from config import ConfigError
 from results import load_results
@@ -475,6 +475,24 @@ def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monke
         main.start(search_trXL.config, given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "corridor.py"
+    own.write_text(OWN_ENVIRONMENT)
+    searched = {**SIZES, "ENV_NAME": f"{own}:Corridor", "LR": "1e-4..1e-3", "POPULATION": 2}
+    assert main.start({**searched, "REPORT_SEEDS": 0}, []) is None
+    (tmp_path / "ran").unlink()
+    (folder,) = (tmp_path / "runs").glob("search_*/*")
+    with pytest.raises(
+        ConfigError, match=f"a file that is run only if you name it: add ENV_NAME={own}"
+    ):
+        main.start({}, [f"RESUME={folder}"])
+    with pytest.raises(ConfigError, match="ENV_NAME can't change"):
+        main.start({}, [f"RESUME={folder}", "ENV_NAME=CartPole-v1"])
+    assert not (tmp_path / "ran").exists()
+    assert main.start({}, [f"RESUME={folder}", f"ENV_NAME={own}:Corridor"]) is None  # it is done
 
 
 # ------------------------------------------------------------------ evolution
