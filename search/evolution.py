@@ -151,8 +151,12 @@ def evolve(
 
     Args, returns and raises as `search.main.search`.
     """
-    own = ("LR", "GAMMA")  # ranges of the script that mean nothing here
-    _, fixed = read_space({k: v for k, v in asked.items() if k not in own}, learner.keys)
+    ignored = ("LR", "GAMMA")  # ranges of the script that mean nothing here
+    space, fixed = read_space({k: v for k, v in asked.items() if k not in ignored}, learner.keys)
+    if space.dimensions:
+        raise ConfigError(
+            f"TRAIN=evolution moves parameters, not {space.dimensions[0].name}; give it one value"
+        )
     if settings["STRATEGY"] in ("halving", "pbt"):
         raise ConfigError("TRAIN=evolution needs an algorithm of evosax, such as STRATEGY=Open_ES")
     config = learner.check({**base, **fixed, "RESUME": None})

@@ -460,6 +460,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["RESUME=nowhere", "LR=1"], "give no other setting"),
         (["ALGORITHM=DQN"], "ALGORITHM must be one of PPO, Muesli"),
         (["TRAIN=evolution"], "needs an algorithm of evosax"),
+        (["TRAIN=evolution", "STRATEGY=SNES", "num_layers=1,2"], "parameters, not num_layers"),
         (["TRAIN=evolution", "STRATEGY=Sep_CMA_ES", "NORMALIZE_OBS=True"], "NORMALIZE_OBS gathers"),
         (["ENV_NAME=CartPol"], "unknown environment 'CartPol'"),
         (["num_heads=1,3"], "num_heads must divide qkv_features"),
