@@ -9,6 +9,7 @@ import jax
 from algorithms import resolve_algorithm
 from config import ConfigError, num_updates, shortened
 from environments import located, named_by_user
+from host.capacity import check_capacity
 from host.experiment import enable_compilation_cache
 from host.failures import explained
 from host.help import help_text, key_lines
@@ -157,6 +158,7 @@ def search(
     check_combinations(algorithm, config, space)
     members = settings["CHUNK"] or chunk_members(config, settings["SEEDS"], settings["POPULATION"])
     chunk_rows = -(-members * settings["SEEDS"] // devices) * devices
+    check_rows(config, chunk_rows // devices)
     fresh_seeds = tuple(config["seed"] + i for i in range(settings["REPORT_SEEDS"]))
     task = sized(settings, config, space)
     size = size_of(
@@ -195,6 +197,18 @@ def search(
     if stop.signal:
         say(f"go on with RESUME={folder}")
     return stop.signal
+
+
+def check_rows(config: dict[str, Any], rows: int) -> None:
+    """Sees that the device has the memory for so many runs at a time.
+
+    Raises:
+      ConfigError: it has not.
+    """
+    try:
+        check_capacity({**config, "NUM_SEEDS": rows})
+    except ConfigError as error:
+        raise ConfigError(f"{rows} runs at a time, CHUNK * SEEDS: {error}") from error
 
 
 def check_combinations(algorithm: Algorithm, config: dict[str, Any], space: Space) -> None:

@@ -26,7 +26,9 @@ _KEYS = {
         "`halving`, successive halving of random members; `pbt`, population-based training; or the"
         " name of one of evosax's algorithms, such as `CMA_ES`, `Sep_CMA_ES`, `Open_ES`",
     ),
-    "POPULATION": Key(27, "members of a generation, the default config among the first", low=2),
+    "POPULATION": Key(
+        27, "members of a generation, the default config among the first", low=2, high=100_000
+    ),
     "BUDGET": Key(
         None,
         "environment steps of all members together, spent on as many generations as it has room"
@@ -34,10 +36,14 @@ _KEYS = {
         type=int,
         low=1,
     ),
-    "SEEDS": Key(1, "seeds that a member is trained with; its score is their mean", low=1),
+    "SEEDS": Key(
+        1, "seeds that a member is trained with; its score is their mean", low=1, high=1000
+    ),
     "ETA": Key(3, "of `halving`: one member in so many goes on", low=2),
     "INTERVALS": Key(10, "of `pbt`: how often members are compared over a run", low=1),
-    "REPORT_SEEDS": Key(5, "fresh seeds on which the best and the default are compared", low=0),
+    "REPORT_SEEDS": Key(
+        5, "fresh seeds on which the best and the default are compared", low=0, high=1000
+    ),
     "CHUNK": Key(
         None,
         "members in one program at a time; None: 4 on a CPU, on a GPU as many as fit",

@@ -88,7 +88,7 @@ def test_choices_and_what_has_one_value():
         (["LRR=1"], "unknown config key 'LRR'; did you mean LR"),
         (["LR"], "is not of the form KEY=VALUE"),
         (["NUM_SEEDS=2"], "NUM_SEEDS is not a setting of a search"),
-        (["POPULATION=1"], "POPULATION must be at least 2"),
+        (["POPULATION=1"], "POPULATION must be from 2 to 100000"),
         (["TRAIN=both"], "TRAIN must be one of gradient, evolution"),
     ],
 )
@@ -464,6 +464,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["TRAIN=evolution", "STRATEGY=Sep_CMA_ES", "NORMALIZE_OBS=True"], "NORMALIZE_OBS gathers"),
         (["ENV_NAME=CartPol"], "unknown environment 'CartPol'"),
         (["num_heads=1,3"], "num_heads must divide qkv_features"),
+        (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monkeypatch):
