@@ -14,6 +14,7 @@ from support import QUICK, SMALL
 
 import train_PPO_trXL_pmap
 from benchmarks import (
+    algorithms,
     gpu_program,
     growth,
     memory,
@@ -272,3 +273,13 @@ def test_a_population_is_timed_in_chunks(monkeypatch):
     numbers = population.measure(PPO.check(QUICK))
     assert numbers.keys() == {"2", "1"}
     assert all(speed > 0 for speed in numbers.values())
+
+
+def test_algorithms_are_timed_in_turns(monkeypatch):
+    monkeypatch.setattr(algorithms, "ROUNDS", 1)
+    monkeypatch.setattr(algorithms, "WARM_UP_CALLS", 1)
+    small = [algorithm.check(QUICK | {"UPDATE_EPOCHS": 1}) for algorithm, _ in algorithms.SCRIPTS]
+    numbers = algorithms.measure(small)
+    assert numbers.keys() == {"PPO", "Muesli"}
+    assert numbers["Muesli"]["state_bytes"] > numbers["PPO"]["state_bytes"] > 0
+    assert all(found["sps"] > 0 for found in numbers.values())
