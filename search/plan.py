@@ -48,8 +48,11 @@ def counted(strategy: Strategy) -> Generator[Round, Scores, tuple[Best, int]]:
 
 
 def candidates(best: Best, search: Search) -> dict[str, Schedule]:
-    """What is compared, by name."""
-    found = {DEFAULT: ((0.0, search.default),), FOUND: best.schedule}
+    """What is compared, by name; the default alone where nothing better was found."""
+    default = ((0.0, search.default),)
+    if best.schedule == default:
+        return {DEFAULT: default}
+    found = {DEFAULT: default, FOUND: best.schedule}
     if len(best.schedule) > 1:
         found[LAST] = ((0.0, best.schedule[-1][1]),)
     return found

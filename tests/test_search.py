@@ -227,6 +227,18 @@ def test_a_strategy_that_cannot_be_is_one_line(name, arguments, changes, message
         next(strategies.make_strategy(name, search_of(*arguments, **changes)))
 
 
+def test_what_was_found_is_compared_with_the_default_unless_it_is_the_default():
+    search = search_of("LR=1e-5..1e-1")
+    default, other = search.default, {"LR": 0.05}
+
+    def roles(*schedule):
+        return list(plan.candidates(strategies.Best(0, schedule), search))
+
+    assert roles((0.0, default)) == ["default"]
+    assert roles((0.0, other)) == ["default", "found"]
+    assert roles((0.0, default), (0.5, other)) == ["default", "found", "found, last values"]
+
+
 def test_the_size_of_a_plan():
     search = search_of(*RANGES, population=9, shortest=0.1)
     size = plan.size_of(plan.make_plan("halving", search, (0, 1)), lambda m: 1, lambda m: 900)
