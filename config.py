@@ -80,13 +80,23 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
         settings that are not there.
     """
     overrides = {}
+    for name, text in names_and_texts(arguments):
+        _check_known(name, keys)
+        overrides[name] = read_value(name, keys[name], text)
+    return overrides
+
+
+def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """The command line's KEY=VALUE arguments, those of `@name` too, cut in two.
+
+    Raises:
+      ConfigError: an argument without "=", settings that are not there.
+    """
     for argument in with_settings(arguments):
         name, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
-        _check_known(name, keys)
-        overrides[name] = read_value(name, keys[name], text)
-    return overrides
+        yield name, text
 
 
 def with_settings(arguments: list[str]) -> Iterator[str]:

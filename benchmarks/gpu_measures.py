@@ -58,26 +58,16 @@ def device() -> str:
 
 def oracle_error(precision: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The network's step form against the equations in NumPy float64, everything random."""
-    import jax
     import numpy as np
-    import oracle
-    from support import OBS_SIZE, init_random, make_step_form, reach_of, small_network
+    from support import from_equations, make_step_form, random_case, reach_of
 
-    config, network = small_network(
-        EMBED_SIZE=64, qkv_features=64, COMPUTE_DTYPE=changes.get("COMPUTE_DTYPE", "float32")
-    )
-    params = init_random(config, network)
-    rng = np.random.default_rng(0)
-    batch, steps, mem = config["NUM_ENVS"], config["NUM_STEPS"], config["WINDOW_MEM"]
-    obs = rng.standard_normal((batch, steps, OBS_SIZE)).astype(np.float32)
-    shape = (batch, mem, config["num_layers"], config["EMBED_SIZE"])
-    memory = rng.standard_normal(shape).astype(np.float32)
-    boundary = rng.random((batch, mem + steps)) < 0.1
-    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    rest = config["num_heads"], config["gating"], config["ACTIVATION"]
-    values = [oracle.forward(exact, *x, *rest)[1] for x in zip(obs, memory, boundary, strict=True)]
-    ours = make_step_form(network)(params, obs, memory, reach_of(boundary, mem))[1]
-    error = np.abs(np.asarray(ours) - np.stack(values)).max() / np.abs(values).max()
+    dtype = changes.get("COMPUTE_DTYPE", "float32")
+    case = random_case({"EMBED_SIZE": 64, "qkv_features": 64, "COMPUTE_DTYPE": dtype})
+    config, network, params, obs, memory, boundary = case
+    values = np.stack([x[1] for x in from_equations(config, params, obs, memory, boundary)])
+    reach = reach_of(boundary, config["WINDOW_MEM"])
+    ours = np.asarray(make_step_form(network)(params, obs, memory, reach)[1])
+    error = np.abs(ours - values).max() / np.abs(values).max()
     return passed(float(error), TOLERANCES[precision])
 
 

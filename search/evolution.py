@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from config import ConfigError
-from environments import located, make_env
+from environments import make_env
 from host.multihost import say
 from host.results_files import save_results
 from host.signals import StopOnSignal
@@ -27,7 +27,7 @@ from rollout import Rollout, init_rollout, network_actor, rollout
 from search.population import BY_ROW, ROWS
 from search.proposals import as_fitness, make_algorithm, start
 from search.record import EvolutionRecord, fresh_search_folder
-from search.settings import read_space
+from search.settings import default_config, read_space
 from spaces import obs_space
 
 
@@ -41,7 +41,6 @@ class Evolving(NamedTuple):
 class Task(NamedTuple):
     """What is evolved, and on what."""
 
-    config: dict[str, Any]
     algorithm: Any  # of evosax
     params: Any  # of evosax's algorithm
     first: Evolving
@@ -82,7 +81,6 @@ def make_task(config: dict[str, Any], settings: dict[str, Any], learner: Algorit
         return jax.lax.map(lambda x: play(x, key), numbers, batch_size=chunk)
 
     return Task(
-        config,
         algorithm,
         params,
         Evolving(state, jax.random.key_data(key)),
@@ -117,7 +115,7 @@ def mean_return(played: Rollout) -> jax.Array:
     return jnp.where(jnp.any(ended), sums / jnp.sum(ended), so_far)
 
 
-def chosen(task: Task, state: Any) -> jax.Array:
+def chosen(state: Any) -> jax.Array:
     """What a state of the algorithm stands for, (dims,): its mean, else its best."""
     mean = getattr(state, "mean", None)
     return state.best_solution if mean is None else mean
@@ -130,7 +128,7 @@ def next_generation(task: Task, at: Evolving) -> tuple[Evolving, dict[str, float
     numbers, state = task.algorithm.ask(ask_key, at.state, task.params)
     returns = np.asarray(task.evaluate(numbers, play_key))
     state, _ = task.algorithm.tell(tell_key, numbers, as_fitness(list(returns)), state, task.params)
-    now = float(task.evaluate(chosen(task, state)[None], play_key)[0])
+    now = float(task.evaluate(chosen(state)[None], play_key)[0])
     finite = returns[np.isfinite(returns)]
     metrics = {
         "returned_episode_returns": now,
@@ -159,15 +157,14 @@ def evolve(
         )
     if settings["STRATEGY"] in ("halving", "pbt"):
         raise ConfigError("TRAIN=evolution needs an algorithm of evosax, such as STRATEGY=Open_ES")
-    config = learner.check({**base, **fixed, "RESUME": None})
-    config["ENV_NAME"] = located(config["ENV_NAME"])
+    config = default_config(learner, base, fixed)
     task = make_task(config, settings, learner)
     steps = settings["POPULATION"] * config["NUM_ENVS"] * config["NUM_STEPS"]
     generations = (settings["BUDGET"] or config["TOTAL_TIMESTEPS"]) // steps
     if not generations:
         raise ConfigError(f"a generation takes {steps} environment steps; raise BUDGET to that")
     resumed = folder is not None
-    folder = folder or fresh_search_folder(config["RESULTS_DIR"], config["ENV_NAME"])
+    folder = folder or fresh_search_folder(config)
     with StopOnSignal() as stop:
         record = EvolutionRecord(folder, {**asked, "ENV_NAME": config["ENV_NAME"]}, resumed)
         stop.watch(record)
@@ -181,7 +178,7 @@ def evolve(
             at = run(task, record, stop, generations, steps)
             if not stop.signal:
                 saved = {**config, "ALGORITHM": learner.name}
-                params = jax.device_get(task.unravel(chosen(task, at.state)))
+                params = jax.device_get(task.unravel(chosen(at.state)))
                 save_results(folder, saved, [config["seed"]], [record.curve()], [params])
                 print(f"saved to {folder}")
         finally:

@@ -1,7 +1,7 @@
 """Trains what a plan asks for, round by round, with checkpoints and a bar."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,7 @@ class Loop:
 
     def chunks(self, round_: Round) -> Iterator[list[Member]]:
         """Members of one shape that train together, as many as a program has rows for."""
-        shapes: dict[tuple, list[Member]] = {}
-        for member in round_.members:
-            shapes.setdefault(self._shape(member.values), []).append(member)
-        for members in shapes.values():
+        for members in by_key(round_.members, lambda member: self._shape(member.values)):
             chunk: list[Member] = []
             for member in members:
                 rows = sum(len(self.trials[m.trial].seeds) for m in [*chunk, member])
@@ -233,11 +230,11 @@ def search_seeds(seed: int, trial: int, number: int) -> tuple[int, ...]:
     return tuple(int(x) for x in rng.integers(2**31, 2**32, number))
 
 
-def by_key(trials: Iterable[int], key) -> list[list[int]]:
-    """The trials in groups of one key each, in their order."""
-    groups: dict[Any, list[int]] = {}
-    for trial in trials:
-        groups.setdefault(key(trial), []).append(trial)
+def by_key(items: Iterable[Any], key: Callable) -> list[list[Any]]:
+    """The items in groups of one key each, in their order."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return list(groups.values())
 
 

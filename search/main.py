@@ -8,7 +8,7 @@ import jax
 
 from algorithms import resolve_algorithm
 from config import ConfigError, num_updates, shortened
-from environments import located, named_by_user
+from environments import named_by_user
 from host.capacity import check_capacity
 from host.experiment import enable_compilation_cache
 from host.failures import explained
@@ -26,6 +26,7 @@ from search.settings import (
     OF_THE_SEARCH,
     SEARCH_KEYS,
     Space,
+    default_config,
     read_arguments,
     read_settings,
     read_space,
@@ -153,21 +154,20 @@ def search(
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
     devices = jax.local_device_count()
-    config = algorithm.check({**base, **fixed, "RESUME": None})
-    config["ENV_NAME"] = located(config["ENV_NAME"])
+    config = default_config(algorithm, base, fixed)
     check_combinations(algorithm, config, space)
     members = settings["CHUNK"] or chunk_members(config, settings["SEEDS"], settings["POPULATION"])
     chunk_rows = -(-members * settings["SEEDS"] // devices) * devices
     check_rows(config, chunk_rows // devices)
     fresh_seeds = tuple(config["seed"] + i for i in range(settings["REPORT_SEEDS"]))
     task = sized(settings, config, space)
-    size = size_of(
+    env_steps = size_of(
         make_plan(settings["STRATEGY"], task, fresh_seeds),
         rows_of=lambda member: len(member.seeds) or settings["SEEDS"],
         steps=lambda _: config["TOTAL_TIMESTEPS"],
     )
     resumed = folder is not None
-    folder = folder or fresh_search_folder(config["RESULTS_DIR"], config["ENV_NAME"])
+    folder = folder or fresh_search_folder(config)
     asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
     with StopOnSignal() as stop:
         record = SearchRecord(folder, asked, resumed)
@@ -175,13 +175,13 @@ def search(
         say(
             f"{config['ENV_NAME']}: {', '.join(d.name for d in space.dimensions)} of"
             f" {algorithm.name} by {settings['STRATEGY']}, {settings['POPULATION']} members,"
-            f" {size.env_steps:.3g} environment steps with the report, to {folder}"
+            f" {env_steps:.3g} environment steps with the report, to {folder}"
         )
         loop = Loop(config, algorithm, space, settings["SEEDS"], chunk_rows, devices, record)
         stop.training = True
         try:
             plan = make_plan(settings["STRATEGY"], task, fresh_seeds)
-            best = loop.run(plan, stop, size.env_steps)
+            best = loop.run(plan, stop, env_steps)
             given = {k: v for k, v in fixed.items() if v != base.get(k) and k != "RESULTS_DIR"}
             report(
                 folder,
@@ -247,10 +247,10 @@ def sized(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Sea
         rows_of=lambda _: settings["SEEDS"],
         steps=lambda _: config["TOTAL_TIMESTEPS"],
     )
-    generations = settings["BUDGET"] // one.env_steps
+    generations = settings["BUDGET"] // one
     if not generations:
         raise ConfigError(
-            f"a generation takes {one.env_steps} environment steps, more than BUDGET ="
+            f"a generation takes {one} environment steps, more than BUDGET ="
             f" {settings['BUDGET']}; lower POPULATION, SEEDS or TOTAL_TIMESTEPS"
         )
     return task._replace(generations=generations)

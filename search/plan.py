@@ -1,7 +1,6 @@
 """A whole search: a strategy, then what it found beside the default config on fresh seeds."""
 
 from collections.abc import Callable, Generator
-from typing import NamedTuple
 
 from search.strategies import (
     Best,
@@ -18,13 +17,6 @@ Plan = Generator[Round, Scores, Best]
 
 DEFAULT, FOUND, LAST = "default", "found", "found, last values"
 """The candidates of the report; the third where what was found changed on its way."""
-
-
-class Size(NamedTuple):
-    """What of a search is known before it begins."""
-
-    env_steps: int  # of all members
-    rounds: int
 
 
 def make_plan(strategy: str, search: Search, fresh_seeds: tuple[int, ...]) -> Plan:
@@ -82,15 +74,15 @@ def values_at(schedule: Schedule, share: float) -> dict:
     return [values for start, values in schedule if start <= share][-1]
 
 
-def size_of(plan: Plan, rows_of: Callable[[Member], int], steps: Callable[[Member], int]) -> Size:
-    """How much a plan trains, if later trials are better, so that each that may be is compared.
+def size_of(plan: Plan, rows_of: Callable[[Member], int], steps: Callable[[Member], int]) -> int:
+    """How many environment steps a plan trains: if later trials are better, the most.
 
     Args:
       rows_of: how many seeds a member has.
       steps: environment steps of a whole run of one of them.
     """
     reached: dict[int, float] = {}
-    total, rounds = 0.0, 0
+    total = 0.0
     try:
         round_ = next(plan)
         while True:
@@ -99,7 +91,6 @@ def size_of(plan: Plan, rows_of: Callable[[Member], int], steps: Callable[[Membe
                 before = reached.get(member.trial, start)
                 total += (round_.until - before) * rows_of(member) * steps(member)
             reached |= {member.trial: round_.until for member in round_.members}
-            rounds += 1
             round_ = plan.send({member.trial: float(member.trial) for member in round_.members})
     except StopIteration:
-        return Size(round(total), rounds)
+        return round(total)

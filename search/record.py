@@ -20,7 +20,7 @@ from host.lock import FolderLock
 from host.multihost import tell
 from host.program import with_sharding
 from host.record import RETRY_SECONDS, reason
-from host.results_files import make_fresh, write_whole
+from host.results_files import fresh_folder, write_whole
 from host.run_config import as_saved
 from learning import RunnerState
 from search.population import host_device
@@ -227,25 +227,14 @@ class EvolutionRecord(SearchFolder):
         super().close()
 
 
-def fresh_search_folder(results_dir: str | None, env_name: str) -> Path:
-    """Makes a search's folder, with a number behind its name where earlier ones took the name.
+def fresh_search_folder(config: dict[str, Any]) -> Path:
+    """Makes a search's folder, beside those of runs.
 
     Raises:
       ConfigError: it can't be made.
     """
-    suite, name = resolve_name(env_name)
-    root = Path(results_dir or f"runs/search_{suite}")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while not make_fresh(folder := root / (name if number == 1 else f"{name}_{number}")):
-            number += 1
-    except OSError as error:
-        raise ConfigError(
-            f"can't write the search to {root}: {error.strerror}; set RESULTS_DIR to a folder that"
-            " can be written"
-        ) from error
-    return folder
+    suite, _ = resolve_name(config["ENV_NAME"])
+    return fresh_folder({**config, "RESULTS_DIR": config["RESULTS_DIR"] or f"runs/search_{suite}"})
 
 
 def read_asked(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import ConfigError, check_values, did_you_mean, read_value, shortened, with_settings
+from config import (
+    ConfigError,
+    check_values,
+    did_you_mean,
+    names_and_texts,
+    read_value,
+    shortened,
+)
+from environments import located
 from keys import Key, Keys
+from learning import Algorithm
 
 _KEYS = {
     "ALGORITHM": Key("PPO", "whose trainer: `PPO` or `Muesli`", choices=("PPO", "Muesli")),
@@ -145,10 +154,7 @@ def read_arguments(arguments: list[str], keys: Keys) -> dict[str, str]:
       ConfigError: one that is not of that form, or an unknown key.
     """
     given = {}
-    for argument in with_settings(arguments):
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
+    for name, text in names_and_texts(arguments):
         check_known(name, keys)
         given[name] = text
     return given
@@ -248,3 +254,9 @@ def read_range(name: str, key: Key, found: re.Match) -> Dimension:
 def checked(name: str, key: Key, text: str) -> Any:
     """One value of a key, from its text."""
     return check_values({name: read_value(name, key, text)}, {name: key})[name]
+
+
+def default_config(algorithm: Algorithm, base: dict[str, Any], fixed: dict[str, Any]):
+    """The config that a search starts from, checked: an entry script's with what has one value."""
+    config = algorithm.check({**base, **fixed, "RESUME": None})
+    return {**config, "ENV_NAME": located(config["ENV_NAME"])}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 
 from environments import Discrete
 from host import experiment, run_config
@@ -138,3 +139,31 @@ def main(config, all_devices=False):
 def resumed_config(folder, overrides):
     """`host.run_config.resumed_config` of a run of PPO."""
     return run_config.resumed_config(folder, overrides, PPO)
+
+
+def random_case(changes):
+    """A network with everything random, and several episode ends inside its windows."""
+    config, network = small_network(NUM_MINIBATCHES=1, **changes)
+    params = init_random(config, network)
+    rng = np.random.default_rng(1)
+    batch, steps, mem = config["NUM_ENVS"], config["NUM_STEPS"], config["WINDOW_MEM"]
+    obs = rng.standard_normal((batch, steps, OBS_SIZE)).astype(np.float32)
+    memory_shape = (batch, mem, config["num_layers"], config["EMBED_SIZE"])
+    memory = rng.standard_normal(memory_shape).astype(np.float32)
+    boundary = rng.random((batch, mem + steps)) < 0.12
+    boundary[0, mem + 1 : mem + 6 : 2] = True
+    boundary[-1, : mem + steps - 2] = False  # and one that reaches all the way back
+    return config, network, params, obs, memory, boundary
+
+
+def from_equations(config, params, obs, memory, boundary):
+    """Outputs, values and hidden states of every environment in plain NumPy, in float64."""
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    return [
+        oracle.forward(
+            exact,
+            *(obs[b].astype(np.float64), memory[b].astype(np.float64), boundary[b]),
+            *(config["num_heads"], config["gating"], config["ACTIVATION"]),
+        )
+        for b in range(len(obs))
+    ]

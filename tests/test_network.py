@@ -7,9 +7,11 @@ import oracle
 import pytest
 from support import (
     OBS_SIZE,
+    from_equations,
     init_random,
     make_step_form,
     make_window_form,
+    random_case,
     reach_of,
     small_network,
 )
@@ -28,33 +30,11 @@ CASES = {
 }
 
 
-def random_case(changes):
-    """A network with everything random, and several episode ends inside its windows."""
-    config, network = small_network(NUM_MINIBATCHES=1, **changes)
-    params = init_random(config, network)
-    rng = np.random.default_rng(1)
-    batch, steps, mem = config["NUM_ENVS"], config["NUM_STEPS"], config["WINDOW_MEM"]
-    obs = rng.standard_normal((batch, steps, OBS_SIZE)).astype(np.float32)
-    memory_shape = (batch, mem, config["num_layers"], config["EMBED_SIZE"])
-    memory = rng.standard_normal(memory_shape).astype(np.float32)
-    boundary = rng.random((batch, mem + steps)) < 0.12
-    boundary[0, mem + 1 : mem + 6 : 2] = True
-    boundary[-1, : mem + steps - 2] = False  # and one that reaches all the way back
-    return config, network, params, obs, memory, boundary
-
-
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_both_forms_agree_with_the_papers_equations(changes):
     config, network, params, obs, memory, boundary = random_case(changes)
     reach = reach_of(boundary, config["WINDOW_MEM"])
-    expected = [
-        oracle.forward(
-            jax.tree.map(lambda x: np.asarray(x, np.float64), params),
-            *(obs[b].astype(np.float64), memory[b].astype(np.float64), boundary[b]),
-            *(config["num_heads"], config["gating"], config["ACTIVATION"]),
-        )
-        for b in range(len(obs))
-    ]
+    expected = from_equations(config, params, obs, memory, boundary)
     logits, values, hidden = (np.stack(parts) for parts in zip(*expected, strict=True))
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))  # distrax normalises its logits
 
