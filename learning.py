@@ -267,21 +267,46 @@ def descend(
       the train state with new parameters, and the metrics' means over all gradient steps.
     """
 
-    @jax.named_scope("gradients")
-    def gradient_step(carry, minibatch: Minibatch):
-        params, opt_state = carry
-        gradients, metrics = jax.grad(loss, has_aux=True)(params, minibatch.of(batch))
-        gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        direction, opt_state = optimizer.update(gradients, opt_state)
-        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+    def step(carry, minibatch: Minibatch):
+        params, opt_state, metrics = gradient_step(
+            lambda params: loss(params, minibatch.of(batch)),
+            *(optimizer, rate, *carry, axis_name),
+        )
         return (params, opt_state), metrics
 
     start = train_state.params, train_state.opt_state
-    (params, opt_state), metrics = jax.lax.scan(gradient_step, start, minibatches)
-    metrics = jax.tree.map(jnp.mean, metrics)
-    metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
+    (params, opt_state), metrics = jax.lax.scan(step, start, minibatches)
+    metrics = mean_metrics(metrics, rate, params)
     return train_state._replace(params=params, opt_state=opt_state), metrics
+
+
+@jax.named_scope("gradients")
+def gradient_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    rate: jax.Array,
+    params: Any,
+    opt_state: Any,
+    axis_name: str | None,
+) -> tuple[Any, Any, Metrics]:
+    """New parameters and state of the optimiser after one step down `loss`, and its metrics.
+
+    Args:
+      loss: params -> (loss (), metrics {name: ()}).
+      rate: (), the learning rate.
+    """
+    gradients, metrics = jax.grad(loss, has_aux=True)(params)
+    gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
+    direction, opt_state = optimizer.update(gradients, opt_state)
+    params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+    return params, opt_state, metrics
+
+
+def mean_metrics(metrics: Metrics, rate: jax.Array, params: Any) -> Metrics:
+    """Of an update: means over its gradient steps, the rate, and the parameters' norm after it."""
+    metrics = jax.tree.map(jnp.mean, metrics)
+    return metrics | {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
 
 
 INPUTS = {

@@ -5,6 +5,7 @@ Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Arrays are (B, T, ...), a row p
 
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 
@@ -99,3 +100,21 @@ def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
     ratio = jnp.exp(jnp.clip(advantage, -limit, limit))
     others = jnp.sum(ratio, axis=-1, keepdims=True) - ratio
     return ratio * advantage.shape[-1] / (1 + others)
+
+
+class PolicyTarget(NamedTuple):
+    """What a policy is drawn to: probabilities of all actions, or weights of some."""
+
+    probs: jax.Array | None  # (B, T, A)
+    actions: jax.Array | None  # (B, T, N, ...)
+    weights: jax.Array | None  # (B, T, N)
+
+
+def divergence(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
+    """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
+    if target.probs is not None:
+        probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
+        log_target = jnp.log(jnp.where(probs > 0, probs, 1))
+        return jnp.sum(jnp.where(probs > 0, probs * (log_target - log_probs), 0), axis=-1)
+    log_probs = jax.vmap(policy.log_prob, in_axes=2, out_axes=2)(target.actions)
+    return -jnp.mean(target.weights * log_probs, axis=-1)

@@ -50,6 +50,7 @@ config = {
     "MODEL_COEF": 1.0,  # weight of the model's policies
     "REWARD_COEF": 1.0,  # weight of the model's rewards
     "VF_COEF": 0.25,  # weight of the values, the model's too
+    "ENT_COEF": 0.0,  # weight of the entropy bonus
     "qkv_features": 64,  # width of queries, keys and values, all heads together
     "hidden_layers": 64,  # width of the actor's and the critic's layers
     "MEMORY": "transformer",  # or gru, or none, to compare with

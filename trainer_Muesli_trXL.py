@@ -10,22 +10,32 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 import optax
 
 import learning
+import replay as replays
 from keys import Key, with_shared
-from learning import Algorithm, TrainState, learning_rate, minibatch_rows
+from learning import (
+    Algorithm,
+    TrainState,
+    gradient_step,
+    learning_rate,
+    mean_metrics,
+    minibatch_rows,
+)
 from model import Imagined, ModelNetwork, every_action, make_network
-from reductions import mean_over_devices, normalise_weight, weighted_mean
+from reductions import normalise_weight, weighted_mean
+from replay import Replay
 from rollout import Config, Metrics, Rollout, by_environment, window_memory
 from spaces import ActionSpace, Discrete, StoredObs, encode_action
 from targets import (
+    PolicyTarget,
     Steps,
     Variance,
     clipped_mpo,
+    divergence,
     no_variance,
     retrace,
     sampled_mpo_weights,
@@ -68,6 +78,7 @@ KEYS = with_shared(
         "MODEL_COEF": Key(1.0, "weight of the same for the model's policies", low=0, traced=True),
         "REWARD_COEF": Key(1.0, "weight of the rewards' cross-entropy", low=0, traced=True),
         "VF_COEF": Key(0.25, "weight of the values' cross-entropy", low=0, traced=True),
+        "ENT_COEF": Key(0.0, "weight of the entropy bonus, per nat", low=0, traced=True),
     }
 )
 """Muesli's settings."""
@@ -89,26 +100,11 @@ class Batch(NamedTuple):
     active: jax.Array | None  # (B, T) bool; None where all are
 
 
-class Replay(NamedTuple):
-    """The newest rollouts, a ring of R = REPLAY_ROLLOUTS slots for each environment."""
-
-    rollouts: Batch  # leaves (B, R, ...)
-    number: jax.Array  # (B,) int32, how many there were so far, the same for all
-
-
 class Learner(NamedTuple):
     """What is learnt besides theta."""
 
     target: Any  # theta'
     variance: Variance
-
-
-class PolicyTarget(NamedTuple):
-    """What a policy is drawn to: probabilities of all actions, or weights of some."""
-
-    probs: jax.Array | None  # (B, T, A)
-    actions: jax.Array | None  # (B, T, N, ...)
-    weights: jax.Array | None  # (B, T, N)
 
 
 class Targets(NamedTuple):
@@ -158,30 +154,27 @@ def learn(
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer()
 
-    def gradient_step(carry, inputs):
+    def step(carry, inputs):
         params, opt_state, learner = carry
         rows, key = inputs
         key, replay_key = jax.random.split(key)
         minibatch = jax.tree.map(lambda x: x[rows], batch)
         if replay is not None:
-            replayed = replay_rows(config, replay, len(rows), replay_key)
+            replayed = replays.draw(replay, num_replayed(config, len(rows)), replay_key)
             minibatch = jax.tree.map(lambda *x: jnp.concatenate(x), minibatch, replayed)
         targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
-        gradients, metrics = jax.grad(loss, has_aux=True)(
-            params, config, network, minibatch, targets, axis_name
+        params, opt_state, metrics = gradient_step(
+            lambda params: loss(params, config, network, minibatch, targets, axis_name),
+            *(optimizer, rate, params, opt_state, axis_name),
         )
-        gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
-        metrics |= {"grad_norm": optax.tree.norm(gradients), "deviation": variance.deviation()}
-        direction, opt_state = optimizer.update(gradients, opt_state)
-        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        metrics["deviation"] = variance.deviation()
         target = optax.incremental_update(params, learner.target, config["TARGET_RATE"])
         return (params, opt_state, Learner(target, variance)), metrics
 
-    start = train_state.params, train_state.opt_state, train_state.extra
     keys = jax.random.split(sample_key, len(rows))
-    (params, opt_state, learner), metrics = jax.lax.scan(gradient_step, start, (rows, keys))
-    metrics = jax.tree.map(jnp.mean, metrics)
-    metrics |= {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
+    start = train_state.params, train_state.opt_state, train_state.extra
+    (params, opt_state, learner), metrics = jax.lax.scan(step, start, (rows, keys))
+    metrics = mean_metrics(metrics, rate, params)
     return train_state._replace(params=params, opt_state=opt_state, extra=learner), metrics
 
 
@@ -202,32 +195,19 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
 
 
 def keep(config: Config, kept: Replay | None, collected: Rollout) -> Replay | None:
-    """The replay with one more rollout, in place of the oldest; None where nothing is replayed."""
+    """The replay with one more rollout; None where nothing is replayed."""
     if not num_replayed(config, config["NUM_ENVS"]):
         return None
-    fresh, slots = make_batch(config, collected), config["REPLAY_ROLLOUTS"]
+    fresh = make_batch(config, collected)
     if kept is None:
-        empty = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
-        kept = Replay(empty, jnp.zeros(len(fresh.reward), jnp.int32))
-    slot = kept.number[0] % slots
-    rollouts = jax.tree.map(lambda ring, x: ring.at[:, slot].set(x), kept.rollouts, fresh)
-    return Replay(rollouts, kept.number + 1)
+        kept = replays.empty(fresh, config["REPLAY_ROLLOUTS"])
+    return replays.put(kept, fresh)
 
 
 def num_replayed(config: Config, fresh: int) -> int:
     """How many replayed rows are joined to so many fresh ones."""
     share = config["REPLAY_SHARE"]
     return round(fresh * share / (1 - share))
-
-
-def replay_rows(config: Config, replay: Replay, fresh: int, key: jax.Array) -> Batch:
-    """Rollouts of any environment and any slot that is filled, all with the same probability."""
-    row_key, slot_key = jax.random.split(key)
-    number = (num_replayed(config, fresh),)
-    filled = jnp.minimum(replay.number[0], config["REPLAY_ROLLOUTS"])
-    rows = jax.random.randint(row_key, number, 0, len(replay.number))
-    slots = jax.random.randint(slot_key, number, 0, filled)
-    return jax.tree.map(lambda x: x[rows, slots], replay.rollouts)
 
 
 def make_targets(
@@ -329,12 +309,14 @@ def loss(
         weighted_mean(jnp.mean(jnp.stack(losses), axis=0), weight)
         for losses in (value_losses, reward_losses, policy_losses)
     )
+    entropy = weighted_mean(policy.entropy(), weight)
     total = (
         config["PG_COEF"] * gradient_loss
         + config["CMPO_COEF"] * cmpo_loss
         + config["MODEL_COEF"] * model_loss
         + config["REWARD_COEF"] * reward_loss
         + config["VF_COEF"] * value_loss
+        - config["ENT_COEF"] * entropy
     )
     error = weighted_mean((targets.returns - targets.value) ** 2, weight)
     return total, {
@@ -345,19 +327,9 @@ def loss(
         "reward_loss": reward_loss,
         "value_loss": value_loss,
         "value_error": error,
-        "entropy": weighted_mean(policy.entropy(), weight),
+        "entropy": entropy,
         "importance": weighted_mean(importance, weight),
     }
-
-
-def divergence(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
-    """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
-    if target.probs is not None:
-        probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
-        log_target = jnp.log(jnp.where(probs > 0, probs, 1))
-        return jnp.sum(jnp.where(probs > 0, probs * (log_target - log_probs), 0), axis=-1)
-    log_probs = jax.vmap(policy.log_prob, in_axes=2, out_axes=2)(target.actions)
-    return -jnp.mean(target.weights * log_probs, axis=-1)
 
 
 class Ahead(NamedTuple):

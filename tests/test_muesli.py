@@ -10,6 +10,7 @@ import optax
 import pytest
 from support import SMALL, random_params
 
+import replay
 import trainer_Muesli_trXL as muesli
 from categorical import Bins, squash, unsquash
 from config import ConfigError
@@ -22,8 +23,10 @@ from learning import collect, make_init_and_update
 from results import load_results
 from spaces import obs_space, restore_obs
 from targets import (
+    PolicyTarget,
     Steps,
     clipped_mpo,
+    divergence,
     no_variance,
     retrace,
     sampled_mpo_weights,
@@ -151,14 +154,12 @@ def test_with_many_samples_the_sampled_gradient_is_the_exact_one():
     prior = distrax.Categorical(logits=jnp.asarray(rng.normal(size=(1, 1, 5)), jnp.float32))
     q = jnp.asarray(rng.normal(0, 2, size=5), jnp.float32)
     logits = jnp.asarray(rng.normal(size=(1, 1, 5)), jnp.float32)
-    exact = muesli.PolicyTarget(jax.nn.softmax(clipped_mpo(prior.logits, q, 1.0)), None, None)
+    exact = PolicyTarget(jax.nn.softmax(clipped_mpo(prior.logits, q, 1.0)), None, None)
     actions = jnp.moveaxis(prior.sample(seed=jax.random.key(0), sample_shape=4096), 0, 2)
-    sampled = muesli.PolicyTarget(None, actions, sampled_mpo_weights(q[actions], 1.0))
+    sampled = PolicyTarget(None, actions, sampled_mpo_weights(q[actions], 1.0))
 
     def gradient(target):
-        return jax.grad(lambda x: muesli.divergence(target, distrax.Categorical(logits=x)).sum())(
-            logits
-        )
+        return jax.grad(lambda x: divergence(target, distrax.Categorical(logits=x)).sum())(logits)
 
     np.testing.assert_allclose(gradient(sampled), gradient(exact), atol=0.03)
     assert np.abs(gradient(exact)).max() > 0.1
@@ -170,7 +171,7 @@ def test_the_divergence_is_that_of_the_distributions_and_leaves_illegal_actions_
     policy = distrax.Categorical(logits=logits)
     probs = np.exp([0.3, -1.0]) / np.exp([0.3, -1.0]).sum()
     expected = (np.array([0.25, 0.75]) * np.log(np.array([0.25, 0.75]) / probs)).sum()
-    found = muesli.divergence(muesli.PolicyTarget(target, None, None), policy)
+    found = divergence(PolicyTarget(target, None, None), policy)
     np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
 
 
@@ -206,7 +207,7 @@ def random_batch(length=7, batch=4):
     blank = {"log_prob": zeros, "reach": zeros, "memory": zeros, "active": None}
     probs = rng.random((batch, length, 5))
     returns = rng.normal(size=(batch, length))
-    policy = muesli.PolicyTarget(probs, None, None)
+    policy = PolicyTarget(probs, None, None)
     return muesli.Batch(**fields, **blank), muesli.Targets(zeros, returns, zeros, policy)
 
 
@@ -263,9 +264,8 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
         assert kept.number.tolist() == [number + 1] * config["NUM_ENVS"]
         there = set(np.asarray(kept.rollouts.reward[:, : number + 1]).ravel().tolist())
         assert there == {float(n) for n in range(max(0, number - 2), number + 1)}
-    config |= {"REPLAY_SHARE": 0.75}
     keys = jax.random.split(jax.random.key(0), 200)
-    drawn = jax.vmap(lambda key: muesli.replay_rows(config, kept, 2, key))(keys)
+    drawn = jax.vmap(lambda key: replay.draw(kept, 6, key))(keys)
     assert drawn.reward.shape == (200, 6, 16)
     found = np.bincount(np.asarray(drawn.reward[..., 0], int).ravel(), minlength=5) / 1200
     assert found[:2].tolist() == [0, 0]
@@ -369,7 +369,7 @@ def test_the_loss_is_its_parts(played):
 
     def total(**weights):
         chosen = dict.fromkeys(
-            ("PG_COEF", "CMPO_COEF", "MODEL_COEF", "REWARD_COEF", "VF_COEF"), 0.0
+            ("PG_COEF", "CMPO_COEF", "MODEL_COEF", "REWARD_COEF", "VF_COEF", "ENT_COEF"), 0.0
         )
         params = state.train_state.params
         return muesli.loss(params, {**config, **chosen, **weights}, network, batch, targets, None)
@@ -383,6 +383,7 @@ def test_the_loss_is_its_parts(played):
         ("VF_COEF", "value_loss"),
     ):
         np.testing.assert_allclose(total(**{key: 2.0})[0], 2 * parts[name], rtol=1e-5)
+    np.testing.assert_allclose(total(ENT_COEF=2.0)[0], -2 * parts["entropy"], rtol=1e-5)
     # The policy gradient by hand: clipped importance weights, normalised G - v.
     policy = network.apply(
         state.train_state.params,
