@@ -28,7 +28,7 @@ from learning import (
 from model import Imagined, ModelNetwork, every_action, make_network
 from reductions import normalise_weight, weighted_mean
 from replay import Replay
-from rollout import Config, Metrics, Rollout, by_environment, window_memory
+from rollout import Config, Metrics, Rollout, by_environment, together, window_memory
 from spaces import ActionSpace, Discrete, StoredObs, encode_action
 from targets import (
     PolicyTarget,
@@ -130,7 +130,7 @@ def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters; theta' starts as theta."""
     del config
     extra = Learner(params, no_variance())
-    return learning.fresh_train_state(params, make_optimizer().init(params), extra)
+    return learning.fresh_train_state(params, make_optimizer(), extra)
 
 
 def learn(
@@ -169,7 +169,7 @@ def learn(
         )
         metrics["deviation"] = variance.deviation()
         target = optax.incremental_update(params, learner.target, config["TARGET_RATE"])
-        return (params, opt_state, Learner(target, variance)), metrics
+        return (params, opt_state, Learner(target, variance)), together(metrics)
 
     keys = jax.random.split(sample_key, len(rows))
     start = train_state.params, train_state.opt_state, train_state.extra

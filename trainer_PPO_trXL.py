@@ -107,7 +107,7 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
     extra = no_returns() if config["NORMALIZE_VALUE"] else None
-    return learning.fresh_train_state(params, make_optimizer(config).init(params), extra)
+    return learning.fresh_train_state(params, make_optimizer(config), extra)
 
 
 def make_optimizer(config: Config):

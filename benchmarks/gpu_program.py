@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -258,7 +259,8 @@ def compiled_for(config: dict[str, Any], algorithm: Any, options: dict[str, Any]
     """An update, compiled for the described device, and the seconds that took."""
     target = topologies.get_topology_desc("gpu", "cuda", target_config=H100, topology="1x1x1")
     placed = NamedSharding(Mesh(np.array(target.devices[:1]), ("x",)), PartitionSpec())
-    with jax.default_device(jax.devices("cpu")[0]):
+    on_gpu = mock.patch.object(jax, "default_backend", return_value="gpu")
+    with jax.default_device(jax.devices("cpu")[0]), on_gpu:
         init, update = make_init_and_update(config, algorithm)
         if config["NUM_SEEDS"] > 1:
             init, update = jax.vmap(init), jax.vmap(update)

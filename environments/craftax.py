@@ -15,6 +15,7 @@ import numpy as np
 
 from config import ConfigError
 from environments.adapting import field_names, import_suite, replace_fields, split_env_kwargs
+from environments.elementwise import elementwise
 from spaces import Discrete, Grid
 from wrappers import SingleEnvironment
 
@@ -110,7 +111,10 @@ class CraftaxAdapter(SingleEnvironment):
         self._env = type(env)(replace_fields(static_params, of_static_params))
         self._params = replace_fields(env.default_params, of_params)
         self.action_space = Discrete(env.num_actions)
-        obs, _, _, _, info = jax.eval_shape(self._own_step, jax.random.key(0))
+        self._step = self._step_as_written
+        if jax.default_backend() != "cpu":
+            self._step = elementwise(self._step_as_written)
+        obs, _, _, _, info = jax.eval_shape(self._first_step, jax.random.key(0))
         self.obs_size = obs.size
         self.grid = map_in_view(importlib.import_module(type(env).__module__))
         self.num_binary = self.grid.size
@@ -121,8 +125,7 @@ class CraftaxAdapter(SingleEnvironment):
             return self._env.reset_env(key, self._params)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array):
-        with choosing_at_once():
-            obs, state, reward, done, info = self._env.step_env(key, state, action, self._params)
+        obs, state, reward, done, info = self._step(key, state, action)
         return obs, state, reward, done, jnp.zeros_like(done), info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
@@ -132,6 +135,10 @@ class CraftaxAdapter(SingleEnvironment):
         render = jax.jit(module.make_craftax_pixel_renderer(BLOCK_PIXELS))
         return lambda state: np.asarray(render(state)).astype(np.uint8)
 
-    def _own_step(self, key: jax.Array):
+    def _step_as_written(self, key: jax.Array, state: Any, action: jax.Array):
+        with choosing_at_once():
+            return self._env.step_env(key, state, action, self._params)
+
+    def _first_step(self, key: jax.Array):
         _, state = self._env.reset_env(key, self._params)
         return self._env.step_env(key, state, 0, self._params)

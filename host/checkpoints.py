@@ -299,6 +299,6 @@ def unreadable(path: Path, error: Exception) -> ConfigError:
     """What to say of a checkpoint that can't be restored."""
     reason = first_line(str(error) or type(error).__name__)[:120]
     return ConfigError(
-        f"RESUME: {path} is broken or of another run ({reason}); move it away to go on from the"
-        " checkpoint before it"
+        f"RESUME: {path} is broken, of another run or of earlier code ({reason}); move it away to"
+        " go on from the checkpoint before it"
     )

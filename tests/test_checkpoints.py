@@ -105,7 +105,7 @@ def test_reading_a_checkpoint_leaves_python_its_hook(broken, tmp_path, monkeypat
     if broken:
         for file in (root / "1").rglob("d/*"):
             file.write_bytes(b"")
-        with pytest.raises(ConfigError, match="is broken or of another run"):
+        with pytest.raises(ConfigError, match="is broken, of another run or of earlier code"):
             manager.restore(1, shapes)
     else:
         np.testing.assert_array_equal(manager.restore(1, shapes)["x"], np.arange(8.0))

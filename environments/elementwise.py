@@ -1,0 +1,242 @@
+"""A function with its short loops written out and its small lookups as comparisons.
+
+Games are written for one environment: they read and write at indices that they compute, `x[i]` and
+`x.at[i].set(y)`, and loop over a few creatures. Under `vmap` each of these is a gather, a scatter
+or a loop, on a GPU a kernel of its own or several for each trip. Where the array is small, all its
+entries are compared with the index here instead, which is elementwise: XLA makes one kernel of it
+with all that stands around. The numbers are the same. On a CPU, where a kernel costs nothing to
+start, the game as it is written is faster.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal
+from jax.lax import GatherScatterMode
+
+LONGEST_LOOP = 10
+"""Scans of so many steps are written out."""
+
+LONGEST_CHAIN = 80
+"""Entries along a dimension that are looked at one after the other."""
+
+LARGEST_READ, LARGEST_WRITTEN = 1024, 4096
+"""Entries of an array that are all looked at, or all written anew."""
+
+Params = dict[str, Any]
+"""Of a primitive."""
+
+
+def elementwise(function: Callable) -> Callable:
+    """The same function of pytrees of arrays. It is traced once for each shape of its arguments."""
+
+    def rewritten(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = evaluate(closed, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return jax.jit(rewritten, inline=True)
+
+
+def evaluate(closed: ClosedJaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
+    """The outputs of a traced function, by `RULES` where there is one and it applies."""
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+
+    def read(atom: Any) -> jax.Array:
+        literal = isinstance(atom, Literal)
+        return jnp.asarray(atom.val, atom.aval.dtype) if literal else values[atom]
+
+    for equation in jaxpr.eqns:
+        rule = RULES.get(equation.primitive.name)
+        outputs = rule(equation.params, *map(read, equation.invars)) if rule else None
+        if outputs is None:
+            outputs = as_it_is(jaxpr, equation, values)
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def as_it_is(jaxpr: Any, equation: Any, values: dict[Any, jax.Array]) -> list[jax.Array]:
+    """An equation's outputs by JAX itself, which evaluates whole functions: of this one alone."""
+    read = list(dict.fromkeys(atom for atom in equation.invars if not isinstance(atom, Literal)))
+    alone = jaxpr.replace(constvars=[], invars=read, outvars=equation.outvars, eqns=[equation])
+    return jax.core.eval_jaxpr(alone, (), *(values[atom] for atom in read))
+
+
+def call(params: Params, *inputs: jax.Array) -> list[jax.Array]:
+    """A function within the function."""
+    return evaluate(params.get("jaxpr") or params["call_jaxpr"], inputs)
+
+
+def branch(params: Params, index: jax.Array, *operands: jax.Array) -> list[jax.Array]:
+    """`lax.cond` and `lax.switch`: each branch by itself."""
+    branches = [
+        lambda *args, branch=branch: evaluate(branch, args) for branch in params["branches"]
+    ]
+    return jax.lax.switch(index, branches, *operands)
+
+
+def scan(params: Params, *inputs: jax.Array) -> list[jax.Array] | None:
+    """A short one, step after step."""
+    steps = range(params["length"])
+    if len(steps) > LONGEST_LOOP:
+        return None
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    consts, carry = inputs[:num_consts], [*inputs[num_consts:][:num_carry]]
+    xs, stacked = inputs[num_consts + num_carry :], []
+    for i in reversed(steps) if params["reverse"] else steps:
+        outputs = evaluate(params["jaxpr"], [*consts, *carry, *(x[i] for x in xs)])
+        carry, ys = outputs[:num_carry], outputs[num_carry:]
+        stacked.append(ys)
+    in_order = stacked[::-1] if params["reverse"] else stacked
+    return [*carry, *(jnp.stack(ys) for ys in zip(*in_order, strict=True))]
+
+
+def gather(params: Params, x: jax.Array, index: jax.Array) -> list[jax.Array] | None:
+    """x[i, j, ...] with one index for each of some dimensions, the others whole."""
+    numbers, mode = params["dimension_numbers"], params["mode"]
+    dims = numbers.start_index_map
+    if not points_once(index, dims, numbers.collapsed_slice_dims):
+        return None
+    starts = [index[i] for i in range(len(dims))]
+    found = look_up(x, params["slice_sizes"], dims, starts)
+    if found is None:
+        return None
+    found = jnp.squeeze(found, dims)
+    if mode == GatherScatterMode.FILL_OR_DROP:
+        inside = [(at >= 0) & (at < x.shape[dim]) for dim, at in zip(dims, starts, strict=True)]
+        found = jnp.where(reduce(jnp.logical_and, inside), found, filling(params, x.dtype))
+    return [found]
+
+
+def dynamic_slice(params: Params, x: jax.Array, *starts: jax.Array) -> list[jax.Array] | None:
+    """The same as JAX has it where nothing else is indexed; the dimensions stay, of size 1."""
+    sizes = params["slice_sizes"]
+    dims = [dim for dim, n in enumerate(x.shape) if sizes[dim] != n]
+    found = look_up(x, sizes, dims, [starts[dim] for dim in dims])
+    return None if found is None else [found]
+
+
+def look_up(
+    x: jax.Array, sizes: Sequence[int], dims: Sequence[int], starts: Sequence[jax.Array]
+) -> jax.Array | None:
+    """The entries of `x` at one index for each of `dims`, clipped; these dimensions stay.
+
+    None where a slice (`sizes`) is not one entry of some dimensions and the whole of the others, or
+    the array is too large.
+    """
+    if x.size > LARGEST_READ or any(
+        size != 1 or n > LONGEST_CHAIN if dim in dims else size != n
+        for dim, (size, n) in enumerate(zip(sizes, x.shape, strict=True))
+    ):
+        return None
+    for dim, at in zip(dims, starts, strict=True):
+        x, *others = entries(x, dim)
+        for i, entry in enumerate(others, 1):
+            x = jnp.where(at >= i, entry, x)
+    return x
+
+
+def scatter(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Array] | None:
+    """x.at[i, j, ...].set(y), likewise."""
+    where, update = written(params, x, *inputs)
+    return None if where is None else [jnp.where(where, update, x)]
+
+
+def scatter_add(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Array] | None:
+    """x.at[i, j, ...].add(y), likewise."""
+    where, update = written(params, x, *inputs)
+    return None if where is None else [jnp.where(where, x + update, x)]
+
+
+def written(
+    params: Params, x: jax.Array, index: jax.Array, update: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """Where a scatter writes and what, as wide as the array; None where it is not this simple."""
+    numbers = params["dimension_numbers"]
+    dims = numbers.scatter_dims_to_operand_dims
+    whole = update.shape == tuple(n for dim, n in enumerate(x.shape) if dim not in dims)
+    once = points_once(index, dims, numbers.inserted_window_dims)
+    if x.size > LARGEST_WRITTEN or not (whole and once):
+        return None, update
+    where = jnp.ones((1,) * x.ndim, bool)
+    for i, dim in enumerate(dims):
+        at = index[i]
+        if params["mode"] == GatherScatterMode.CLIP:
+            at = jnp.clip(at, 0, x.shape[dim] - 1)
+        wide = [n if d == dim else 1 for d, n in enumerate(x.shape)]
+        where &= jax.lax.broadcasted_iota(at.dtype, wide, dim) == at
+    return where, jnp.expand_dims(update, sorted(dims))
+
+
+def points_once(index: jax.Array, dims: Sequence[int], gone: Sequence[int]) -> bool:
+    """Whether `index` is one position in `dims`, all of which are gone from what it points to."""
+    return index.shape == (len(dims),) and sorted(dims) == sorted(gone)
+
+
+def reduction(combine: Callable, any_order: bool) -> Callable:
+    """The rule of a reduction by `combine`; of floats only if their order does not matter."""
+
+    def rule(params: Params, x: jax.Array) -> list[jax.Array] | None:
+        axes = params["axes"]
+        lengths = [x.shape[axis] for axis in axes]
+        ordered = any_order or not jnp.issubdtype(x.dtype, jnp.inexact)
+        if not ordered or not all(0 < length <= LONGEST_CHAIN for length in lengths):
+            return None
+        for axis in axes:
+            x = reduce(combine, entries(x, axis))
+        return [jnp.squeeze(x, axes)]
+
+    return rule
+
+
+def argmax(params: Params, x: jax.Array) -> list[jax.Array] | None:
+    """The first of the largest entries."""
+    (axis,) = params["axes"]
+    if x.shape[axis] > LONGEST_CHAIN or jnp.issubdtype(x.dtype, jnp.inexact):
+        return None
+    largest, *others = entries(x, axis)
+    found = jnp.zeros(largest.shape, params["index_dtype"])
+    for i, entry in enumerate(others, 1):
+        found = jnp.where(entry > largest, i, found)
+        largest = jnp.maximum(entry, largest)
+    return [jnp.squeeze(found, axis)]
+
+
+def entries(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The slices along an axis, each of size 1 there."""
+    return [jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(x.shape[axis])]
+
+
+def filling(params: Params, dtype: Any) -> jax.Array:
+    """What a gather beyond the array's end gives: as JAX has it, NaN or an extreme number."""
+    value = params["fill_value"]
+    if value is None and jnp.issubdtype(dtype, jnp.inexact):
+        value = jnp.nan
+    elif value is None and jnp.issubdtype(dtype, jnp.bool):
+        value = True
+    elif value is None:
+        signed = jnp.issubdtype(dtype, jnp.signedinteger)
+        value = jnp.iinfo(dtype).min if signed else jnp.iinfo(dtype).max
+    return jnp.asarray(value, dtype)
+
+
+RULES: dict[str, Callable] = {
+    **dict.fromkeys(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"), call),
+    "cond": branch,
+    "scan": scan,
+    "gather": gather,
+    "dynamic_slice": dynamic_slice,
+    "scatter": scatter,
+    "scatter-add": scatter_add,
+    "argmax": argmax,
+    "reduce_sum": reduction(jnp.add, any_order=False),
+    "reduce_max": reduction(jnp.maximum, any_order=True),
+    "reduce_min": reduction(jnp.minimum, any_order=True),
+    "reduce_and": reduction(jnp.logical_and, any_order=True),
+    "reduce_or": reduction(jnp.logical_or, any_order=True),
+}
+"""By the primitive's name: its parameters and inputs to its outputs, None where it is left."""
