@@ -300,7 +300,8 @@ def read_script(arguments: list[str]) -> tuple[dict[str, Any], Algorithm]:
 def main() -> None:
     """Prints the tables and the JSON line."""
     given = [argument for argument in sys.argv[1:] if argument.startswith("--")]
-    options = dict(argument[2:].split("=", 1) for argument in given)
+    named = dict(argument[2:].split("=", 1) for argument in given)
+    options = {name: {"true": True, "false": False}.get(x, x) for name, x in named.items()}
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver
     jax.config.update("jax_platforms", "cuda,cpu")
     try:

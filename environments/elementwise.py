@@ -11,6 +11,7 @@ start, the game as it is written is faster.
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +32,36 @@ Params = dict[str, Any]
 
 
 def elementwise(function: Callable) -> Callable:
-    """The same function of pytrees of arrays. It is traced once for each shape of its arguments."""
+    """The same function of pytrees of arrays. It is traced once for each shape of its arguments.
+
+    While it is traced, `jax.lax.scan` is `scan`; of what a trace holds, `RULES` apply.
+    """
 
     def rewritten(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        def anew(*args: Any) -> Any:  # JAX remembers the traces of a function that it has seen
+            with mock.patch.object(jax.lax, "scan", scan):
+                return function(*args)
+
+        closed, shapes = jax.make_jaxpr(anew, return_shape=True)(*args)
         outputs = evaluate(closed, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return jax.jit(rewritten, inline=True)
+
+
+def scan(f: Callable, init: Any, xs: Any = None, length: int | None = None, **options: Any):
+    """`jax.lax.scan`; a short one step after step."""
+    steps = range(len(jax.tree.leaves(xs)[0]) if length is None else length)
+    if len(steps) > LONGEST_LOOP:
+        return jax_scan(f, init, xs, length, **options)
+    order = steps[::-1] if options.get("reverse") else steps
+    carry, ys = init, {}
+    for i in order:
+        carry, ys[i] = f(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *(ys[i] for i in steps))
+
+
+jax_scan = jax.lax.scan
 
 
 def evaluate(closed: ClosedJaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
@@ -77,22 +100,6 @@ def branch(params: Params, index: jax.Array, *operands: jax.Array) -> list[jax.A
         lambda *args, branch=branch: evaluate(branch, args) for branch in params["branches"]
     ]
     return jax.lax.switch(index, branches, *operands)
-
-
-def scan(params: Params, *inputs: jax.Array) -> list[jax.Array] | None:
-    """A short one, step after step."""
-    steps = range(params["length"])
-    if len(steps) > LONGEST_LOOP:
-        return None
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, carry = inputs[:num_consts], [*inputs[num_consts:][:num_carry]]
-    xs, stacked = inputs[num_consts + num_carry :], []
-    for i in reversed(steps) if params["reverse"] else steps:
-        outputs = evaluate(params["jaxpr"], [*consts, *carry, *(x[i] for x in xs)])
-        carry, ys = outputs[:num_carry], outputs[num_carry:]
-        stacked.append(ys)
-    in_order = stacked[::-1] if params["reverse"] else stacked
-    return [*carry, *(jnp.stack(ys) for ys in zip(*in_order, strict=True))]
 
 
 def gather(params: Params, x: jax.Array, index: jax.Array) -> list[jax.Array] | None:
@@ -227,7 +234,6 @@ def filling(params: Params, dtype: Any) -> jax.Array:
 RULES: dict[str, Callable] = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"), call),
     "cond": branch,
-    "scan": scan,
     "gather": gather,
     "dynamic_slice": dynamic_slice,
     "scatter": scatter,

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 def init(config, params):
-    return fresh_train_state(params, clipped_adam(1.0).init(params), extra=jnp.zeros(()))
+    return fresh_train_state(params, clipped_adam(1.0), extra=jnp.zeros(()))
 
 
 def learn(config, network, train_state, collected, key, axis_name):
