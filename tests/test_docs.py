@@ -17,6 +17,7 @@ from evaluate_PPO_trXL import OPTIONS
 from host.help import PAGE, keys_page
 from keys import LAUNCH_KEYS
 from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
+from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ LINKING = [
     *REPOSITORY.glob("results_*/README.md"),
 ]
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-TRAINING_KEYS = {**KEYS, **LAUNCH_KEYS}
+TRAINING_KEYS = {**MUESLI.keys, **KEYS, **LAUNCH_KEYS}
 
 
 def name(page: Path) -> str:
