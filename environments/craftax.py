@@ -141,4 +141,4 @@ class CraftaxAdapter(SingleEnvironment):
 
     def _first_step(self, key: jax.Array):
         _, state = self._env.reset_env(key, self._params)
-        return self._env.step_env(key, state, 0, self._params)
+        return self._step_as_written(key, state, jnp.int32(0))

@@ -232,7 +232,7 @@ def filling(params: Params, dtype: Any) -> jax.Array:
 
 
 RULES: dict[str, Callable] = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"), call),
+    **dict.fromkeys(("jit", "closed_call", "custom_jvp_call", "custom_vjp_call"), call),
     "cond": branch,
     "gather": gather,
     "dynamic_slice": dynamic_slice,
