@@ -7,20 +7,25 @@
 4. Craftax with the published config, on from where an earlier call stopped, or from the folder of
    a run with a learner-only checkpoint, `from=FOLDER`.
 
-A call takes at most `minutes=8`. What it measured is in FOLDER/results.jsonl at once; called again,
-a part goes on with what is missing. Every measurement is a process of its own, so that one that
-fails takes nothing with it. Part 4 leaves checkpoints of parameters and optimiser in files of at
-most 15 MB in FOLDER/craftax, and its curve. The table is printed last, also by `part=0` alone.
+A call takes at most `minutes=8`, and measures only what is named like `only=PATTERN`, a regular
+expression. With `at_once=N`, N measurements compile beside each other on the host's cores, and are
+timed one after the other; compiling takes most of the time of all parts but the last. What it
+measured is in FOLDER/results.jsonl at once; called again, a part goes on with what is missing.
+Every measurement is a process of its own, so that one that fails takes nothing with it. Part 4
+leaves checkpoints of parameters and optimiser in files of at most 15 MB in FOLDER/craftax, and its
+curve. The table is printed last, also by `part=0` alone.
 `tiny=1` is all of it in sizes for a CPU. Needs what training needs, nothing else.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +44,7 @@ PRECISIONS = {
 """Environment variables of a measurement, by how matrix products are computed."""
 
 
-ARGUMENTS = {"part", "out", "minutes", "tiny", "from"}
+ARGUMENTS = {"part", "out", "minutes", "tiny", "from", "only", "at_once"}
 
 
 class Measurement(NamedTuple):
@@ -64,9 +69,11 @@ def measurements(tiny: bool) -> Iterator[Measurement]:
         yield Measurement(1, kind, precision, {})
     yield Measurement(1, "resume", "float32", sizes)
     environments = (4, 8) if tiny else (1024, 4096, 8192)
-    for precision, network in product(("TF32", "bfloat16", "float32"), ("published", "wide")):
-        for number in environments:
-            yield Measurement(2, "speed", precision, {"NUM_ENVS": number, "NETWORK": network})
+    for number in environments:
+        yield Measurement(2, "environment", "TF32", {"NUM_ENVS": number})
+    for number, kind in product(environments, ("update", "rollout")):
+        for precision, network in product(("TF32", "bfloat16", "float32"), ("published", "wide")):
+            yield Measurement(2, kind, precision, {"NUM_ENVS": number, "NETWORK": network})
     for number in environments[:: len(environments) - 1]:
         yield Measurement(3, "profile", "TF32", {"NUM_ENVS": number})
 
@@ -75,7 +82,7 @@ def main() -> None:
     """Reads the command line, and measures what is missing."""
     given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     if given.keys() - ARGUMENTS or not all("=" in argument for argument in sys.argv[1:]):
-        sys.exit(f"error: {' '.join(sys.argv[1:])}: give part=1 to 4, out, minutes, tiny or from")
+        sys.exit(f"error: {' '.join(sys.argv[1:])}: give {', '.join(sorted(ARGUMENTS))} a value")
     out = Path(given.get("out", "gpu_results"))
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * float(given.get("minutes", 8))
@@ -83,10 +90,11 @@ def main() -> None:
     if part == "4":
         train(out, end, tiny, given.get("from"))
     elif part in ("1", "2", "3"):
-        for measurement in missing(out, int(part), tiny):
-            if not take(measurement, out, end, tiny):
-                print("the time is over; call it again to go on", flush=True)
-                break
+        wanted = [
+            m for m in missing(out, int(part), tiny) if re.search(given.get("only", ""), m.name)
+        ]
+        if not all(take_all(wanted, out, end, tiny, int(given.get("at_once", 1)))):
+            print("the time is over; call it again to go on", flush=True)
     elif part != "0":
         sys.exit(f"error: part={part} is none of 1 to 4")
     print(table(out))
@@ -114,7 +122,21 @@ def missing(out: Path, part: int, tiny: bool) -> list[Measurement]:
     return [m for m in measurements(tiny) if m.part == part and m.name not in done]
 
 
-def take(measurement: Measurement, out: Path, end: float, tiny: bool) -> bool:
+def take_all(
+    wanted: list[Measurement], out: Path, end: float, tiny: bool, at_once: int
+) -> list[bool]:
+    """Measures what is wanted, `at_once` beside each other; for which there was time."""
+    lock = out / "preparing"
+    lock.touch()
+    together = {"PREPARING": str(lock), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    variables = together if at_once > 1 else {}
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda m: take(m, out, end, tiny, variables), wanted))
+
+
+def take(
+    measurement: Measurement, out: Path, end: float, tiny: bool, variables: dict[str, str]
+) -> bool:
     """Measures in a process of its own and notes it; whether there was time for it."""
     left = end - time.monotonic()
     if left <= 0:
@@ -124,7 +146,7 @@ def take(measurement: Measurement, out: Path, end: float, tiny: bool) -> bool:
     if measurement.precision == "bfloat16":
         config["COMPUTE_DTYPE"] = "bfloat16"
     asked = {"kind": measurement.kind, "precision": measurement.precision, "config": config}
-    variables = PRECISIONS[measurement.precision] | of_kind(measurement.kind)
+    variables = variables | PRECISIONS[measurement.precision] | of_kind(measurement.kind)
     start = time.perf_counter()
     try:
         done = subprocess.run(
@@ -209,13 +231,19 @@ def tests_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+SPEEDS = ("environment", "rollout", "update")
+
+
 def speeds_table(rows: list[dict[str, Any]]) -> str:
-    """Part 2."""
-    names = ("env_sps", "rollout_sps", "train_sps")
-    lines = [f"| steps/s | {' | '.join(names)} | train_sps / env_sps |", "| --- " * 5 + "|"]
-    for row in of_kinds(rows, "speed"):
-        speeds = " | ".join(f"{row[name]:,.0f}" for name in names)
-        lines.append(f"| {row['name']} | {speeds} | {row['train_over_env']:.3f} |")
+    """Part 2: the environment alone, and what a network in a precision makes of it."""
+    speeds: dict[str, dict[str, float]] = {}
+    for row in of_kinds(rows, *SPEEDS):
+        name = row["name"].removeprefix(row["kind"] + " ")
+        speeds.setdefault(name, {})[row["kind"]] = row["steps_per_second"]
+    lines = ["| steps/s | environment | rollout | update |", "| --- " * 4 + "|"]
+    for name, found in speeds.items():
+        cells = [f"{found[kind]:,.0f}" if kind in found else "" for kind in SPEEDS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

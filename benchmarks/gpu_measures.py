@@ -1,15 +1,20 @@
 """What gpu.py measures, each in a process of its own: `python benchmarks/gpu_measures.py JSON`.
 
 JSON has the kind of measurement, the precision of matrix products, and changes of the published
-Craftax config; the last line is a JSON object with what was found.
+Craftax config; the last line is a JSON object with what was found. Of several at once each compiles
+while others do, and is timed when no other compiles or is timed.
 """
 
+import fcntl
 import gzip
 import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,9 @@ TOP = 20
 """How many kernels and gaps a profile lists."""
 
 PROFILED_UPDATES = 2
+
+LOCK = os.open(os.environ["PREPARING"], os.O_RDONLY) if "PREPARING" in os.environ else None
+"""A file of all measurements at once, locked by each: shared while it prepares, then alone."""
 
 
 def published(changes: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +124,19 @@ def resume_error(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     return passed(max(float(np.abs(a - b).max(initial=0)) for a, b in jax.device_get([*pairs])), 0)
 
 
-def speed(_: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Steps per second of the environment alone, of a rollout, and of whole updates."""
+def environment(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Steps per second of the environment alone."""
+    from benchmarks.throughput import environment_run
+
+    config = published(changes)
+    run, carry = environment_run(config)
+    return speed(config, run, carry)
+
+
+def rollout(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Steps per second of rollouts."""
     import jax
 
-    from benchmarks.throughput import environment_seconds, median_seconds
     from environments import make_env
     from learning import collect, make_init_and_update
     from network import make_network
@@ -128,23 +144,51 @@ def speed(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     from trainer_PPO_trXL import PPO
 
     config = published(changes)
-    steps = config["NUM_ENVS"] * config["NUM_STEPS"]
-    found = {"env_sps": steps / environment_seconds(config)}
-    init, update = make_init_and_update(config, PPO)
-    state = jax.jit(init)(jax.random.key(0))
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space, obs_space(env))
-    roll = jax.jit(lambda state: collect(config, env, network, PPO, state)[0])
-    seconds, state = median_seconds(roll, state)
-    found["rollout_sps"] = steps / seconds
+    state = jax.jit(make_init_and_update(config, PPO)[0])(jax.random.key(0))
+    roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
+    return speed(config, roll, state)
+
+
+def update(_: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Steps per second of whole updates."""
+    import jax
+
+    from learning import make_init_and_update
+    from trainer_PPO_trXL import PPO
+
+    config = published(changes)
+    init, update = make_init_and_update(config, PPO)
+    state = jax.jit(init)(jax.random.key(0))
+    return speed(config, jax.jit(update, donate_argnums=0), state)
+
+
+def speed(config: dict[str, Any], function: Any, carry: Any) -> dict[str, Any]:
+    """Compiles carry -> (carry, other) of NUM_STEPS steps, and times it alone."""
+    from benchmarks.throughput import median_seconds
+
     start = time.perf_counter()
-    compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
-    found["compile_s"] = time.perf_counter() - start
-    found["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-    seconds, _ = median_seconds(lambda state: compiled(state)[0], state)
-    found["train_sps"] = steps / seconds
-    found["train_over_env"] = found["train_sps"] / found["env_sps"]
-    return found | {"device": device()}
+    compiled = function.lower(carry).compile()
+    found = {
+        "compile_s": time.perf_counter() - start,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+    with alone():
+        seconds, _ = median_seconds(lambda carry: compiled(carry)[0], carry)
+    steps = config["NUM_ENVS"] * config["NUM_STEPS"]
+    return found | {"steps_per_second": steps / seconds, "device": device()}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits until no other measurement prepares itself or runs, and runs meanwhile."""
+    if LOCK is not None:
+        fcntl.flock(LOCK, fcntl.LOCK_UN)
+        fcntl.flock(LOCK, fcntl.LOCK_EX)
+    yield
+    if LOCK is not None:
+        fcntl.flock(LOCK, fcntl.LOCK_UN)
 
 
 def profile(_: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -157,13 +201,13 @@ def profile(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     config = published(changes)
     init, update = make_init_and_update(config, PPO)
     state = jax.jit(init)(jax.random.key(0))
-    update = jax.jit(update, donate_argnums=0)
-    for _ in range(3):
-        state = jax.block_until_ready(update(state)[0])
-    with tempfile.TemporaryDirectory() as folder:
+    compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
+    with alone(), tempfile.TemporaryDirectory() as folder:
+        for _ in range(3):
+            state = jax.block_until_ready(compiled(state)[0])
         with jax.profiler.trace(folder):
             for _ in range(PROFILED_UPDATES):
-                state = jax.block_until_ready(update(state)[0])
+                state = jax.block_until_ready(compiled(state)[0])
         (path,) = Path(folder).rglob("*.trace.json.gz")
         trace = json.loads(gzip.decompress(path.read_bytes()))
     found = kernels_and_gaps(trace["traceEvents"])
@@ -216,11 +260,15 @@ KINDS = {
     "oracle": oracle_error,
     "ratio": ratio_error,
     "resume": resume_error,
-    "speed": speed,
+    "environment": environment,
+    "rollout": rollout,
+    "update": update,
     "profile": profile,
 }
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
+    if LOCK is not None:
+        fcntl.flock(LOCK, fcntl.LOCK_SH)
     print(json.dumps(KINDS[given["kind"]](given["precision"], given["config"])))

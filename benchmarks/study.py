@@ -120,14 +120,18 @@ def summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
     return {"updates": len(returns), **means, "fifths": fifths}
 
 
+def taken_of(results: Path) -> set[tuple[str, int]]:
+    """Name and seed of what has a line in the results and did not fail."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    done = (json.loads(line) for line in lines)
+    return {(line["name"], line["seed"]) for line in done if line["status"] == 0}
+
+
 def main(study: Path, out: Path, workers: int) -> None:
     """Runs until nothing of the study is left."""
     out.mkdir(parents=True, exist_ok=True)
-    taken: set[tuple[str, int]] = set()
     results = out / "results.jsonl"
-    if results.exists():
-        done = (json.loads(line) for line in results.read_text().splitlines())
-        taken = {(line["name"], line["seed"]) for line in done if line["status"] == 0}
+    taken = taken_of(results)
     running: set[Future] = set()
     with ThreadPoolExecutor(workers) as pool:
         while True:

@@ -188,7 +188,8 @@ def environment_rates(config: dict[str, Any]) -> dict[str, float]:
         progress(f"the environment with RESET_STRATEGY={strategy}")
         try:
             checked = PPO.check({**config, "RESET_STRATEGY": strategy})
-            seconds = environment_seconds(checked)
+            run, carry = environment_run(checked)
+            seconds, _ = median_seconds(lambda carry, run=run: run(carry)[0], carry)
         except ConfigError as error:
             progress(f"  left out: {error}")
             continue
@@ -196,8 +197,12 @@ def environment_rates(config: dict[str, Any]) -> dict[str, float]:
     return rates
 
 
-def environment_seconds(config: dict[str, Any]) -> float:
-    """Seconds for a rollout's steps of all environments with random actions."""
+def environment_run(config: dict[str, Any]) -> tuple[Callable, Any]:
+    """A rollout's steps of all environments with random actions, and a carry to start from.
+
+    Returns:
+      carry -> (carry, what a rollout would store), jitted, and the carry.
+    """
     num_envs = config["NUM_ENVS"]
     env = make_env(config, num_envs)
 
@@ -211,12 +216,11 @@ def environment_seconds(config: dict[str, Any]) -> float:
 
     @jax.jit
     def run(carry):
-        carry, stored = jax.lax.scan(step, carry[0], None, config["NUM_STEPS"])
-        return carry, stored
+        return jax.lax.scan(step, carry, None, config["NUM_STEPS"])
 
     keys, reset_keys = split_each(jax.random.split(jax.random.key(0), env.num_rows), 2)
     obs, state = jax.jit(env.reset)(reset_keys)
-    return median_seconds(run, ((keys, state, obs), None))[0]
+    return run, (keys, state, obs)
 
 
 def compile_programs(config: dict[str, Any]) -> tuple[dict[str, float], Any, Any]:

@@ -1,11 +1,14 @@
 """What a rented GPU is asked, on a CPU with tiny sizes: a kill loses a measurement, not a part."""
 
+import fcntl
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_measures
 from benchmarks.gpu import Measurement
 from benchmarks.gpu_measures import kernels_and_gaps
 
@@ -28,13 +31,15 @@ def test_every_measurement_has_a_name_and_a_part_of_its_own():
     for tiny in (True, False):
         names = [measurement.name for measurement in gpu.measurements(tiny)]
         assert len(set(names)) == len(names)
-    speeds = [m for m in gpu.measurements(False) if m.part == 2]
-    assert len(speeds) == 3 * 3 * 2
+    speeds = [m for m in gpu.measurements(False) if m.kind in ("rollout", "update")]
+    assert len(speeds) == 2 * 3 * 3 * 2
     assert {m.changes["NUM_ENVS"] for m in speeds} == {1024, 4096, 8192}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["oracle", "ratio", "resume", "speed", "profile"])
+@pytest.mark.parametrize(
+    "kind", ["oracle", "ratio", "resume", "environment", "rollout", "update", "profile"]
+)
 def test_each_kind_measures(kind, tmp_path, monkeypatch, capsys):
     (first, *_) = [m for m in gpu.measurements(True) if m.kind == kind]
     only(monkeypatch, first)
@@ -42,14 +47,50 @@ def test_each_kind_measures(kind, tmp_path, monkeypatch, capsys):
     (row,) = rows_of(tmp_path)
     assert "error" not in row, row
     assert row["device"].startswith("cpu")
-    assert row["name"] in out
+    assert row["name"].split(maxsplit=1)[1] in out
     if first.part == 1:
         assert row["passed"]
-    if kind == "speed":
-        assert row["env_sps"] > row["rollout_sps"] > row["train_sps"] > 0
+    if first.part == 2:
+        assert f"{row['steps_per_second']:,.0f}" in out
     if kind == "profile":
         assert row["launches"] > 100
         assert 0 <= row["idle_share"] < 1
+
+
+@pytest.mark.slow
+def test_at_once_with_what_is_named_so(tmp_path, monkeypatch, capsys):
+    arguments = "part=2", f"out={tmp_path}", "tiny=1", "at_once=2"
+    out = call(monkeypatch, capsys, *arguments, "only=^(environment|rollout TF32.*=4.*published)")
+    rows = rows_of(tmp_path)
+    assert not [row["error"] for row in rows if "error" in row]
+    names = [f"environment TF32 NUM_ENVS={number}" for number in (4, 8)]
+    assert {row["name"] for row in rows} == {*names, "rollout TF32 NUM_ENVS=4, NETWORK=published"}
+    assert all(f"{row['steps_per_second']:,.0f}" in out for row in rows)
+
+
+def test_what_is_timed_waits_for_what_compiles(tmp_path, monkeypatch):
+    events = []
+    lock = tmp_path / "lock"
+    lock.touch()
+    with open(lock) as ours, open(lock) as other:
+        fcntl.flock(ours, fcntl.LOCK_SH)
+        fcntl.flock(other, fcntl.LOCK_SH)
+        monkeypatch.setattr(gpu_measures, "LOCK", ours.fileno())
+
+        def timed():
+            with gpu_measures.alone():
+                events.append("timed")
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(timed)
+            time.sleep(0.2)
+            events.append("compiled")
+            fcntl.flock(other, fcntl.LOCK_UN)
+            future.result(timeout=10)
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert events == ["compiled", "timed"]
 
 
 def test_what_is_missing_is_measured_and_what_failed_again(tmp_path, monkeypatch, capsys):

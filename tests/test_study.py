@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import study
+from benchmarks import study, sweep
 
 TEXT = """
 common LR=1e-3   # of both
@@ -99,3 +99,30 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
     (folder / "Task").mkdir(parents=True)
     (folder / "Task" / "run.json").touch()
     assert study.command(run, tmp_path)[2:] == [f"RESUME={folder / 'Task'}"]
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
+    common = "common NUM_ENVS=8 NUM_STEPS=16 WINDOW_GRAD=16 WINDOW_MEM=8 TOTAL_TIMESTEPS=640"
+    sizes = "num_layers=1 EMBED_SIZE=16 qkv_features=16 num_heads=2 hidden_layers=16"
+    text = (
+        f"{common} {sizes}\nseeds 3 4\nplain\nseeds 3\nfast LR=1e-2 GAMMA=0.9\nwide EMBED_SIZE=32"
+    )
+    (tmp_path / "list").write_text(text)
+    assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 1]
+    sweep.main(tmp_path / "list", tmp_path / "swept")
+    study.main(tmp_path / "list", tmp_path / "alone", 2)
+    swept, alone = (
+        {
+            (line["name"], line["seed"]): line
+            for line in map(json.loads, (tmp_path / out / "results.jsonl").read_text().splitlines())
+        }
+        for out in ("swept", "alone")
+    )
+    assert swept.keys() == alone.keys()
+    for run, line in swept.items():
+        assert line["overrides"] == alone[run]["overrides"]
+        assert line["updates"] == 5
+        np.testing.assert_allclose(line["fifths"], alone[run]["fifths"], atol=1e-3)
+    monkeypatch.setattr(sweep, "train", None)
+    sweep.main(tmp_path / "list", tmp_path / "swept")  # nothing is left
