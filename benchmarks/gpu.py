@@ -9,7 +9,8 @@
 
 A call takes at most `minutes=8`, and measures only what is named like `only=PATTERN`, a regular
 expression. With `at_once=N`, N measurements compile beside each other on the host's cores, and are
-timed one after the other; compiling takes most of the time of all parts but the last. What it
+timed one after the other; compiling takes most of the time of all parts but the last. They share
+the device's memory, of which 8,192 environments take 24 GB and their compilation more. What it
 measured is in FOLDER/results.jsonl at once; called again, a part goes on with what is missing.
 Every measurement is a process of its own, so that one that fails takes nothing with it. Part 4
 leaves checkpoints of parameters and optimiser in files of at most 15 MB in FOLDER/craftax, and its
@@ -43,6 +44,8 @@ PRECISIONS = {
 }
 """Environment variables of a measurement, by how matrix products are computed."""
 
+DEFAULTS = {"JAX_TRACEBACK_FILTERING": "off"}
+"""Of all, where they are not set; the last line of a traceback is then what went wrong."""
 
 ARGUMENTS = {"part", "out", "minutes", "tiny", "from", "only", "at_once"}
 
@@ -151,7 +154,12 @@ def take(
     try:
         done = subprocess.run(
             [sys.executable, MEASURES, json.dumps(asked)],
-            env={"JAX_COMPILATION_CACHE_DIR": str(out / "cache"), **os.environ, **variables},
+            env={
+                **DEFAULTS,
+                "JAX_COMPILATION_CACHE_DIR": str(out / "cache"),
+                **os.environ,
+                **variables,
+            },
             capture_output=True,
             text=True,
             timeout=left,
