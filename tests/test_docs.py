@@ -99,7 +99,7 @@ def check_settings(script: str, arguments: list[str]) -> None:
         given = read_arguments(arguments, TRAINING_KEYS)
         read_settings(given)
         read_space(given, TRAINING_KEYS)
-    elif script == "benchmarks/study.py":
+    elif script in ("benchmarks/study.py", "benchmarks/sweep.py"):
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
     elif script == "benchmarks/gpu.py":
