@@ -45,7 +45,7 @@ PRECISIONS = {
 """Environment variables of a measurement, by how matrix products are computed."""
 
 DEFAULTS = {"JAX_TRACEBACK_FILTERING": "off"}
-"""Of all, where they are not set; the last line of a traceback is then what went wrong."""
+"""Of all, where it is not set; the last line of a traceback is then what went wrong."""
 
 ARGUMENTS = {"part", "out", "minutes", "tiny", "from", "only", "at_once"}
 
@@ -243,15 +243,17 @@ SPEEDS = ("environment", "rollout", "update")
 
 
 def speeds_table(rows: list[dict[str, Any]]) -> str:
-    """Part 2: the environment alone, and what a network in a precision makes of it."""
-    speeds: dict[str, dict[str, float]] = {}
-    for row in of_kinds(rows, *SPEEDS):
-        name = row["name"].removeprefix(row["kind"] + " ")
-        speeds.setdefault(name, {})[row["kind"]] = row["steps_per_second"]
-    lines = ["| steps/s | environment | rollout | update |", "| --- " * 4 + "|"]
-    for name, found in speeds.items():
-        cells = [f"{found[kind]:,.0f}" if kind in found else "" for kind in SPEEDS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    """Part 2: the environment alone, and how much of its speed a training has."""
+    rows = of_kinds(rows, *SPEEDS)
+    alone = {
+        row["changes"]["NUM_ENVS"]: row["steps_per_second"]
+        for row in rows
+        if row["kind"] == "environment"
+    }
+    lines = ["| steps/s | | of the environment's |", "| --- " * 3 + "|"]
+    for row in rows:
+        speed, most = row["steps_per_second"], alone.get(row["changes"]["NUM_ENVS"])
+        lines.append(f"| {row['name']} | {speed:,.0f} | {f'{speed / most:.3f}' if most else ''} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import compare
+from benchmarks import compare, how_far_back
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "mmer": value + 0.1 * seed})
@@ -57,3 +57,19 @@ def test_the_table_has_every_task_and_says_over_how_many_it_compares():
     assert "| Z |  | 0.100 ± 0.058 |" in text
     assert "Over 1 tasks" in text
     assert "- a better than b: 1.00 (1.00 to 1.00)" in text
+
+
+def test_what_is_remembered_is_drawn_by_model_and_length():
+    rows = [
+        {"name": "gru/10", "status": 0, "last_tenth": 1.0},
+        {"name": "gru/10", "status": 0, "last_tenth": 0.5},
+        {"name": "memory-16/100", "status": 1},
+        {"name": "gru/100", "status": 0, "last_tenth": 0.25},
+    ]
+    returns = how_far_back.read_returns("\n".join(map(json.dumps, rows)))
+    assert returns == {"gru": {10: [1.0, 0.5], 100: [0.25]}}
+    (axes,) = how_far_back.draw(returns).axes
+    (line,) = axes.lines
+    assert [*line.get_xdata()] == [10, 100]
+    assert [*line.get_ydata()] == [0.75, 0.25]
+    assert axes.get_legend_handles_labels()[1] == ["gru"]

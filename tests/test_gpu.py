@@ -2,6 +2,10 @@
 
 import fcntl
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,18 +44,27 @@ def test_every_measurement_has_a_name_and_a_part_of_its_own():
 @pytest.mark.parametrize(
     "kind", ["oracle", "ratio", "resume", "environment", "rollout", "update", "profile"]
 )
-def test_each_kind_measures(kind, tmp_path, monkeypatch, capsys):
+def test_each_kind_measures_after_a_kill(kind, tmp_path, monkeypatch, capsys):
     (first, *_) = [m for m in gpu.measurements(True) if m.kind == kind]
     only(monkeypatch, first)
-    out = call(monkeypatch, capsys, f"part={first.part}", f"out={tmp_path}", "tiny=1")
+    arguments = f"part={first.part}", f"out={tmp_path}", "tiny=1"
+    command = [sys.executable, gpu.__file__, *arguments, f"only=^{re.escape(first.name)}$"]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert killed.stdout.readline() == f"{first.name} ...\n"
+    time.sleep(3)  # in the middle of it
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "results.jsonl").exists()
+    out = call(monkeypatch, capsys, *arguments)
     (row,) = rows_of(tmp_path)
     assert "error" not in row, row
     assert row["device"].startswith("cpu")
-    assert row["name"].split(maxsplit=1)[1] in out
+    assert row["name"] in out
     if first.part == 1:
         assert row["passed"]
     if first.part == 2:
-        assert f"{row['steps_per_second']:,.0f}" in out
+        share = "1.000" if kind == "environment" else ""
+        assert f"| {row['steps_per_second']:,.0f} | {share} |" in out
     if kind == "profile":
         assert row["launches"] > 100
         assert 0 <= row["idle_share"] < 1
