@@ -39,12 +39,17 @@ def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     return JumanjiAdapter(name, env_kwargs)
 
 
+CATEGORIES = 64
+"""The most values that a number in an observation may have to be read as one of so many things."""
+
+
 class JumanjiAdapter(SingleEnvironment):
     """A registered environment of Jumanji, its observation flattened, its action mask in front.
 
     Where the mask has an entry for each combination of several choices, the combinations are the
-    actions. Several agents' rewards are summed: one agent plays them all. What the environment
-    logs in its timestep's extras is averaged over episodes.
+    actions. As Gymnasium flattens a Discrete space, a number that names one of at most `CATEGORIES`
+    things, such as TSP's city, is one-hot. Several agents' rewards are summed: one agent plays them
+    all. What the environment logs in its timestep's extras is averaged over episodes.
     """
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
@@ -54,7 +59,7 @@ class JumanjiAdapter(SingleEnvironment):
         attempt = making(name, env_kwargs)
         self._env = attempt(lambda: jumanji.make(name, **env_kwargs))
         _, timestep = attempt(lambda: jax.eval_shape(self._env.reset, jax.random.key(0)))
-        mask, arrays = self._parts(timestep.observation)
+        mask, arrays = jax.eval_shape(self._parts, timestep.observation)
         self.action_space = self._read_action_space(name, mask)
         masked = mask_size(self.action_space)
         self.num_binary = masked + sum(x.size for x in arrays if is_bool(x))
@@ -86,13 +91,22 @@ class JumanjiAdapter(SingleEnvironment):
 
     def _parts(self, observation: Any) -> tuple[jax.Array | None, list[jax.Array]]:
         """The action mask, None where there is none, and the other arrays, bool ones first."""
-        with_path = jax.tree_util.tree_leaves_with_path(observation)
-        is_mask = [
-            jax.tree_util.keystr(path).strip("[].'") == "action_mask" for path, _ in with_path
-        ]
-        arrays = [x for (_, x), mask in zip(with_path, is_mask, strict=True) if not mask]
-        masks = [x for (_, x), mask in zip(with_path, is_mask, strict=True) if mask]
-        return (masks or [None])[0], sorted(arrays, key=lambda x: not is_bool(x))
+        mask, arrays = None, []
+        for path, x in jax.tree_util.tree_leaves_with_path(observation):
+            if jax.tree_util.keystr(path).strip("[].'") == "action_mask":
+                mask = x
+            else:
+                arrays.append(self._one_hot(path, x))
+        return mask, sorted(arrays, key=lambda x: not is_bool(x))
+
+    def _one_hot(self, path: tuple, x: jax.Array) -> jax.Array:
+        """A number of few values, by its spec, as that many bools; anything else as it is."""
+        spec = self._env.observation_spec
+        for key in path:
+            spec = getattr(spec, getattr(key, "name", ""), None)
+        number = getattr(spec, "num_values", None)
+        few = number is not None and not x.shape and int(number) <= CATEGORIES
+        return x == jnp.arange(int(number)) if few else x
 
     def _read_action_space(self, name: str, mask: Any) -> ActionSpace:
         self._joint = None

@@ -136,6 +136,8 @@ class OwnJumanji:
     def observe(self, timestep):
         """The mask, then bool arrays, then the others, in the order of Jumanji's fields."""
         fields = timestep.observation._asdict()
+        if isinstance(self.env, importlib.import_module("jumanji").environments.TSP):
+            fields["position"] = jax.nn.one_hot(fields["position"], 20, dtype=bool)
         parts = [fields.pop("action_mask")] if "action_mask" in fields else []
         rest = jax.tree.leaves(list(fields.values()))
         parts += [x for x in rest if x.dtype == bool] + [x for x in rest if x.dtype != bool]
@@ -240,7 +242,10 @@ OWN = {
 
 REPLAYED = cases(
     brax={"inverted_pendulum": {"episode_length": 12, "backend": "spring"}},
-    jumanji={"Snake-v1": {}, "Minesweeper-v0": {}, "LevelBasedForaging-v0": {}, "Game2048-v1": {}},
+    jumanji={
+        **{"Snake-v1": {}, "Minesweeper-v0": {}, "LevelBasedForaging-v0": {}, "Game2048-v1": {}},
+        **{"TSP-v1": {}},
+    },
     navix={"Navix-DoorKey-5x5-v0": {"max_steps": 250}, "Navix-LavaGapS5-v0": {}},
     xminigrid={"MiniGrid-MemoryS16": {}, "MiniGrid-EmptyRandom-5x5": {"max_steps": 40}},
     jaxmarl={"MPE_simple_speaker_listener_v4": {}, "HeuristicEnemySMAX": {"scenario": "3m"}},
