@@ -104,9 +104,9 @@ class JumanjiAdapter(SingleEnvironment):
         spec = self._env.observation_spec
         for key in path:
             spec = getattr(spec, getattr(key, "name", ""), None)
-        number = getattr(spec, "num_values", None)
-        few = number is not None and not x.shape and int(number) <= CATEGORIES
-        return x == jnp.arange(int(number)) if few else x
+        number = int(getattr(spec, "num_values", None) or 0)
+        few = not x.shape and 0 < number <= CATEGORIES
+        return x == jnp.arange(number) if few else x
 
     def _read_action_space(self, name: str, mask: Any) -> ActionSpace:
         self._joint = None
