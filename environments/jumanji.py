@@ -105,7 +105,7 @@ class JumanjiAdapter(SingleEnvironment):
         for key in path:
             spec = getattr(spec, getattr(key, "name", ""), None)
         number = int(getattr(spec, "num_values", None) or 0)
-        few = not x.shape and 0 < number <= CATEGORIES
+        few = not jnp.shape(x) and 0 < number <= CATEGORIES
         return x == jnp.arange(number) if few else x
 
     def _read_action_space(self, name: str, mask: Any) -> ActionSpace:
