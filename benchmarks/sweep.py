@@ -6,7 +6,6 @@ little more than the time of one of them. As a program ends, OUT/results.jsonl h
 run, as study.py writes it; what is there is not run again. No parameters are kept.
 """
 
-import importlib
 import json
 import sys
 import time
@@ -19,34 +18,25 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks.gpu_program import read_script  # noqa: E402
 from benchmarks.study import Run, read_study, summary, taken_of  # noqa: E402
-from config import read_overrides  # noqa: E402
 from learning import Algorithm  # noqa: E402
 from search.population import Programs, Row  # noqa: E402
-from trainer_Muesli_trXL import MUESLI  # noqa: E402
-from trainer_PPO_trXL import PPO  # noqa: E402
-
-ALGORITHMS = {"train_PPO_trXL.py": PPO, "train_Muesli_trXL.py": MUESLI}
-
-
-def checked_config(run: Run) -> dict[str, Any]:
-    """What the entry script would train for a run, the seed aside."""
-    algorithm = ALGORITHMS[run.script]
-    config = importlib.import_module(run.script.removesuffix(".py")).config
-    return algorithm.check({**config, **read_overrides([*run.overrides], algorithm.keys)})
 
 
 def programs_of(runs: list[Run]) -> list[tuple[Algorithm, dict[str, Any], list[tuple[Run, Row]]]]:
     """The algorithm of each program, the config its rows have in common, and its rows."""
     programs: dict[str, tuple[Algorithm, dict[str, Any], list[tuple[Run, Row]]]] = {}
     for run in runs:
-        algorithm, config = ALGORITHMS[run.script], checked_config(run)
+        config, algorithm = read_script([run.script, *run.overrides])
         traced = {
             name for name, key in algorithm.keys.items() if key.traced and config[name] is not None
         }
         shape = {name: value for name, value in config.items() if name not in traced}
         _, _, rows = programs.setdefault(f"{run.script} {shape}", (algorithm, config, []))
-        rows.append((run, Row({name: config[name] for name in sorted(traced)}, run.seed)))
+        values = {name: config[name] for name in sorted(traced)}
+        for seed in range(run.seed, run.seed + config["NUM_SEEDS"]):
+            rows.append((run._replace(seed=seed), Row(values, seed)))
     return [*programs.values()]
 
 

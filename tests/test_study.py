@@ -105,11 +105,10 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
 def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     common = "common NUM_ENVS=8 NUM_STEPS=16 WINDOW_GRAD=16 WINDOW_MEM=8 TOTAL_TIMESTEPS=640"
     sizes = "num_layers=1 EMBED_SIZE=16 qkv_features=16 num_heads=2 hidden_layers=16"
-    text = (
-        f"{common} {sizes}\nseeds 3 4\nplain\nseeds 3\nfast LR=1e-2 GAMMA=0.9\nwide EMBED_SIZE=32"
-    )
+    lines = "seeds 3 4\nplain\nseeds 3\nfast LR=1e-2 GAMMA=0.9\nwide EMBED_SIZE=32 NUM_SEEDS=2"
+    text = f"{common} {sizes}\n{lines}"
     (tmp_path / "list").write_text(text)
-    assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 1]
+    assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 2]
     sweep.main(tmp_path / "list", tmp_path / "swept")
     study.main(tmp_path / "list", tmp_path / "alone", 2)
     swept, alone = (
