@@ -2,8 +2,9 @@
 # Trains on every GPU of several nodes, from the repository's folder:
 #
 #   sbatch train_slurm.sh [KEY=VALUE ...]
+#   SCRIPT=train_Muesli_trXL_pmap.py sbatch train_slurm.sh [KEY=VALUE ...]
 #
-# The settings are those of train_PPO_trXL_pmap.py; NUM_ENVS counts all GPUs of all nodes. A job that
+# The settings are those of the script, without one of train_PPO_trXL_pmap.py; NUM_ENVS counts all GPUs of all nodes. A job that
 # is preempted, runs out of time, loses a node or fails to reach one goes back to the queue, at most
 # MOST_RESTARTS times, and resumes from its last checkpoint; what another start would meet again, such
 # as a bad config or a diverged agent, ends the job. The folder must be on a file system that all nodes
@@ -37,7 +38,7 @@ if [[ -n $checkpoint ]]; then settings+=("RESUME=$(dirname "$(dirname "$checkpoi
 # SLURM may send the SIGTERM to this shell too, which must live until the processes have saved.
 trap : TERM
 # Each process finds the others by SLURM's variables.
-srun python train_PPO_trXL_pmap.py "${settings[@]}"
+srun python "${SCRIPT:-train_PPO_trXL_pmap.py}" "${settings[@]}"
 status=$?
 
 case $status in

@@ -144,8 +144,8 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     config["ENV_NAME"] = located(config["ENV_NAME"])
     if all_devices and config["NUM_SEEDS"] > 1:
         raise ConfigError(
-            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_PPO_trXL.py: the pmap script"
-            " spreads one seed over all devices"
+            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_{algorithm.name}_trXL.py: the pmap"
+            " script spreads one seed over all devices"
         )
     check_capacity(config, num_devices)
     program = Program(config, algorithm, num_devices if all_devices else None)

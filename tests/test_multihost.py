@@ -230,11 +230,15 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
 def test_the_slurm_script_requeues_what_is_worth_another_start(
     status, restarts, requeued, tmp_path
 ):
-    for name, text in {"srun": f"exit {status}", "scontrol": 'echo "$@" > called'}.items():
+    for name, text in {
+        "srun": f'echo "$@" > ran; exit {status}',
+        "scontrol": 'echo "$@" > called',
+    }.items():
         path = tmp_path / name
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
         path.chmod(0o755)
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    variables |= {"SCRIPT": "train_Muesli_trXL_pmap.py"}
     result = subprocess.run(
         ["bash", REPOSITORY / "train_slurm.sh"],
         cwd=tmp_path,
@@ -242,6 +246,7 @@ def test_the_slurm_script_requeues_what_is_worth_another_start(
     )
     assert result.returncode == status
     assert (tmp_path / "called").exists() == requeued
+    assert (tmp_path / "ran").read_text().startswith("python train_Muesli_trXL_pmap.py ")
 
 
 @pytest.mark.parametrize(
