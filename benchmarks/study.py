@@ -10,15 +10,16 @@ STUDY is a text file, read anew whenever a run ends, so that lines may be added 
 Runs go one after the other in the order of the file, a line's first seed before its second. Each
 run has the folder OUT/<name>/<seed> and, as it ends, a line in OUT/results.jsonl (for NUM_SEEDS
 one each). Started again, the study goes on where it was: what is there is not run again, and what
-was stopped is resumed.
+was stopped is resumed. Ctrl-C, or SIGTERM to its process group, stops it with its runs, which save;
+SIGTERM to it alone lets them end, and starts no more.
 """
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -67,10 +68,11 @@ def read_study(text: str) -> Iterator[Run]:
 def command(run: Run, out: Path) -> list[str]:
     """That starts a run, or goes on with it."""
     script = [sys.executable, str(REPOSITORY / run.script)]
-    started = [path.parent for path in run.folder(out).glob("*/run.json")]
-    if started:
-        return [*script, f"RESUME={started[0]}"]
-    return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={run.folder(out)}"]
+    folder = run.folder(out)
+    checkpoints = [*folder.glob("*/checkpoints/[0-9]*"), *folder.glob("*/learner/[0-9]*")]
+    if checkpoints:
+        return [*script, f"RESUME={checkpoints[0].parents[1]}"]
+    return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={folder}"]
 
 
 def train(run: Run, out: Path) -> list[dict[str, Any]]:
@@ -127,8 +129,12 @@ def taken_of(results: Path) -> set[tuple[str, int]]:
     return {(line["name"], line["seed"]) for line in done if line["status"] == 0}
 
 
+STOPPING = threading.Event()
+"""Set when no more runs are to be started."""
+
+
 def main(study: Path, out: Path, workers: int) -> None:
-    """Runs until nothing of the study is left."""
+    """Runs until nothing of the study is left, or until it is to stop."""
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
     taken = taken_of(results)
@@ -136,7 +142,7 @@ def main(study: Path, out: Path, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         while True:
             runs = [run for run in read_study(study.read_text()) if run[:2] not in taken]
-            for run in runs[: workers - len(running)]:
+            for run in runs[: 0 if STOPPING.is_set() else workers - len(running)]:
                 taken.add(run[:2])
                 running.add(pool.submit(train, run, out))
             if not running:
@@ -149,5 +155,7 @@ def main(study: Path, out: Path, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGINT))
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: STOPPING.set())
+    workers = int(sys.argv[3]) if len(sys.argv) > 3 else 2
+    main(Path(sys.argv[1]), Path(sys.argv[2]), workers)

@@ -1,7 +1,11 @@
 """A list of runs: what it lists, and that it goes on where it was."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -97,8 +101,38 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
     folder = run.folder(tmp_path)
     assert study.command(run, tmp_path)[2:] == ["LR=1e-3", "seed=3", f"RESULTS_DIR={folder}"]
     (folder / "Task").mkdir(parents=True)
-    (folder / "Task" / "run.json").touch()
+    (folder / "Task" / "run.json").touch()  # stopped before its first checkpoint
+    assert study.command(run, tmp_path)[2:] == ["LR=1e-3", "seed=3", f"RESULTS_DIR={folder}"]
+    (folder / "Task" / "checkpoints" / "50").mkdir(parents=True)
     assert study.command(run, tmp_path)[2:] == [f"RESUME={folder / 'Task'}"]
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_when_it_is_stopped_no_run_is_started_any_more(group, tmp_path):
+    """Nor where a shell made it ignore Ctrl-C; its group's runs stop, else the one at work ends."""
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("seeds 0 1\nruns\n")
+    sleeper = "import time; print('here', flush=True); time.sleep(3)"
+    script = f"""
+import runpy, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.argv = ["study.py", {str(text)!r}, {str(out)!r}, "1"]
+sys.path.insert(0, {str(study.REPOSITORY)!r})
+import subprocess
+run = subprocess.run
+subprocess.run = lambda command, **how: run([sys.executable, "-c", {sleeper!r}], **how)
+runpy.run_path({study.__file__!r}, run_name="__main__")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    output, deadline = out / "runs" / "0" / "output.txt", time.monotonic() + 60
+    while not (output.exists() and output.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 0
+    (line,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
+    assert (line["seed"], line["status"]) == (0, -signal.SIGTERM if group else 0)
 
 
 @pytest.mark.slow
