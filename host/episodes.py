@@ -117,7 +117,8 @@ def check_gif(agent: Agent, path: Path) -> None:
     """
     check_writable("GIF", path, ".gif")
     env = make_env(agent.config, 1)
-    _, state = env.reset(jax.random.split(jax.random.key(0), env.num_rows))
+    start, _ = make_loop(agent, env)  # compiled as `save_gif` compiles it, for the cache
+    state, *_ = start(jax.random.key(0))
     env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
 
 
