@@ -48,8 +48,9 @@ class JumanjiAdapter(SingleEnvironment):
 
     Where the mask has an entry for each combination of several choices, the combinations are the
     actions. As Gymnasium flattens a Discrete space, a number that names one of at most `CATEGORIES`
-    things, such as TSP's city, is one-hot. Several agents' rewards are summed: one agent plays them
-    all. What the environment logs in its timestep's extras is averaged over episodes.
+    things, such as TSP's city, is one-hot, and with it goes that thing's row of every table that
+    has a row for each of them, here its coordinates. Several agents' rewards are summed: one agent
+    plays them all. What the environment logs in its timestep's extras is averaged over episodes.
     """
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
@@ -91,22 +92,28 @@ class JumanjiAdapter(SingleEnvironment):
 
     def _parts(self, observation: Any) -> tuple[jax.Array | None, list[jax.Array]]:
         """The action mask, None where there is none, and the other arrays, bool ones first."""
-        mask, arrays = None, []
-        for path, x in jax.tree_util.tree_leaves_with_path(observation):
+        mask, tables, arrays = None, [], []
+        leaves = jax.tree_util.tree_leaves_with_path(observation)
+        for path, x in leaves:
             if jax.tree_util.keystr(path).strip("[].'") == "action_mask":
                 mask = x
-            else:
-                arrays.append(self._one_hot(path, x))
+            elif len(jnp.shape(x)) > 1:
+                tables.append(x)
+        for path, x in leaves:
+            number = self._categories(path, x)
+            if number:
+                arrays += [x == jnp.arange(number), *(y[x] for y in tables if len(y) == number)]
+            elif x is not mask:
+                arrays.append(x)
         return mask, sorted(arrays, key=lambda x: not is_bool(x))
 
-    def _one_hot(self, path: tuple, x: jax.Array) -> jax.Array:
-        """A number of few values, by its spec, as that many bools; anything else as it is."""
+    def _categories(self, path: tuple, x: jax.Array) -> int:
+        """How many values a number may have by its spec; 0 where it is none, or of more."""
         spec = self._env.observation_spec
         for key in path:
             spec = getattr(spec, getattr(key, "name", ""), None)
         number = int(getattr(spec, "num_values", None) or 0)
-        few = not jnp.shape(x) and 0 < number <= CATEGORIES
-        return x == jnp.arange(number) if few else x
+        return number if not jnp.shape(x) and number <= CATEGORIES else 0
 
     def _read_action_space(self, name: str, mask: Any) -> ActionSpace:
         self._joint = None

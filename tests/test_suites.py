@@ -137,7 +137,9 @@ class OwnJumanji:
         """The mask, then bool arrays, then the others, in the order of Jumanji's fields."""
         fields = timestep.observation._asdict()
         if isinstance(self.env, importlib.import_module("jumanji").environments.TSP):
-            fields["position"] = jax.nn.one_hot(fields["position"], 20, dtype=bool)
+            city = fields["position"]
+            one_hot = jax.nn.one_hot(city, 20, dtype=bool)
+            fields["position"] = one_hot, fields["coordinates"][city]
         parts = [fields.pop("action_mask")] if "action_mask" in fields else []
         rest = jax.tree.leaves(list(fields.values()))
         parts += [x for x in rest if x.dtype == bool] + [x for x in rest if x.dtype != bool]
