@@ -26,7 +26,7 @@ config = {
     "BOOTSTRAP_TRUNCATED": None,  # value of the final observation at a time limit; None: by task
     "TRIAL_CREDIT": True,  # in meta-RL: values run on to a trial's next episode
     "TRIAL_MEMORY": True,  # in meta-RL: the memory lasts for the trial, not the episode
-    "EPISODE_END": "hidden",  # what is seen of it within a trial: hidden, beside or step
+    "EPISODE_END": "beside",  # what is seen of it within a trial: hidden, beside or step
     "PREV_ACTION_REWARD": None,  # both as part of the observation; None: in meta-RL
     "NORMALIZE_OBS": False,  # by running mean and variance
     "NORMALIZE_REWARD": False,  # by the running deviation of discounted returns
