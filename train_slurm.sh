@@ -4,11 +4,11 @@
 #   sbatch train_slurm.sh [KEY=VALUE ...]
 #   SCRIPT=train_Muesli_trXL_pmap.py sbatch train_slurm.sh [KEY=VALUE ...]
 #
-# The settings are those of the script, without one of train_PPO_trXL_pmap.py; NUM_ENVS counts all GPUs of all nodes. A job that
-# is preempted, runs out of time, loses a node or fails to reach one goes back to the queue, at most
-# MOST_RESTARTS times, and resumes from its last checkpoint; what another start would meet again, such
-# as a bad config or a diverged agent, ends the job. The folder must be on a file system that all nodes
-# share.
+# The settings are those of the script, train_PPO_trXL_pmap.py where none is named; NUM_ENVS counts
+# all GPUs of all nodes. A job that is preempted, runs out of time, loses a node or fails to reach one
+# goes back to the queue, at most MOST_RESTARTS times, and resumes from its last checkpoint; what
+# another start would meet again, such as a bad config or a diverged agent, ends the job. The folder
+# must be on a file system that all nodes share.
 
 #SBATCH --job-name=ppo-trxl
 #SBATCH --nodes=2

@@ -185,6 +185,13 @@ def as_arrays(rulesets: list[Ruleset]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def save(rulesets: list[Ruleset], file: Path) -> None:
+    """Writes rulesets in XLand-MiniGrid's format."""
+    content = as_arrays(rulesets)
+    with bz2.open(file, "wb") as stream:
+        pickle.dump(content, stream)
+
+
 def main() -> None:
     """Writes what the command line asks for, and says what is in it."""
     try:
@@ -195,9 +202,7 @@ def main() -> None:
         sys.exit("usage: python -m environments.rulesets KIND NUMBER FILE [SEED]")
     try:
         rulesets = draw_rulesets(kind, *asked)
-        content = as_arrays(rulesets)
-        with bz2.open(Path(file), "wb") as stream:
-            pickle.dump(content, stream)
+        save(rulesets, Path(file))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

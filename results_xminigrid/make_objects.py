@@ -1,17 +1,15 @@
 """Writes rulesets whose goal is to stand beside one of the four objects in the room.
 
-`python results_xminigrid/make_objects.py` writes 20,000 of them to objects.bz2, beside itself:
+`python -m results_xminigrid.make_objects` writes 20,000 of them to objects.bz2, beside itself:
 those of the kind `trivial` (`environments/rulesets.py`) whose goal is AgentNear, one eleventh of
 it, no two with the same goal and the same objects. Which of the four is the goal shows in the
 reward alone.
 """
 
-import bz2
-import pickle
 import random
 from pathlib import Path
 
-from environments.rulesets import GOALS, KINDS, NEAR, as_arrays, draw_ruleset
+from environments.rulesets import GOALS, KINDS, NEAR, draw_ruleset, save
 
 NUMBER = 20_000
 
@@ -22,5 +20,4 @@ while len(rulesets) < NUMBER:
     if ruleset.goal[0] == GOALS[NEAR][0]:
         rulesets[ruleset.goal, tuple(sorted(ruleset.objects))] = ruleset
 
-with bz2.open(Path(__file__).with_name("objects.bz2"), "wb") as stream:
-    pickle.dump(as_arrays(list(rulesets.values())), stream)
+save([*rulesets.values()], Path(__file__).with_name("objects.bz2"))
