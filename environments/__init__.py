@@ -14,6 +14,8 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from config import ConfigError, did_you_mean, shortened
 from environments.adapting import check_numbers, making
 from environments.checks import check_environment
@@ -55,7 +57,9 @@ def make_env(config: dict[str, Any], num_envs: int):
         kind, an unknown name in ENV_KWARGS.
     """
     make = making(config["ENV_NAME"], config["ENV_KWARGS"])
-    return make(lambda: _make_env(config, num_envs))
+    # A suite is imported where it is first used; its constants must not be of a trace then.
+    with jax.ensure_compile_time_eval():
+        return make(lambda: _make_env(config, num_envs))
 
 
 def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:

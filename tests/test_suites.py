@@ -518,6 +518,16 @@ def test_what_a_trial_cannot_be_made_of_is_one_line(changes, message, ruleset_fi
 
 
 @pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=suite("jumanji")) for name in ("TSP-v1", "Knapsack-v1")]
+)
+def test_an_environment_can_be_made_within_a_trace(name):
+    def offset_action_space(offset):
+        return offset + make(f"jumanji/{name}").action_space.n
+
+    assert jax.jit(offset_action_space)(1.0) == 1.0 + make(f"jumanji/{name}").action_space.n
+
+
+@pytest.mark.parametrize(
     ("name", "env_kwargs", "message"),
     [
         pytest.param(*case, marks=suite(case[0].partition("/")[0]))
