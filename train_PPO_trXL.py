@@ -37,7 +37,7 @@ config = {
     "GAE_LAMBDA": 0.8,  # of the generalised advantage estimate
     "CLIP_EPS": 0.2,  # of the ratio, and of the value
     "CLIP_VALUE": None,  # by CLIP_EPS too; None: unless NORMALIZE_VALUE
-    "NORMALIZE_VALUE": False,  # values in the scale of the returns (PopArt)
+    "NORMALIZE_VALUE": True,  # values in the scale of the returns (PopArt)
     "RETURN_DECAY": 0.95,  # of that scale, per update
     "VF_COEF": 0.5,  # weight of the value loss
     "MAX_GRAD_NORM": 1.0,  # global norm that gradients are clipped to

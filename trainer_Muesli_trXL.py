@@ -63,13 +63,7 @@ KEYS = with_shared(
         ),
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1),
         "MODEL_SIZE": Key(256, "width of the model's latents", "Network", low=1, resumable=False),
-        "VALUE_BINS": Key(
-            601,
-            "numbers that values and rewards are spread over",
-            "Network",
-            low=2,
-            resumable=False,
-        ),
+        "VALUE_BINS": Key(601, "bins of values and rewards", "Network", low=2, resumable=False),
         "VALUE_LIMIT": Key(
             300.0, "the largest of them, squashed", "Network", low=1e-3, resumable=False
         ),
