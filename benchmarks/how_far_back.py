@@ -12,6 +12,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.curves import band  # noqa: E402
+
 Returns = dict[str, dict[int, list[float]]]
 """model: {length: the return of each seed}."""
 
@@ -33,10 +38,8 @@ def draw(returns: Returns) -> Figure:
     axes = figure.subplots()
     for model, by_length in returns.items():
         lengths = sorted(by_length)
-        means = [sum(by_length[n]) / len(by_length[n]) for n in lengths]
-        (line,) = axes.plot(lengths, means, marker="o", label=model.replace("-", " "))
-        least, most = ([pick(by_length[n]) for n in lengths] for pick in (min, max))
-        axes.fill_between(lengths, least, most, color=line.get_color(), alpha=0.15)
+        values = [by_length[n] for n in lengths]
+        band(axes, model.replace("-", " "), lengths, values, marker="o")
     axes.set(xscale="log", xlabel="length of the chain, steps", ylabel="return, last tenth")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -113,13 +113,28 @@ def mmer(metrics: dict[str, np.ndarray]) -> float:
     return float(np.max(sums[counts > 0] / counts[counts > 0]))
 
 
-def summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean returns over the last tenth of the updates and over each fifth of them, and MMER."""
+POINTS_OF_A_CURVE = 50
+"""Into how many parts of a training its curve is divided, at most."""
+
+
+def summary(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Mean return over the last tenth of the updates, MMER, and the curve over all `steps`."""
     returns = metrics["returned_episode_returns"]
-    fifths = [round(float(np.nanmean(part)), 4) for part in np.array_split(returns, 5)]
-    last = np.nanmean(returns[-max(1, len(returns) // 10) :])
-    means = {"last_tenth": round(float(last), 4), "mmer": round(mmer(metrics), 4)}
-    return {"updates": len(returns), **means, "fifths": fifths}
+    last = returns[-max(1, len(returns) // 10) :]
+    parts = np.array_split(returns, min(POINTS_OF_A_CURVE, len(returns)))
+    return {
+        "updates": len(returns),
+        "steps": int(metrics["env_steps"][-1]),
+        "last_tenth": mean_return(last),
+        "mmer": round(mmer(metrics), 4),
+        "curve": [mean_return(part) for part in parts],
+    }
+
+
+def mean_return(returns: np.ndarray) -> float | None:
+    """Of updates in which an episode ended; None if in none."""
+    returns = returns[~np.isnan(returns)]
+    return round(float(returns.mean()), 4) if len(returns) else None
 
 
 def taken_of(results: Path) -> set[tuple[str, int]]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import compare, how_far_back
+from benchmarks import compare, curves, how_far_back
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "mmer": value + 0.1 * seed})
@@ -73,3 +73,23 @@ def test_what_is_remembered_is_drawn_by_model_and_length():
     assert [*line.get_xdata()] == [10, 100]
     assert [*line.get_ydata()] == [0.75, 0.25]
     assert axes.get_legend_handles_labels()[1] == ["gru"]
+
+
+def test_curves_are_drawn_by_task_and_model():
+    rows = [
+        {"name": "ppo/X", "status": 0, "steps": 400, "curve": [None, 1.0, 2.0, 3.0]},
+        {"name": "ppo/X", "status": 0, "steps": 400, "curve": [0.0, 2.0, 4.0, 6.0]},
+        {"name": "muesli/X", "status": 0, "steps": 200, "curve": [5.0, 7.0]},
+        {"name": "muesli/X", "status": 1},
+        {"name": "muesli/Y", "status": 0, "steps": 200, "fifths": [5.0]},  # of before 2026-11-26
+    ]
+    read = curves.read_curves(map(json.dumps, rows))
+    (axes,) = curves.draw(read).axes
+    assert axes.get_title() == "X"
+    ppo, muesli = axes.lines
+    np.testing.assert_array_equal(ppo.get_xdata(), [100, 200, 300, 400])
+    np.testing.assert_array_equal(ppo.get_ydata(), [np.nan, 1.5, 3.0, 4.5])
+    np.testing.assert_array_equal(muesli.get_xdata(), [100, 200])
+    assert axes.get_legend_handles_labels()[1] == ["ppo", "muesli"]
+    panels = curves.draw(dict.fromkeys("ABCD", read["X"])).axes
+    assert [axes.axison for axes in panels] == [True] * 4 + [False] * 2

@@ -80,7 +80,7 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
     for line in lines:
         if line["status"] == 0:
             assert line["last_tenth"] == 9.0
-            np.testing.assert_allclose(line["fifths"], [1.0, 2.5, 4.5, 6.5, 8.5])
+            assert line["curve"] == [None, *map(float, range(1, 10))]
             # Two updates make 65,536 steps; the last two have 8 and 9 episodes.
             assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
 
@@ -156,6 +156,7 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     for run, line in swept.items():
         assert line["overrides"] == alone[run]["overrides"]
         assert line["updates"] == 5
-        np.testing.assert_allclose(line["fifths"], alone[run]["fifths"], atol=1e-3)
+        assert line["steps"] == alone[run]["steps"]
+        np.testing.assert_allclose(line["curve"], alone[run]["curve"], atol=1e-3)
     monkeypatch.setattr(sweep, "train", None)
     sweep.main(tmp_path / "list", tmp_path / "swept")  # nothing is left

@@ -1,0 +1,64 @@
+"""Returns over training, a panel for each task: `python benchmarks/curves.py PICTURE RESULTS ...`.
+
+RESULTS are what study.py or sweep.py leave, lines named <model>/<task>; PICTURE the file that is
+drawn: a line for each model, the mean over its seeds, and a band from the least of them to the
+most. A point is the mean of a fiftieth of the training, or of one update.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]
+"""task: {model: (environment steps, returns) of each seed}."""
+
+
+def read_curves(lines: Iterable[str]) -> Curves:
+    """Of the runs that ended; a part of the training in which no episode ended is NaN."""
+    curves: Curves = defaultdict(lambda: defaultdict(list))
+    for row in map(json.loads, lines):
+        if row["status"] == 0 and "curve" in row:
+            model, task = row["name"].split("/", 1)
+            returns = np.array(row["curve"], float)
+            steps = row["steps"] * (np.arange(len(returns)) + 1) / len(returns)
+            curves[task][model].append((steps, returns))
+    return curves
+
+
+def band(
+    axes: Axes, label: str, x: Iterable[float], values: Iterable[Sequence[float]], **style: Any
+) -> None:
+    """The mean of each x's values, one for each seed, and a band from the least to the most."""
+    mean, least, most = zip(*((np.mean(of), np.min(of), np.max(of)) for of in values), strict=True)
+    (line,) = axes.plot(x, mean, label=label, **style)
+    axes.fill_between(x, least, most, color=line.get_color(), alpha=0.15)
+
+
+def draw(curves: Curves, columns: int = 3) -> Figure:
+    """A panel for each task."""
+    columns = min(columns, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for (task, models), axes in zip(curves.items(), panels, strict=False):
+        for model, seeds in models.items():
+            band(axes, model, seeds[0][0], np.stack([returns for _, returns in seeds], axis=1))
+        axes.set(title=task, xlabel="environment steps", ylabel="return")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    for axes in panels:
+        axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    picture, *results = sys.argv[1:]
+    lines = [line for path in results for line in Path(path).read_text().splitlines()]
+    draw(read_curves(lines)).savefig(picture, dpi=110)
