@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import train_Muesli_trXL
 import train_PPO_trXL
 import train_PPO_trXL_pmap
 from config import SETTINGS, ConfigError, num_updates, read_overrides
+from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
 
@@ -122,6 +124,9 @@ def test_numpys_numbers_are_numbers(number):
 
 @pytest.mark.parametrize("path", sorted(SETTINGS.glob("*.txt")), ids=lambda path: path.stem)
 def test_settings_are_read_and_can_be_run_and_overridden(path):
-    given = read_overrides([f"@{path.stem}", "seed=7"], PPO.keys)
-    assert PPO.check({**train_PPO_trXL.config, **given})["seed"] == 7
+    learner, script = PPO, train_PPO_trXL
+    if path.stem.startswith("muesli-"):
+        learner, script = MUESLI, train_Muesli_trXL
+    given = read_overrides([f"@{path.stem}", "seed=7"], learner.keys)
+    assert learner.check({**script.config, **given})["seed"] == 7
     assert len(given) > 5
