@@ -1,8 +1,9 @@
-"""Returns over training, a panel for each task: `python benchmarks/curves.py PICTURE RESULTS ...`.
+"""Returns over training, a panel a task: `python benchmarks/curves.py RESULTS PICTURE [TASK ...]`.
 
-RESULTS are what study.py or sweep.py leave, lines named <model>/<task>; PICTURE the file that is
-drawn: a line for each model, the mean over its seeds, and a band from the least of them to the
-most. A point is the mean of a fiftieth of the training, or of one update.
+RESULTS is what study.py or sweep.py leaves, lines named <model>/<task>; PICTURE the file that is
+drawn, of all tasks or of those named: a line for each model, the mean over its seeds, and a band
+from the least of them to the most. A point is the mean of a fiftieth of the training, or of one
+update.
 """
 
 import json
@@ -51,6 +52,7 @@ def draw(curves: Curves, columns: int = 3) -> Figure:
         for model, seeds in models.items():
             band(axes, model, seeds[0][0], np.stack([returns for _, returns in seeds], axis=1))
         axes.set(title=task, xlabel="environment steps", ylabel="return")
+        axes.ticklabel_format(axis="x", scilimits=(0, 0))
         axes.grid(alpha=0.3)
         axes.legend()
     for axes in panels:
@@ -59,6 +61,6 @@ def draw(curves: Curves, columns: int = 3) -> Figure:
 
 
 if __name__ == "__main__":
-    picture, *results = sys.argv[1:]
-    lines = [line for path in results for line in Path(path).read_text().splitlines()]
-    draw(read_curves(lines)).savefig(picture, dpi=110)
+    results, picture, *tasks = sys.argv[1:]
+    curves = read_curves(Path(results).read_text().splitlines())
+    draw({task: curves[task] for task in tasks or curves}).savefig(picture, dpi=110)
