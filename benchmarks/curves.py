@@ -1,9 +1,9 @@
 """Returns over training, a panel a task: `python benchmarks/curves.py RESULTS PICTURE [TASK ...]`.
 
-RESULTS is what study.py or sweep.py leaves, lines named <model>/<task>; PICTURE the file that is
-drawn, of all tasks or of those named: a line for each model, the mean over its seeds, and a band
-from the least of them to the most. A point is the mean of a fiftieth of the training, or of one
-update.
+RESULTS is what study.py or sweep.py leaves, lines named <model>/<task> or <model>; PICTURE the file
+that is drawn, of all tasks or of those named: a line for each model, the mean over its seeds, and a
+band from the least of them to the most. A point is the mean of a fiftieth of the training, or of
+one update.
 """
 
 import json
@@ -26,7 +26,7 @@ def read_curves(lines: Iterable[str]) -> Curves:
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for row in map(json.loads, lines):
         if row["status"] == 0 and "curve" in row:
-            model, task = row["name"].split("/", 1)
+            model, _, task = row["name"].partition("/")
             returns = np.array(row["curve"], float)
             steps = row["steps"] * (np.arange(len(returns)) + 1) / len(returns)
             curves[task][model].append((steps, returns))
@@ -63,4 +63,8 @@ def draw(curves: Curves, columns: int = 3) -> Figure:
 if __name__ == "__main__":
     results, picture, *tasks = sys.argv[1:]
     curves = read_curves(Path(results).read_text().splitlines())
+    if unknown := [task for task in tasks if task not in curves]:
+        sys.exit(
+            f"error: no curve of {', '.join(unknown)} in {results}; there are {', '.join(curves)}"
+        )
     draw({task: curves[task] for task in tasks or curves}).savefig(picture, dpi=110)
