@@ -283,7 +283,8 @@ def curve(out: Path) -> str:
     lines = ["| env_steps | return | steps/s |", "| --- | --- | --- |"]
     for row in rows[:: -(-len(rows) // 10)] + rows[-1:]:
         speed, returns = row["steps_per_second"], row["returned_episode_returns"]
-        lines.append(f"| {row['env_steps']:,} | {returns:.3f} | {speed:,.0f} |")
+        mean = "" if returns is None else f"{returns:.3f}"
+        lines.append(f"| {row['env_steps']:,} | {mean} | {speed:,.0f} |")
     return "\n".join(lines)
 
 

@@ -150,8 +150,17 @@ def test_training_stops_with_the_time_and_goes_on(tmp_path, monkeypatch, capfd):
         gpu.main()
         return capfd.readouterr().out
 
+    class OutOfTimeOnceItTrains(subprocess.Popen):
+        def wait(self, timeout=None):
+            while timeout and self.poll() is None:
+                if any(path.stat().st_size for path in tmp_path.rglob("0_metrics.jsonl")):
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.1)
+            return super().wait()
+
     monkeypatch.setitem(gpu.TINY, "TOTAL_TIMESTEPS", 10_000_000)
-    assert "| env_steps | return | steps/s |" in train("minutes=0.6")
+    monkeypatch.setattr(gpu.subprocess, "Popen", OutOfTimeOnceItTrains)
+    assert "| env_steps | return | steps/s |" in train("minutes=8")
     (folder,) = (tmp_path / "craftax").iterdir()
     lines = len((folder / "0_metrics.jsonl").read_text().splitlines())
     parts = [*folder.glob("learner/*/part_*")]
