@@ -233,7 +233,7 @@ def test_a_signal_while_the_folder_is_made_leaves_none_and_closes_the_tracker(
     moment, number, tmp_path
 ):
     command = [sys.executable, "-c", STOPPED_IN_ITS_MAKING, str(number.value), moment, tmp_path]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert result.returncode == 128 + number, result.stderr
     assert result.stdout == "closed\n"
     assert result.stderr.endswith("stopped at once\n")
@@ -276,7 +276,7 @@ class TestSignals:
         process = start()
         time.sleep(1)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=300)
         assert process.returncode == 128 + number, stderr
         assert "stopping after this update" in stderr
         folder = tmp_path / "MemoryChain-bsuite"
@@ -292,7 +292,7 @@ class TestSignals:
         time.sleep(0.5)
         began = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert time.perf_counter() - began < 3
         assert process.returncode == 128 + signal.SIGINT
         assert not list(tmp_path.rglob("*.npy"))
@@ -301,7 +301,7 @@ class TestSignals:
         process = start(until="compiling")
         began = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert time.perf_counter() - began < 3
         assert process.returncode == 128 + signal.SIGINT
         assert not list(tmp_path.iterdir())

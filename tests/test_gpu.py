@@ -101,7 +101,7 @@ def test_what_is_timed_waits_for_what_compiles(tmp_path, monkeypatch):
             time.sleep(0.2)
             events.append("compiled")
             fcntl.flock(other, fcntl.LOCK_UN)
-            future.result(timeout=10)
+            future.result(timeout=60)
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert events == ["compiled", "timed"]
 

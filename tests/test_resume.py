@@ -73,7 +73,7 @@ class Process:
     def kill(self, number):
         """Sends the signal and waits for the end: the exit status."""
         self._process.send_signal(number)
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=300)
         return self._process.returncode
 
     def finish(self):

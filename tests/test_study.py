@@ -125,7 +125,7 @@ subprocess.run = lambda command, **how: run([sys.executable, "-c", {sleeper!r}],
 runpy.run_path({study.__file__!r}, run_name="__main__")
 """
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    output, deadline = out / "runs" / "0" / "output.txt", time.monotonic() + 60
+    output, deadline = out / "runs" / "0" / "output.txt", time.monotonic() + 300
     while not (output.exists() and output.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -229,7 +229,7 @@ def test_seeds_of_the_default_config_train_in_one_program():
     )
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=240)
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
 
 
 LEARNING = """
