@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from config import num_updates
 from host.capacity import device_memory, least_needs
-from learning import INPUTS, Algorithm, RunnerState, make_init_and_update
+from learning import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
 
 ROWS = ("rows",)
 BY_ROW = PartitionSpec(ROWS)
@@ -93,8 +93,7 @@ class Programs:
     def step(self, traced: Any, state: RunnerState) -> tuple[RunnerState, dict[str, np.ndarray]]:
         """An update of a whole chunk; metrics {name: (rows,)}."""
         state, metrics = self._update(traced, state)
-        names = {*self._must_be_finite, "returned_episode_returns", "episodes"}
-        return state, jax.device_get({name: metrics[name] for name in names})
+        return state, jax.device_get(metrics)
 
     def seen(self, metrics: dict[str, np.ndarray], number: int) -> Seen:
         """Of the first `number` rows."""
@@ -127,18 +126,24 @@ class Programs:
 
 
 class Chunk:
-    """Rows that train together."""
+    """Rows that train together; `metrics` are all of their last update's, {name: (rows,)}."""
 
     def __init__(self, programs: Programs, number: int, traced: Any, state: RunnerState):
         self._programs = programs
         self._number = number
         self._traced = traced
         self._state = state
+        self.metrics: dict[str, np.ndarray] = {}
 
     def update(self) -> Seen:
         """An update of every row."""
         self._state, metrics = self._programs.step(self._traced, self._state)
-        return self._programs.seen(metrics, self._number)
+        self.metrics = {name: x[: self._number] for name, x in metrics.items()}
+        return self._programs.seen(self.metrics, self._number)
+
+    def train_state(self, row: int) -> TrainState:
+        """Of one row."""
+        return jax.tree.map(lambda x: x[row], self._state.train_state)
 
     def state(self) -> RunnerState:
         """Of the rows, in the host's memory."""

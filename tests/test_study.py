@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import study, sweep
+from results import load_results
 
 TEXT = """
 common LR=1e-3   # of both
@@ -143,7 +146,7 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     text = f"{common} {sizes}\n{lines}"
     (tmp_path / "list").write_text(text)
     assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 2]
-    sweep.main(tmp_path / "list", tmp_path / "swept")
+    sweep.main(tmp_path / "list", tmp_path / "swept", [4])
     study.main(tmp_path / "list", tmp_path / "alone", 2)
     swept, alone = (
         {
@@ -158,5 +161,38 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
         assert line["updates"] == 5
         assert line["steps"] == alone[run]["steps"]
         np.testing.assert_allclose(line["curve"], alone[run]["curve"], atol=1e-3)
+    kept, own = tmp_path / "swept" / "plain", tmp_path / "alone" / "plain" / "4"
+    names = {"4_config.npy", "4_metrics.npy", "4_params.npy"}
+    assert {path.name for path in kept.iterdir()} == names
+    (own,) = own.glob("MemoryChain*")
+    config, metrics, params = (
+        [load_results(folder / name) for folder in (kept, own)] for name in sorted(names)
+    )
+    assert {**config[0], "RESULTS_DIR": config[1]["RESULTS_DIR"]} == config[1]
+    assert metrics[0].keys() == metrics[1].keys() - {"steps_per_second"}
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *params)
     monkeypatch.setattr(sweep, "train", None)
     sweep.main(tmp_path / "list", tmp_path / "swept")  # nothing is left
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_time_is_up_says_how_far_it_came(tmp_path, monkeypatch):
+    sizes = "num_layers=1 EMBED_SIZE=16 qkv_features=16 num_heads=2 hidden_layers=16"
+    shape = "NUM_ENVS=8 NUM_STEPS=16 WINDOW_GRAD=16 WINDOW_MEM=8 TOTAL_TIMESTEPS=640"
+    lines = "seeds 3 4\nplain\nnever EMBED_SIZE=32"
+    (tmp_path / "list").write_text(f"common {shape} {sizes}\n{lines}")
+    signals = []
+
+    def stopped_in_the_second(updates, **_):
+        for update in updates:
+            signals.extend([signal.SIGTERM] * update)
+            yield update
+
+    monkeypatch.setattr(sweep, "SIGNALS", signals)
+    monkeypatch.setattr(sweep, "tqdm", stopped_in_the_second)
+    sweep.main(tmp_path / "list", tmp_path, [4])
+    lines = [*map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())]
+    assert [(line["name"], line["seed"]) for line in lines] == [("plain", 3), ("plain", 4)]
+    assert all(line["status"] == -signal.SIGTERM and line["updates"] == 2 for line in lines)
+    assert len(load_results(tmp_path / "plain" / "4_metrics.npy")["env_steps"]) == 2
+    assert not study.taken_of(tmp_path / "results.jsonl")
