@@ -170,6 +170,8 @@ def main(study: Path, out: Path, workers: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4) or not all(workers.isdigit() for workers in sys.argv[3:]):
+        sys.exit("usage: python benchmarks/study.py STUDY OUT [workers]")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: STOPPING.set())
     workers = int(sys.argv[3]) if len(sys.argv) > 3 else 2

@@ -119,6 +119,8 @@ def main(study: Path, out: Path, kept_seeds: Collection[int] = ()) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not all(seed.isdigit() for seed in sys.argv[3:]):
+        sys.exit("usage: python benchmarks/sweep.py STUDY OUT [SEED ...]")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: SIGNALS.append(number))
     main(Path(sys.argv[1]), Path(sys.argv[2]), [*map(int, sys.argv[3:])])
