@@ -127,7 +127,8 @@ def test_two_processes_train_as_one_does_and_only_the_first_speaks(one_process, 
     assert statuses == [0, 0], outputs
     assert_same_results(one_process, tmp_path)
     assert f"{UPDATES} updates; mean return" in outputs[0]
-    of_ours = [line for line in outputs[1].splitlines() if not line.startswith("[Gloo]")]
+    # Gloo's threads may write their lines into one and the ends of both behind it.
+    of_ours = [line for line in outputs[1].split("\n") if line and not line.startswith("[Gloo]")]
     assert of_ours == []
     names = {path.name for path in tmp_path.rglob("*") if path.parent.parent == tmp_path}
     assert {path.name for path in one_process.glob("*/*")} == names
