@@ -70,7 +70,7 @@ def train(algorithm: Algorithm, config: dict[str, Any], rows: list[Row]) -> Trai
     seen = []
     for _ in tqdm(range(programs.num_updates), mininterval=5):
         chunk.update()
-        seen.append(chunk.metrics)
+        seen.append(chunk.metrics())
         if SIGNALS:
             break
     steps = programs.steps_per_update * (1 + np.arange(len(seen)))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from config import num_updates
 from host.capacity import device_memory, least_needs
 from learning import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
+from rollout import Metrics
 
 ROWS = ("rows",)
 BY_ROW = PartitionSpec(ROWS)
@@ -90,15 +91,16 @@ class Programs:
         padded = jax.tree.map(self._pad, state)
         return Chunk(self, len(rows), self._traced(rows), self._place(padded))
 
-    def step(self, traced: Any, state: RunnerState) -> tuple[RunnerState, dict[str, np.ndarray]]:
-        """An update of a whole chunk; metrics {name: (rows,)}."""
-        state, metrics = self._update(traced, state)
-        return state, jax.device_get(metrics)
+    def step(self, traced: Any, state: RunnerState) -> tuple[RunnerState, Metrics]:
+        """An update of a whole chunk; metrics {name: (rows,)}, on the devices."""
+        return self._update(traced, state)
 
-    def seen(self, metrics: dict[str, np.ndarray], number: int) -> Seen:
-        """Of the first `number` rows."""
-        whole = np.all([np.isfinite(metrics[name]) for name in self._must_be_finite], axis=0)
-        returns, episodes = metrics["returned_episode_returns"], metrics["episodes"]
+    def seen(self, metrics: Metrics, number: int) -> Seen:
+        """Of the first `number` rows; no other metrics leave the devices."""
+        names = {*self._must_be_finite, "returned_episode_returns", "episodes"}
+        here: dict[str, np.ndarray] = jax.device_get({name: metrics[name] for name in names})
+        whole = np.all([np.isfinite(here[name]) for name in self._must_be_finite], axis=0)
+        returns, episodes = here["returned_episode_returns"], here["episodes"]
         return Seen(returns[:number], episodes[:number], whole[:number])
 
     def _traced(self, rows: list[Row]) -> dict[str, jax.Array]:
@@ -126,20 +128,23 @@ class Programs:
 
 
 class Chunk:
-    """Rows that train together; `metrics` are all of their last update's, {name: (rows,)}."""
+    """Rows that train together."""
 
     def __init__(self, programs: Programs, number: int, traced: Any, state: RunnerState):
         self._programs = programs
         self._number = number
         self._traced = traced
         self._state = state
-        self.metrics: dict[str, np.ndarray] = {}
+        self._metrics: Metrics = {}
 
     def update(self) -> Seen:
         """An update of every row."""
-        self._state, metrics = self._programs.step(self._traced, self._state)
-        self.metrics = {name: x[: self._number] for name, x in metrics.items()}
-        return self._programs.seen(self.metrics, self._number)
+        self._state, self._metrics = self._programs.step(self._traced, self._state)
+        return self._programs.seen(self._metrics, self._number)
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """All of the last update's, {name: (rows,)}."""
+        return {name: x[: self._number] for name, x in jax.device_get(self._metrics).items()}
 
     def train_state(self, row: int) -> TrainState:
         """Of one row."""
