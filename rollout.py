@@ -314,10 +314,14 @@ def init_rollout(
     env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
     env_keys, reset_keys = split_each(env_keys, 2)
     obs, env_state = env.reset(reset_keys)
-    # Not weakly typed, as no state is after a step: the update is compiled once.
-    env_state = jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
     memory = empty_memory(config, env.num_rows)
-    return RolloutState(env_state, obs, jnp.zeros(env.num_rows), memory, env_keys)
+    nothing = jnp.zeros(env.num_rows)
+    return RolloutState(strongly_typed(env_state), obs, nothing, memory, env_keys)
+
+
+def strongly_typed(env_state: Any) -> Any:
+    """A reset's state as steps leave it, nothing weakly typed: what takes it is compiled once."""
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
 
 
 def empty_memory(config: Config, num_rows: int) -> Memory:

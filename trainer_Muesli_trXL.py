@@ -26,7 +26,7 @@ from learning import (
     minibatch_rows,
 )
 from model import Imagined, ModelNetwork, every_action, make_network
-from reductions import normalise_weight, weighted_mean
+from reductions import normalise_weight, root_mean_square, weighted_mean
 from replay import Replay
 from rollout import Config, Metrics, Rollout, by_environment, together, window_memory
 from spaces import ActionSpace, Discrete, StoredObs, encode_action
@@ -248,7 +248,8 @@ def make_targets(
     variance = see_advantages(
         learner.variance, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
     )
-    deviation = variance.deviation()
+    floor = config["ADVANTAGE_FLOOR"] * root_mean_square(returns, weight, axis_name)
+    deviation = jnp.maximum(variance.deviation(), floor)
     advantage = (q - value[..., None]) / deviation
     if exact:
         logits = clipped_mpo(prior.logits, advantage, config["CMPO_CLIP"])

@@ -55,12 +55,6 @@ KEYS = with_shared(
         "RETURN_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
         ),
-        "ADVANTAGE_FLOOR": Key(
-            0.0,
-            "least deviation that advantages are divided by, in root mean squares of the returns",
-            low=0,
-            traced=True,
-        ),
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),

@@ -14,6 +14,7 @@ from config import ConfigError
 from environments import make_env
 from host.agent import Agent
 from host.film import check_writable, with_caption, write_gif
+from rollout import strongly_typed
 
 MAX_STEPS = 20_000
 """Of an episode; one that has not ended by then is taken for endless."""
@@ -36,7 +37,8 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
     @jax.jit
     def start(key: jax.Array):
         obs, env_state = env.reset(jax.random.split(key, num_rows))
-        return env_state, obs, jnp.ones(num_rows, bool), agent.initial_memory(num_rows)
+        forget = jnp.ones(num_rows, bool)
+        return strongly_typed(env_state), obs, forget, agent.initial_memory(num_rows)
 
     def step(carry: Any, key: jax.Array):
         env_state, obs, forget, memory = carry

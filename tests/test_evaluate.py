@@ -81,6 +81,19 @@ def test_every_environment_plays_the_same_number_of_complete_episodes(folder, mo
     assert set(results["returned_episode_returns"]) <= {-1.0, 1.0}
 
 
+def test_the_loop_is_compiled_once(tmp_path):
+    """What an episode starts from has the types of what a step leaves, weakness included."""
+    save_untrained(tmp_path, ENV_NAME="Craftax-Classic-Symbolic-v1")
+    agent = evaluate.load_agent(tmp_path)
+    env = make_env(agent.config, 2)
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert any(x.weak_type for x in jax.tree.leaves(jax.eval_shape(env.reset, keys)))
+    start, step = episodes.make_loop(agent, env)
+    before = jax.eval_shape(start, jax.random.key(0))
+    after, _ = jax.eval_shape(step, before, jax.random.key(1))
+    assert jax.tree.map(str, before) == jax.tree.map(str, after)
+
+
 def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
     """Also in fewer environments than shared one world while it was trained."""
     shared = {"RESET_STRATEGY": "optimistic", "RESET_RATIO": 4, "NUM_ENVS": 8}

@@ -325,6 +325,34 @@ def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
     np.testing.assert_allclose(same.returns, other.returns, rtol=1e-4, atol=1e-4)
 
 
+def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
+    """Those of the policy gradient, and those that the prior is weighed by."""
+    config, network, state, collected = played
+    batch = muesli.make_batch(config, collected)
+    learner = state.train_state.extra
+
+    def targets_of(floor):
+        changed = {**config, "ADVANTAGE_FLOOR": floor, "CMPO_CLIP": 1e6}
+        return muesli.make_targets(changed, network, learner, batch, jax.random.key(0), None)
+
+    plain, variance = targets_of(0.0)
+    size = np.sqrt(np.mean(np.square(plain.returns)))
+    share = float(variance.deviation()) / size
+
+    def odds(targets):
+        log_probs = np.log(targets.policy.probs)
+        return log_probs[..., 1] - log_probs[..., 0]
+
+    prior = odds(targets_of(1e6)[0])
+    for floor, factor in ((share / 2, 1.0), (share * 4, 0.25)):
+        floored, same = targets_of(floor)
+        assert same.deviation() == variance.deviation()
+        np.testing.assert_allclose(floored.advantage, factor * plain.advantage, rtol=1e-4)
+        expected = factor * (odds(plain) - prior)
+        np.testing.assert_allclose(odds(floored) - prior, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(odds(plain) - prior).max() > 0.05
+
+
 def test_action_values_are_one_step_of_the_model(played):
     config, network, state, collected = played
     params = state.train_state.extra.target
