@@ -41,7 +41,7 @@ config = {
     "CMPO_SAMPLES": 16,  # actions to try where they are many or real-valued
     "EXACT_ACTIONS": 64,  # up to so many are all tried
     "ADVANTAGE_DECAY": 0.99,  # of the advantages' variance, per gradient step
-    "ADVANTAGE_FLOOR": 0.0,  # least deviation to divide them by, in returns
+    "ADVANTAGE_FLOOR": 0.1,  # least deviation to divide them by, in returns
     "MODEL_STEPS": 5,  # that the model looks ahead
     "MODEL_SIZE": 64,  # width of its latents
     "VALUE_BINS": 101,  # numbers that values and rewards are spread over
