@@ -133,7 +133,7 @@ runpy.run_path({study.__file__!r}, run_name="__main__")
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     (line,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     assert (line["seed"], line["status"]) == (0, -signal.SIGTERM if group else 0)
 
