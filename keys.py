@@ -90,12 +90,6 @@ SHARED_KEYS = {
     "LR": Key(2e-4, "learning rate of Adam", low=0, traced=True),
     "ANNEAL_LR": Key(True, "linear decay to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
-    "ADVANTAGE_FLOOR": Key(
-        0.0,
-        "least deviation that advantages are divided by, in root mean squares of the returns",
-        low=0,
-        traced=True,
-    ),
     "NETWORK": network(
         "published",
         "what stands around the transformer where ENCODER, SKIP and HEADS are None: `published`,"
@@ -192,6 +186,14 @@ SHARED_KEYS = {
     ),
 }
 """The settings that any algorithm has."""
+
+ADVANTAGE_FLOOR = Key(
+    0.0,
+    "least deviation that advantages are divided by, in root mean squares of the returns",
+    low=0,
+    traced=True,
+)
+"""Of the algorithms that divide advantages by their deviation."""
 
 NETWORKS = {
     "published": {"ENCODER": "linear", "SKIP": False, "HEADS": "mlp"},

@@ -16,7 +16,7 @@ import optax
 
 import learning
 import replay as replays
-from keys import Key, with_shared
+from keys import ADVANTAGE_FLOOR, Key, with_shared
 from learning import (
     Algorithm,
     TrainState,
@@ -61,6 +61,7 @@ KEYS = with_shared(
         "ADVANTAGE_DECAY": Key(
             0.99, "what the advantages' variance keeps per gradient step", low=0, high=1
         ),
+        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1),
         "MODEL_SIZE": Key(256, "width of the model's latents", "Network", low=1, resumable=False),
         "VALUE_BINS": Key(601, "bins of values and rewards", "Network", low=2, resumable=False),

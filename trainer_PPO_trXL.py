@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import learning
 from config import piece
 from heads import LAST_LAYER
-from keys import Key, with_shared
+from keys import ADVANTAGE_FLOOR, Key, with_shared
 from learning import (
     Algorithm,
     Minibatch,
@@ -55,6 +55,7 @@ KEYS = with_shared(
         "RETURN_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
         ),
+        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),

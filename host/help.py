@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keys import GROUPS, LAUNCH_KEYS, Keys
+from keys import GROUPS, LAUNCH_KEYS, SHARED_KEYS, Keys, defaults
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "keys.md"
 MARKER = "<!-- keys -->\n"
@@ -54,7 +54,6 @@ def keys_page(introduction: str) -> str:
     import train_Muesli_trXL
     import train_PPO_trXL
     import train_PPO_trXL_pmap
-    from keys import defaults
     from search.settings import SEARCH_KEYS
     from trainer_Muesli_trXL import MUESLI
     from trainer_PPO_trXL import PPO
@@ -67,7 +66,7 @@ def keys_page(introduction: str) -> str:
     parts = [introduction.partition(MARKER)[0] + MARKER]
     for group in GROUPS:
         parts.append(f"\n## {group}\n\n{markdown_table(in_group(PPO.keys, group), columns)}\n")
-    own = {name: key for name, key in MUESLI.keys.items() if key != PPO.keys.get(name)}
+    own = {name: key for name, key in MUESLI.keys.items() if name not in SHARED_KEYS}
     columns = {
         "missing": defaults(MUESLI.keys),
         "`train_Muesli_trXL.py`": train_Muesli_trXL.config,
