@@ -1,7 +1,8 @@
 """What an update of each algorithm costs: `python benchmarks/algorithms.py [KEY=VALUE ...]`.
 
-The configs are those of the entry scripts, KEY=VALUE changes all of them. Updates take turns in one
-process; the last line is a JSON object with the medians and what the compiled update needs.
+The configs are those of the entry scripts, KEY=VALUE changes all of them that have the key. Updates
+take turns in one process; the last line is a JSON object with the medians and what the compiled
+update needs.
 """
 
 import json
@@ -18,6 +19,7 @@ import jax
 import train_Muesli_trXL
 import train_PPO_trXL
 from config import ConfigError, read_overrides
+from keys import Keys
 from learning import make_init_and_update
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
@@ -30,10 +32,7 @@ WARM_UP_CALLS = 2
 def main() -> None:
     """Prints a line for each algorithm, and the JSON line."""
     try:
-        configs = [
-            algorithm.check({**config, **read_overrides(sys.argv[1:], algorithm.keys)})
-            for algorithm, config in SCRIPTS
-        ]
+        configs = changed(sys.argv[1:])
     except ConfigError as error:
         sys.exit(f"error: {error}")
     numbers = measure(configs)
@@ -44,6 +43,18 @@ def main() -> None:
             f" {state:,.0f} MB"
         )
     print(json.dumps(numbers))
+
+
+def changed(arguments: list[str]) -> list[dict[str, Any]]:
+    """The scripts' configs, each with what the arguments say of its keys."""
+    keys: Keys = {}
+    for algorithm, _ in SCRIPTS:
+        keys |= algorithm.keys
+    overrides = read_overrides(arguments, keys)
+    return [
+        algorithm.check(config | {name: overrides[name] for name in overrides.keys() & config})
+        for algorithm, config in SCRIPTS
+    ]
 
 
 def measure(configs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -25,6 +25,7 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.naive import NAIVE_PPO, make_naive_network
+from config import ConfigError
 from encoders import Convolution
 from environments import Discrete, make_env
 from learning import collect, init_params, make_init_and_update
@@ -273,6 +274,14 @@ def test_a_population_is_timed_in_chunks(monkeypatch):
     numbers = population.measure(PPO.check(QUICK))
     assert numbers.keys() == {"2", "1"}
     assert all(speed > 0 for speed in numbers.values())
+
+
+def test_a_key_of_one_algorithm_changes_that_one_alone():
+    ppo, muesli = algorithms.changed(["MODEL_SIZE=32", "EMBED_SIZE=128"])
+    assert (ppo["EMBED_SIZE"], muesli["EMBED_SIZE"], muesli["MODEL_SIZE"]) == (128, 128, 32)
+    assert "MODEL_SIZE" not in ppo
+    with pytest.raises(ConfigError, match="WIDTH"):
+        algorithms.changed(["WIDTH=32"])
 
 
 def test_algorithms_are_timed_in_turns(monkeypatch):
