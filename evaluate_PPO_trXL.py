@@ -108,11 +108,13 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
     if plot:
         check_writable("PLOT", plot, ".png")
     if attention:
+        if chosen["POLICY"] == "random":
+            raise ConfigError("ATTENTION: random actions attend to nothing; leave POLICY out")
         check_attention(agent, attention)
     results = {}
-    for split, agent in splits.items():
+    for split, player in splits.items():
         key = jax.random.key(chosen["EVAL_SEED"])
-        results[split] = play(agent, chosen["EPISODES"], key, chosen["MAX_STEPS"])
+        results[split] = play(player, chosen["EPISODES"], key, chosen["MAX_STEPS"])
         of = f" of the rulesets {split}" if len(splits) > 1 or chosen["SPLIT"] else ""
         name = agent.config["ENV_NAME"]
         print(f"{chosen['EPISODES']} episodes of {name}{of}, {chosen['POLICY']} actions")

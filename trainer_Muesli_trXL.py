@@ -46,7 +46,7 @@ KEYS = with_shared(
     {
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
         "REPLAY_SHARE": Key(
-            0.75, "of a minibatch that is of earlier rollouts, in [0, 1)", low=0, high=0.99
+            0.75, "of a minibatch that is of the rollouts kept, in [0, 1)", low=0, high=0.99
         ),
         "REPLAY_ROLLOUTS": Key(
             8, "how many of the newest are kept for that", low=1, resumable=False
@@ -373,7 +373,7 @@ def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
                 policy=jax.tree.map(ahead, targets.policy),
                 sees_reward=running | absorbed,
                 sees_value=running | absorbed,
-                sees_policy=goes_on,
+                sees_policy=goes_on if batch.active is None else goes_on & ahead(batch.active),
             )
         )
         running, absorbed = goes_on, absorbed | terminated

@@ -70,7 +70,7 @@ class ShownEnd(SingleEnvironment):
 
     SAME = (
         *("action_space", "obs_size", "num_binary", "grid", "can_truncate", "episode_metrics"),
-        *("episodes_per_trial", "previous_action_reward"),
+        *("episodes_per_trial", "previous_action_reward", "num_agents"),
     )
 
     def __init__(self, env: SingleEnvironment):
@@ -96,6 +96,9 @@ class ShownEnd(SingleEnvironment):
     def next_episode(self, key: jax.Array, state: ShownEndState):
         fresh = self._at(*self._env.next_episode(key, state.env_state))
         return choose(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
+
+    def out(self, state: ShownEndState) -> jax.Array:
+        return self._env.out(state.env_state)
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
         render = self._env.renderer()

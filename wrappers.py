@@ -74,6 +74,10 @@ class SingleEnvironment:
         del state
         return self.reset(key)
 
+    def out(self, state: Any) -> jax.Array:
+        """Of several agents (A,) bool, which have no part in the episode any more."""
+        raise NotImplementedError
+
     def renderer(self) -> Callable[[Any], np.ndarray]:
         """A function from a state to its picture (height, width, 3), uint8.
 
@@ -167,7 +171,7 @@ class AgentRows(Wrapper):
         ends = ["terminated", "truncated", *self.episode_metrics]
         ends += ["memory_boundary"] * ("memory_boundary" in info)
         rows = {name: jnp.repeat(info[name], self.num_agents) for name in ends}
-        if self.can_truncate:
+        if "final_observation" in info:
             rows["final_observation"] = self._rows(info["final_observation"])
         done = jnp.repeat(done, self.num_agents)
         rows["returned_episode"] = done & (jnp.arange(self.num_rows) % self.num_agents == 0)

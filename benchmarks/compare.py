@@ -23,10 +23,10 @@ Scores = dict[str, np.ndarray]
 
 
 def read(lines: Iterable[str], metric: str) -> dict[str, Scores]:
-    """The scores of every model; runs that failed have none."""
+    """The scores of every model; runs that failed or were stopped have none."""
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in map(json.loads, lines):
-        if metric in row:
+        if row["status"] == 0 and row[metric] is not None:
             model, task = row["name"].split("/", 1)
             scores[model][task].append(row[metric])
     return {m: {t: np.array(x) for t, x in tasks.items()} for m, tasks in scores.items()}

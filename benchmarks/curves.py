@@ -17,6 +17,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.study import parts_of  # noqa: E402
+
 Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]
 """task: {model: (environment steps, returns) of each seed}."""
 
@@ -28,7 +33,8 @@ def read_curves(lines: Iterable[str]) -> Curves:
         if row["status"] == 0 and "curve" in row:
             model, _, task = row["name"].partition("/")
             returns = np.array(row["curve"], float)
-            steps = row["steps"] * (np.arange(len(returns)) + 1) / len(returns)
+            ends = np.cumsum([*map(len, parts_of(np.arange(row["updates"])))])
+            steps = row["steps"] * ends / row["updates"]
             curves[task][model].append((steps, returns))
     return curves
 

@@ -71,7 +71,9 @@ def command(run: Run, out: Path) -> list[str]:
     folder = run.folder(out)
     checkpoints = [*folder.glob("*/checkpoints/[0-9]*"), *folder.glob("*/learner/[0-9]*")]
     if checkpoints:
-        return [*script, f"RESUME={checkpoints[0].parents[1]}"]
+        names = [word for word in run.overrides if word.startswith("ENV_NAME=")]
+        own = [name for name in names[-1:] if ":" in name]  # a file is run only if it is named
+        return [*script, f"RESUME={checkpoints[0].parents[1]}", *own]
     return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={folder}"]
 
 
@@ -101,33 +103,40 @@ STEPS_OF_A_MEAN = 65_536
 """Environment steps of what POPGym takes the mean of, one iteration of its baselines."""
 
 
-def mmer(metrics: dict[str, np.ndarray]) -> float:
+def mmer(metrics: dict[str, np.ndarray]) -> float | None:
     """The maximum over a training of the mean episode return, as POPGym reports it (MMER).
 
-    Morad et al. 2023 (arXiv 2303.01859), section 5: means over `STEPS_OF_A_MEAN`.
+    Morad et al. 2023 (arXiv 2303.01859), section 5: means over `STEPS_OF_A_MEAN`. None if no
+    episode ended.
     """
     iteration = (metrics["env_steps"] - 1) // STEPS_OF_A_MEAN
     episodes = metrics["episodes"]
     total = np.where(episodes > 0, metrics["returned_episode_returns"] * episodes, 0.0)
     sums, counts = (np.bincount(iteration, weights=x) for x in (total, episodes))
-    return float(np.max(sums[counts > 0] / counts[counts > 0]))
+    if not counts.any():
+        return None
+    return round(float(np.max(sums[counts > 0] / counts[counts > 0])), 4)
 
 
 POINTS_OF_A_CURVE = 50
 """Into how many parts of a training its curve is divided, at most."""
 
 
+def parts_of(of_updates: np.ndarray) -> list[np.ndarray]:
+    """The updates of a training in the parts of its curve; the first are longer by one."""
+    return np.array_split(of_updates, min(POINTS_OF_A_CURVE, len(of_updates)))
+
+
 def summary(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
     """Mean return over the last tenth of the updates, MMER, and the curve over all `steps`."""
     returns = metrics["returned_episode_returns"]
     last = returns[-max(1, len(returns) // 10) :]
-    parts = np.array_split(returns, min(POINTS_OF_A_CURVE, len(returns)))
     return {
         "updates": len(returns),
         "steps": int(metrics["env_steps"][-1]),
         "last_tenth": mean_return(last),
-        "mmer": round(mmer(metrics), 4),
-        "curve": [mean_return(part) for part in parts],
+        "mmer": mmer(metrics),
+        "curve": [mean_return(part) for part in parts_of(returns)],
     }
 
 

@@ -39,6 +39,7 @@ class Trained(NamedTuple):
     """What a program leaves."""
 
     metrics: list[dict[str, np.ndarray]]  # of each row, {name: (updates,)}
+    whole: np.ndarray  # (rows,) bool, whether each has only finite numbers
     chunk: Chunk  # of the rows
     stopped_by: int  # the signal that ended it, 0 where none did
 
@@ -67,9 +68,9 @@ def train(algorithm: Algorithm, config: dict[str, Any], rows: list[Row]) -> Trai
     """A whole training of each row, or what of it there was time for."""
     programs = Programs(config, algorithm, len(rows), 1)
     chunk = programs.load(rows, programs.init(rows))
-    seen = []
+    seen, whole = [], np.ones(len(rows), bool)
     for _ in tqdm(range(programs.num_updates), mininterval=5):
-        chunk.update()
+        whole &= chunk.update().whole[: len(rows)]
         seen.append(chunk.metrics())
         if SIGNALS:
             break
@@ -77,7 +78,7 @@ def train(algorithm: Algorithm, config: dict[str, Any], rows: list[Row]) -> Trai
     curves = {name: np.stack([metrics[name] for metrics in seen]) for name in seen[0]}
     of_rows = [{name: x[:, i] for name, x in curves.items()} for i in range(len(rows))]
     metrics = [{**of_row, "env_steps": steps} for of_row in of_rows]
-    return Trained(metrics, chunk, SIGNALS[0] if SIGNALS else 0)
+    return Trained(metrics, whole, chunk, SIGNALS[0] if SIGNALS else 0)
 
 
 def keep(
@@ -106,14 +107,16 @@ def main(study: Path, out: Path, kept_seeds: Collection[int] = ()) -> None:
             return
         start = time.monotonic()
         trained = train(algorithm, config, [row for _, row in members])
-        fixed = {"status": -trained.stopped_by, "seconds": round(time.monotonic() - start)}
+        seconds = round(time.monotonic() - start)
         with open(results, "a") as file:
             for i, (run, row) in enumerate(members):
                 line = {"name": run.name, "seed": run.seed, "script": run.script}
-                line |= {"overrides": run.overrides} | fixed | summary(trained.metrics[i])
+                status = -trained.stopped_by or int(not trained.whole[i])
+                line |= {"overrides": run.overrides, "status": status, "seconds": seconds}
+                line |= summary(trained.metrics[i])
                 file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), flush=True)
-                if row.seed in kept_seeds:
+                if row.seed in kept_seeds and trained.whole[i]:
                     agent = trained.chunk.train_state(i)
                     keep(out / run.name, algorithm, config, row, trained.metrics[i], agent)
 

@@ -72,10 +72,10 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     env: Wrapper = LogEpisodes(with_resets(single, config, num_envs))
     if of_trials and not config["TRIAL_MEMORY"]:
         env = ForgottenEpisodes(env)
-    if of_trials and config["EPISODE_END"] == "beside":
-        env = EndBeside(env)
     if env.num_agents is not None:
         env = AgentRows(env)
+    if of_trials and config["EPISODE_END"] == "beside":
+        env = EndBeside(env)
     previous = config["PREV_ACTION_REWARD"]
     if env.previous_action_reward if previous is None else previous:
         env = PreviousActionReward(env)

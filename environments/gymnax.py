@@ -76,9 +76,10 @@ class GymnaxAdapter(SingleEnvironment):
         self._num_categories = getattr(obs_space, "n", None)
         self.obs_size = self._num_categories or int(np.prod(obs_space.shape))
         obs, _ = jax.eval_shape(self._env.reset_env, jax.random.key(0), self._params)
-        binary = self._num_categories or obs.dtype == bool
+        is_minatar = name.endswith("-MinAtar")  # 0s and 1s, as float32
+        binary = self._num_categories or obs.dtype == bool or is_minatar
         self.num_binary = self.obs_size if binary else 0
-        if obs.dtype == bool and obs.ndim == 3:  # MinAtar: things of several kinds may share a cell
+        if is_minatar:  # things of several kinds may share a cell
             rows, columns, kinds = obs.shape
             self.grid = Grid(0, rows, columns, ((1,) * kinds,))
         self.can_truncate = name not in ENDS_WITH_ITS_CLOCK

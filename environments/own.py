@@ -1,6 +1,7 @@
 """Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,15 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     path = find(named)
     if path is None:
         raise ConfigError(f"ENV_NAME={name}: there is no file {named}, nor beside the scripts")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"own_environment.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise ConfigError(
             f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
         ) from error

@@ -46,10 +46,11 @@ def check_attention(agent: Agent, path: Path) -> None:
       ConfigError: the agent attends to nothing, or the file can't be written.
     """
     kind = agent.config["MEMORY"]
-    if kind != "transformer" or not agent.config["WINDOW_MEM"]:
+    names = ("num_layers", "WINDOW_MEM")
+    if kind != "transformer" or not all(agent.config[name] for name in names):
+        given = ", ".join(f"{name}={agent.config[name]}" for name in ("MEMORY", *names))
         raise ConfigError(
-            f"ATTENTION: this agent attends to nothing before the step it is in (MEMORY={kind},"
-            f" WINDOW_MEM={agent.config['WINDOW_MEM']})"
+            f"ATTENTION: this agent attends to nothing before the step it is in ({given})"
         )
     check_writable("ATTENTION", path, ".gif" if path.suffix.lower() == ".gif" else ".png")
 

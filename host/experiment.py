@@ -25,7 +25,7 @@ from host.program import Program
 from host.progress import Progress
 from host.record import NotFiniteError, Record
 from host.results_files import save_results
-from host.run_config import resumed_config
+from host.run_config import how_to_go_on, resumed_config
 from host.signals import StopOnSignal
 from host.streams import lasting_output
 from keys import LAUNCH_KEYS, defaults
@@ -159,8 +159,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
             if is_main():
                 save(config, algorithm, record, program.seeds, train_states, stop.signal)
     if stop.signal:
-        own = f" ENV_NAME={config['ENV_NAME']}" if is_own(config["ENV_NAME"]) else ""
-        say(f"go on with RESUME={record.folder}{own}")
+        say(how_to_go_on(record.folder, config["ENV_NAME"]))
     elif record.diverged:
         raise NotFiniteError("\n".join(record.divergences(record.diverged)))
     return stop.signal

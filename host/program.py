@@ -54,7 +54,8 @@ class Program:
             self._init = jax.jit(init)
             self._update = jax.jit(update, donate_argnums=0)
         self._num_devices = num_devices
-        self._start = self._read_start(config["PARAMS"]) if config["PARAMS"] else None
+        begins = config["PARAMS"] and not config["RESUME"]  # what goes on has begun
+        self._start = self._read_start(config["PARAMS"]) if begins else None
 
     def _read_start(self, folder: str) -> Start:
         """What PARAMS says to start from, as `init` takes it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError, shortened
-from environments import named_by_user
+from environments import is_own, named_by_user
 from learning import Algorithm
 
 
@@ -59,6 +59,8 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
         raise ConfigError(
             f"RESUME: {folder / 'run.json'}: {error}; is it another version's?"
         ) from error
+    if overrides.get("PARAMS") is not None:
+        raise ConfigError("RESUME: the run goes on from its own parameters; leave PARAMS out")
     asked = algorithm.check({**saved, **overrides})
     given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
     try:
@@ -74,6 +76,11 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
         was = ", ".join(f"{key} = {shortened(saved[key])}" for key in changed)
         raise ConfigError(f"RESUME: {', '.join(changed)} can't change; the run has {was}")
     return asked
+
+
+def how_to_go_on(folder: Path, env_name: str) -> str:
+    """The line that a run leaves which was stopped; a file of one's own has to be named again."""
+    return f"go on with RESUME={folder}" + (f" ENV_NAME={env_name}" if is_own(env_name) else "")
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:

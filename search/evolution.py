@@ -21,6 +21,7 @@ from config import ConfigError
 from environments import make_env
 from host.multihost import say
 from host.results_files import save_results
+from host.run_config import how_to_go_on
 from host.signals import StopOnSignal
 from learning import Algorithm, init_params
 from rollout import Rollout, init_rollout, network_actor, rollout
@@ -184,7 +185,7 @@ def evolve(
         finally:
             record.close()
     if stop.signal:
-        say(f"go on with RESUME={folder}")
+        say(how_to_go_on(folder, config["ENV_NAME"]))
     return stop.signal
 
 

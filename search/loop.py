@@ -111,8 +111,12 @@ class Loop:
         return self._programs[shape]
 
     def chunks(self, round_: Round) -> Iterator[list[Member]]:
-        """Members of one shape that train together, as many as a program has rows for."""
-        for members in by_key(round_.members, lambda member: self._shape(member.values)):
+        """Members of one shape that train together, as many as a program has rows for.
+
+        They are equally far, also where a search goes on in the midst of a round, and with another
+        number of rows than before.
+        """
+        for members in by_key(round_.members, self._standing):
             chunk: list[Member] = []
             for member in members:
                 rows = sum(len(self.trials[m.trial].seeds) for m in [*chunk, member])
@@ -121,6 +125,11 @@ class Loop:
                     chunk = []
                 chunk.append(member)
             yield chunk
+
+    def _standing(self, member: Member) -> tuple:
+        """The program of a member, and how far it is."""
+        shape, trial = self._shape(member.values), self.trials[member.trial]
+        return shape, trial.updates, trial.trial in self._states
 
     def _shape(self, values: dict[str, Any]) -> tuple:
         return tuple(self._space.shape_of(values).items())

@@ -14,6 +14,7 @@ from host.experiment import enable_compilation_cache
 from host.failures import explained
 from host.help import help_text, key_lines
 from host.multihost import say
+from host.run_config import how_to_go_on
 from host.signals import StopOnSignal
 from host.streams import lasting_output
 from learning import Algorithm
@@ -195,7 +196,7 @@ def search(
         finally:
             record.close()
     if stop.signal:
-        say(f"go on with RESUME={folder}")
+        say(how_to_go_on(folder, config["ENV_NAME"]))
     return stop.signal
 
 

@@ -131,7 +131,7 @@ def table_of_best(space: Space, trials: Sequence[Trial]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value, short but exact enough to be used."""
+    """A value, short, for a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -142,7 +142,7 @@ def command_line(script: str, given: dict[str, Any], values: dict[str, Any]) -> 
       given: what of the config differs from the script's own.
     """
     settings = {**given, **values}
-    words = [f"{name}={shown(value)}" for name, value in settings.items()]
+    words = [f"{name}={value}" for name, value in settings.items()]
     return " ".join(["python", script, *map(shlex.quote, words)])
 
 

@@ -248,10 +248,11 @@ def combinations(space: Space, population: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{}]
     for dimension in space.only(traced=False).dimensions:
         found = [{**one, dimension.name: x} for one in found for x in dimension.choices]
-    if len(found) > min(population, MOST_COMBINATIONS):
+    most = min(population, MOST_COMBINATIONS)  # one for each member of a POPULATION
+    if len(found) > most:
         raise ConfigError(
-            f"{len(found)} combinations of the keys that shape the program, for a POPULATION of"
-            f" {population}; give fewer choices"
+            f"{len(found)} combinations of the keys that shape the program, where there may be"
+            f" {most}; give fewer choices"
         )
     return found
 

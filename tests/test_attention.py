@@ -89,7 +89,7 @@ def test_without_a_picture_the_observation_is_one(folder):
     assert view(episode._replace(pictures=[np.ones((4, 5, 3))]), 0).shape == (4, 5, 3)
 
 
-@pytest.mark.parametrize("change", [{"MEMORY": "gru"}, {"WINDOW_MEM": 0}])
+@pytest.mark.parametrize("change", [{"MEMORY": "gru"}, {"WINDOW_MEM": 0}, {"num_layers": 0}])
 def test_what_attends_to_nothing_is_told(change, folder, tmp_path):
     agent = load_agent(folder)
     agent = agent._replace(config={**agent.config, **change})

@@ -94,6 +94,12 @@ def returns(value):
     return lambda self, *_: value
 
 
+TEAM = {
+    "num_agents": 2,
+    "reset": returns((jnp.zeros((2, 3)), 0)),
+    "step": returns((jnp.zeros((2, 3)), 0, jnp.zeros(2), False, False, {})),
+}
+
 METHODS = [
     ({"reset": returns(None)}, "wrong.reset: must return (obs, state), not None"),
     ({"reset": returns(jnp.zeros(3))}, "wrong.reset: must return (obs, state), not float32"),
@@ -108,6 +114,8 @@ METHODS = [
     ({"next_episode": returns((jnp.zeros(2), 0))}, "wrong.next_episode: obs must be float32"),
     ({"episode_metrics": ("won",)}, "wrong.step: info must have 'won' of episode_metrics, not []"),
     ({"num_agents": 2}, "wrong.reset: obs must be float32 of shape (2, 3)"),
+    ({**TEAM, "out": lambda self, state: jnp.zeros(3)}, "wrong.out: what it returns must be bool"),
+    ({**TEAM, "out": 3}, "wrong.out raises TypeError: 'int' object is not callable"),
 ]
 
 
@@ -170,6 +178,13 @@ def test_a_file_that_leaves_while_it_is_imported_is_one_line(tmp_path):
     (tmp_path / "own.py").write_text("import sys\nsys.exit()")
     with pytest.raises(ConfigError, match="can't be imported: SystemExit"):
         make_own(f"{tmp_path}/own.py:Own", {})
+
+
+def test_a_file_may_have_a_dataclass_whose_annotations_are_texts(tmp_path):
+    head = "from __future__ import annotations\nfrom flax import struct\n"
+    state = "\n@struct.dataclass\nclass State:\n    t: int\n"
+    (tmp_path / "own.py").write_text(head + OWN + state)
+    assert make_own(f"{tmp_path}/own.py:Own", {}).obs_size == 1
 
 
 def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import compare, curves, how_far_back
+from benchmarks import compare, curves, how_far_back, study
 
 LINES = [
-    json.dumps({"name": f"{model}/{task}", "seed": seed, "mmer": value + 0.1 * seed})
+    json.dumps({"name": f"{model}/{task}", "seed": seed, "status": 0, "mmer": value + 0.1 * seed})
     for model, task, value in (("a", "X", 0.5), ("a", "Y", -0.3), ("b", "X", 0.0), ("b", "Z", 0.0))
     for seed in (0, 1, 2)
-] + [json.dumps({"name": "a/X", "seed": 3, "status": 1})]
+] + [
+    json.dumps({"name": "a/X", "seed": 3} | line)
+    for line in ({"status": 1}, {"status": 143, "mmer": -1.0}, {"status": 0, "mmer": None})
+]
 
 
 def test_scores_are_read_by_model_and_task():
@@ -77,12 +80,13 @@ def test_what_is_remembered_is_drawn_by_model_and_length():
 
 def test_curves_are_drawn_by_task_and_model():
     rows = [
-        {"name": "ppo/X", "status": 0, "steps": 400, "curve": [None, 1.0, 2.0, 3.0]},
-        {"name": "ppo/X", "status": 0, "steps": 400, "curve": [0.0, 2.0, 4.0, 6.0]},
-        {"name": "muesli/X", "status": 0, "steps": 200, "curve": [5.0, 7.0]},
+        {"name": "ppo/X", "status": 0, "updates": 4, "curve": [None, 1.0, 2.0, 3.0]},
+        {"name": "ppo/X", "status": 0, "updates": 4, "curve": [0.0, 2.0, 4.0, 6.0]},
+        {"name": "muesli/X", "status": 0, "updates": 2, "curve": [5.0, 7.0]},
         {"name": "muesli/X", "status": 1},
         {"name": "muesli/Y", "status": 0, "steps": 200, "fifths": [5.0]},  # of before 2026-11-26
     ]
+    rows = [row | {"steps": 100 * row.get("updates", 2)} for row in rows]
     read = curves.read_curves(map(json.dumps, rows))
     (axes,) = curves.draw(read).axes
     assert axes.get_title() == "X"
@@ -93,3 +97,13 @@ def test_curves_are_drawn_by_task_and_model():
     assert axes.get_legend_handles_labels()[1] == ["ppo", "muesli"]
     panels = curves.draw(dict.fromkeys("ABCD", read["X"])).axes
     assert [axes.axison for axes in panels] == [True] * 4 + [False] * 2
+
+
+def test_a_point_of_a_curve_stands_where_its_part_ends():
+    """Of 75 updates the first 25 parts have two each, the other 25 one."""
+    metrics = {"returned_episode_returns": np.arange(75.0), "episodes": np.ones(75)}
+    row = study.summary(metrics | {"env_steps": 10 * np.arange(1, 76)})
+    read = curves.read_curves([json.dumps({"name": "a/X", "status": 0} | row)])
+    ((steps, returns),) = read["X"]["a"]
+    np.testing.assert_array_equal(steps, [*range(20, 501, 20), *range(510, 751, 10)])
+    assert [*returns[:2], returns[-1]] == [0.5, 2.5, 74.0]

@@ -250,6 +250,19 @@ def test_the_models_targets_are_the_loop():
     assert min(seen.values()) > 5
 
 
+def test_the_model_has_no_policy_to_learn_where_an_agent_is_out():
+    batch, targets = jax.tree.map(jnp.asarray, random_batch())
+    active = jnp.arange(7) != jnp.array([[2], [3], [4], [5]])
+    everywhere, without = (
+        muesli.look_ahead(batch._replace(active=given), targets, 3) for given in (None, active)
+    )
+    for k, (one, other) in enumerate(zip(everywhere, without, strict=True), start=1):
+        sees = one.sees_policy & jnp.roll(active, -k, axis=1)
+        np.testing.assert_array_equal(other.sees_policy, sees)
+        assert (one.sees_policy & ~other.sees_policy).any()
+        np.testing.assert_array_equal(other.sees_value, one.sees_value)
+
+
 # ---------------------------------------------------------------- the replay
 
 

@@ -358,6 +358,20 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
     assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
 
 
+def test_a_run_that_started_from_parameters_goes_on_without_them(finished, tmp_path):
+    """A file of parameters may have moved by then; what the run has learnt since stays."""
+    shutil.copy(finished / "0_params.npy", tmp_path)
+    config = {**CHAIN, "PARAMS": str(tmp_path), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
+    run({**config, "RESULTS_DIR": str(tmp_path / "runs")})
+    (tmp_path / "0_params.npy").unlink()
+    folder = tmp_path / "runs" / "MemoryChain-bsuite"
+    longer = {"TOTAL_TIMESTEPS": 2 * STEPS_PER_UPDATE}
+    run({**resumed_config(folder, longer), "RESUME": str(folder)})
+    assert len(load(folder)[0]["total_loss"]) == 2
+    with pytest.raises(ConfigError, match=r"^RESUME: the run goes on from its own parameters"):
+        resumed_config(folder, {**longer, "PARAMS": str(finished)})
+
+
 def test_a_new_run_starts_from_the_parameters_of_another(finished, tmp_path):
     fresh = {**CHAIN, "LR": 0.0, "PARAMS": str(finished), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
     run({**fresh, "seed": 7, "RESULTS_DIR": str(tmp_path / "one")})  # the only parameters there are

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from support import OWN_ENVIRONMENT, QUICK
 from config import ConfigError
 from results import load_results
 from search import main, plan, population, record, strategies
+from search.loop import Loop
 from search.population import Programs, Row
-from search.report import interval
+from search.report import command_line, interval
 from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
-from search.strategies import Search
+from search.strategies import Member, Round, Search
 from search.trials import Trial, from_line
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
@@ -340,6 +342,18 @@ def test_a_copy_has_the_agent_and_goes_its_own_way():
     assert not np.any(np.all(data(ours) == data(theirs), axis=-1))
 
 
+def test_members_that_are_not_equally_far_train_apart(tmp_path):
+    """As where a search that had programs of two rows goes on with four."""
+    space, fixed = space_of("LR=1e-4..1e-2")
+    members = tuple(Member(trial, {"LR": 1e-3}) for trial in range(6))
+    far = (4, 4, 2, 2, 0, 0)
+    trials = {i: Trial(i, {"LR": 1e-3}, [0], updates=n) for i, n in enumerate(far)}
+    loop = Loop(PPO.check(fixed), PPO, space, 1, 4, 1, SimpleNamespace(trials=trials))
+    loop._states = dict.fromkeys(range(5))  # of trial 4 before its first update
+    chunks = [[m.trial for m in chunk] for chunk in loop.chunks(Round(members, 1.0))]
+    assert chunks == [[0, 1], [2, 3], [4], [5]]
+
+
 # ------------------------------------------------------------------ trials
 
 
@@ -355,6 +369,11 @@ def test_a_score_is_of_the_last_fifth_and_weighs_episodes():
     assert trial.status == "diverged"
     assert trial.score() == -math.inf
     assert Trial(0, {}, [1]).score() == -math.inf
+
+
+def test_the_line_that_trains_has_the_values_themselves():
+    line = command_line("a.py", {"TOTAL_TIMESTEPS": 122880.0}, {"GAMMA": 0.99996, "ENV_NAME": "x"})
+    assert line == "python a.py TOTAL_TIMESTEPS=122880.0 GAMMA=0.99996 ENV_NAME=x"
 
 
 def test_intervals_are_students():

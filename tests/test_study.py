@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from support import QUICK
 
 from benchmarks import study, sweep
 from results import load_results
@@ -136,6 +137,32 @@ runpy.run_path({study.__file__!r}, run_name="__main__")
     assert process.wait(300) == 0
     (line,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     assert (line["seed"], line["status"]) == (0, -signal.SIGTERM if group else 0)
+
+
+def test_a_training_in_which_no_episode_ends_has_no_returns():
+    metrics = {"returned_episode_returns": np.full(4, np.nan), "episodes": np.zeros(4)}
+    found = study.summary(metrics | {"env_steps": np.arange(1, 5)})
+    assert (found["mmer"], found["last_tenth"], found["curve"]) == (None, None, [None] * 4)
+
+
+def test_a_run_goes_on_in_the_environment_of_ones_own_that_it_had(tmp_path):
+    words = ("ENV_NAME=other.py:Other", "ENV_NAME=own.py:Own", "LR=1e-3")
+    own = study.Run("own", 0, words, "train_PPO_trXL.py")
+    suites = own._replace(overrides=("ENV_NAME=CartPole-v1",))
+    (own.folder(tmp_path) / "Own" / "checkpoints" / "3").mkdir(parents=True)
+    resume = f"RESUME={own.folder(tmp_path) / 'Own'}"
+    assert study.command(own, tmp_path)[2:] == [resume, "ENV_NAME=own.py:Own"]
+    assert study.command(suites, tmp_path)[2:] == [resume]
+
+
+def test_a_row_of_a_sweep_that_diverged_failed(tmp_path):
+    sizes = " ".join(f"{key}={value}" for key, value in QUICK.items())
+    (tmp_path / "list").write_text(f"common {sizes}\nwhole\nbad LR=1e38")
+    sweep.main(tmp_path / "list", tmp_path / "out", [0])
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines] == [0, 1]
+    assert (tmp_path / "out" / "whole").exists()
+    assert not (tmp_path / "out" / "bad").exists()
 
 
 @pytest.mark.slow

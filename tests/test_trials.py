@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import SMALL
@@ -12,26 +13,39 @@ from policies import sample_uniformly
 from trainer_PPO_trXL import PPO
 
 QUEST = f"{Path(__file__).with_name('toys.py')}:Quest"
+QUEST_OF_TWO = f"{QUEST}OfTwo"
 STEPS, ENVS = 60, 8
 
 
 def play(episode_end, **changes):
-    """STEPS of the toy's trials with random actions: NumPy arrays (STEPS, ENVS, ...)."""
+    """STEPS of the toy's trials with random actions: NumPy arrays (STEPS, rows, ...)."""
     config = {**SMALL, "ENV_NAME": QUEST, "EPISODE_END": episode_end, **changes}
     env = make_env(PPO.check(config), ENVS)
+    agents = env.num_agents or 1
 
     def step(carry, key):
         obs, state = carry
-        keys = jax.random.split(key, ENVS)
+        keys = jnp.repeat(jax.random.split(key, ENVS), agents)
         action = sample_uniformly(env.action_space, obs, keys)
         next_obs, state, reward, done, info = env.step(keys, state, action)
         seen = {"obs": obs, "next": next_obs, "reward": reward, "done": done}
         return (next_obs, state), seen | info
 
     keys = jax.random.split(jax.random.key(0), STEPS + 1)
-    start = env.reset(jax.random.split(keys[0], ENVS))
-    assert start[0].shape == (ENVS, env.obs_size)
+    start = env.reset(jnp.repeat(jax.random.split(keys[0], ENVS), agents))
+    assert start[0].shape == (ENVS * agents, env.obs_size)
     return jax.device_get(jax.lax.scan(step, start, keys[1:])[1])
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+@pytest.mark.parametrize("episode_end", ["hidden", "beside", "step"])
+def test_of_several_agents_each_sees_what_one_would(episode_end, bootstrap):
+    one, two = (
+        play(episode_end, ENV_NAME=name, BOOTSTRAP_TRUNCATED=bootstrap)
+        for name in (QUEST, QUEST_OF_TWO)
+    )
+    for name in ("obs", "next", "done", "memory_boundary", "terminated"):
+        np.testing.assert_array_equal(two[name], np.repeat(one[name], 2, axis=1))
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])

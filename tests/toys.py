@@ -110,6 +110,22 @@ class Quest(SingleEnvironment):
         return jnp.stack([state["episode"], state["left"], state["limit"]]).astype(jnp.float32)
 
 
+class QuestOfTwo(Quest):
+    """`Quest` for two agents that see the same."""
+
+    num_agents = 2
+
+    def step(self, key, state, action):
+        obs, state, reward, *rest = super().step(key, state, action[0])
+        return obs, state, jnp.stack([reward, -reward]), *rest
+
+    def out(self, state):
+        return jnp.zeros(2, bool)
+
+    def _observe(self, state):
+        return jnp.tile(super()._observe(state), (2, 1))
+
+
 class TwoStates(SingleEnvironment):
     """Action 0 leads to state 0 and gives 0.2 from there, 1 from state 1; action 1 leads to 1.
 
