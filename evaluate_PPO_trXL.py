@@ -100,6 +100,7 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
     if not chosen["TRIAL_MEMORY"]:
         agent = agent._replace(config={**agent.config, "TRIAL_MEMORY": False})
     splits = {split: of_split(agent, split) for split in splits_to_play(agent, chosen)}
+    agent = next(iter(splits.values()))  # that is drawn
     gif, plot, attention = (
         Path(chosen[key]) if chosen[key] else None for key in ("GIF", "PLOT", "ATTENTION")
     )

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import evaluate_PPO_trXL as evaluate
 from config import ConfigError
 from environments import Discrete, make_env
 from host import episodes, film, report
+from host.agent import Agent
 from host.results_files import save_seed
 from learning import init_params
 from network import make_network
@@ -276,3 +278,29 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch):
         evaluate.main()
     assert exit.value.code.startswith(message)
     assert "\n" not in exit.value.code
+
+
+@pytest.mark.parametrize(
+    ("played", "drawn"), [(["train", "held_out"], "train"), (["held_out"], "held_out")]
+)
+def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn, monkeypatch):
+    config = {"ENV_NAME": "x", "ENV_KWARGS": {"held_out": 0.1, "split": "train"}}
+    agents = {"played": [], "drawn": []}
+    for name, given in {
+        "load_agent": Agent(None, None, config, None),
+        "splits_to_play": played,
+        **dict.fromkeys(["check_gif", "check_writable", "report", "plot_trials"]),
+        "make_env": SimpleNamespace(episodes_per_trial=2),
+    }.items():
+        monkeypatch.setattr(evaluate, name, lambda *_, given=given, **__: given)
+    for name, kind in (("play", "played"), ("save_gif", "drawn")):
+
+        def seen(agent, *_, kind=kind):
+            agents[kind].append(agent.config["ENV_KWARGS"]["split"])
+            return 0.0
+
+        monkeypatch.setattr(evaluate, name, seen)
+    asked = {"GIF": "a.gif", "PLOT": "a.png", "SPLIT": None}
+    defaults = {name: key.default for name, key in evaluate.OPTIONS.items()}
+    evaluate.evaluate("folder", defaults | asked)
+    assert agents == {"played": played, "drawn": [drawn]}
