@@ -31,6 +31,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from environments import is_own  # noqa: E402
 from results import load_results  # noqa: E402
 
 
@@ -72,7 +73,7 @@ def command(run: Run, out: Path) -> list[str]:
     checkpoints = [*folder.glob("*/checkpoints/[0-9]*"), *folder.glob("*/learner/[0-9]*")]
     if checkpoints:
         names = [word for word in run.overrides if word.startswith("ENV_NAME=")]
-        own = [name for name in names[-1:] if ":" in name]  # a file is run only if it is named
+        own = [name for name in names[-1:] if is_own(name)]  # a file is run only if it is named
         return [*script, f"RESUME={checkpoints[0].parents[1]}", *own]
     return [*script, *run.overrides, f"seed={run.seed}", f"RESULTS_DIR={folder}"]
 
