@@ -20,7 +20,7 @@ import train_Muesli_trXL
 import train_PPO_trXL
 from config import ConfigError, read_overrides
 from keys import Keys
-from learning import make_init_and_update
+from learning import Algorithm, make_init_and_update
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
@@ -45,32 +45,37 @@ def main() -> None:
     print(json.dumps(numbers))
 
 
-def changed(arguments: list[str]) -> list[dict[str, Any]]:
-    """The scripts' configs, each with what the arguments say of its keys."""
+Configs = dict[str, tuple[Algorithm, dict[str, Any]]]
+"""What is timed, by name: an algorithm and its checked config."""
+
+
+def changed(arguments: list[str]) -> Configs:
+    """The scripts' configs, each with what the arguments say of its keys, by algorithm."""
     keys: Keys = {}
     for algorithm, _ in SCRIPTS:
         keys |= algorithm.keys
     overrides = read_overrides(arguments, keys)
-    return [
-        algorithm.check(config | {name: overrides[name] for name in overrides.keys() & config})
-        for algorithm, config in SCRIPTS
-    ]
+    configs = {}
+    for algorithm, config in SCRIPTS:
+        own = {name: overrides[name] for name in overrides.keys() & config}
+        configs[algorithm.name] = algorithm, algorithm.check(config | own)
+    return configs
 
 
-def measure(configs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By algorithm: median steps per second, and bytes of an update's state and temporaries."""
+def measure(configs: Configs) -> dict[str, dict[str, float]]:
+    """By name: median steps per second, and bytes of an update's state and temporaries."""
     numbers: dict[str, dict[str, float]] = {}
     running = {}
-    for (algorithm, _), config in zip(SCRIPTS, configs, strict=True):
+    for name, (algorithm, config) in configs.items():
         init, update = make_init_and_update(config, algorithm)
         state = jax.jit(init)(jax.random.key(config["seed"]))
         compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
         memory = compiled.memory_analysis()
-        numbers[algorithm.name] = {
+        numbers[name] = {
             "state_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
         }
-        running[algorithm.name] = (compiled, state, config["NUM_ENVS"] * config["NUM_STEPS"])
+        running[name] = (compiled, state, config["NUM_ENVS"] * config["NUM_STEPS"])
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(WARM_UP_CALLS + ROUNDS):
         for name, (compiled, state, steps) in running.items():

@@ -1,8 +1,14 @@
-"""How far back each memory remembers: `python benchmarks/how_far_back.py RESULTS PICTURE`.
+"""How far back each memory remembers, and what it costs:
 
-RESULTS is what benchmarks/study.py leaves of benchmarks/how_far_back.study, lines named
-<model>/<length of the chain>; PICTURE the file that is drawn: the mean return over the last tenth
-of the training against the length, a line for each model, over its seeds from least to most.
+    python benchmarks/how_far_back.py cost STUDY COSTS
+    python benchmarks/how_far_back.py draw RESULTS COSTS PICTURE
+
+STUDY is benchmarks/how_far_back.study or one like it, whose lines are named <model>/<length of the
+chain>. `cost` times an update of each model, in turns in one process, and writes the microseconds
+per environment step to COSTS, a JSON object. RESULTS is what benchmarks/study.py leaves of the
+study; `draw` prints the longest length that each model solves and draws PICTURE: the mean return
+over the last tenth of the training against the length, a line for each model, and the longest
+length against the cost.
 """
 
 import json
@@ -15,10 +21,18 @@ from matplotlib.figure import Figure
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+import train_PPO_trXL  # noqa: E402
+from benchmarks import algorithms  # noqa: E402
 from benchmarks.curves import band  # noqa: E402
+from benchmarks.study import read_study  # noqa: E402
+from config import read_overrides  # noqa: E402
+from trainer_PPO_trXL import PPO  # noqa: E402
 
 Returns = dict[str, dict[int, list[float]]]
 """model: {length: the return of each seed}."""
+
+SOLVED = 0.9
+"""The return, of at most 1, that every seed has where a length is solved."""
 
 
 def read_returns(text: str) -> Returns:
@@ -32,19 +46,70 @@ def read_returns(text: str) -> Returns:
     return returns
 
 
-def draw(returns: Returns) -> Figure:
-    """Returns against lengths; the band is from the least seed to the most."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for model, by_length in returns.items():
-        lengths = sorted(by_length)
-        values = [by_length[n] for n in lengths]
-        band(axes, model.replace("-", " "), lengths, values, marker="o")
-    axes.set(xscale="log", xlabel="length of the chain, steps", ylabel="return, last tenth")
-    axes.grid(alpha=0.3)
-    axes.legend()
+def longest_solved(by_length: dict[int, list[float]]) -> int:
+    """The longest length of which no seed, and none of a shorter one, fails; 0 if there is none."""
+    longest = 0
+    for length in sorted(by_length):
+        if min(by_length[length]) < SOLVED:
+            break
+        longest = length
+    return longest
+
+
+def configs_of(study: str) -> algorithms.Configs:
+    """PPO's config of each model of a study, of its first line."""
+    configs: algorithms.Configs = {}
+    for run in read_study(study):
+        model = run.name.rpartition("/")[0]
+        if model not in configs:
+            overrides = read_overrides([*run.overrides], PPO.keys)
+            configs[model] = PPO, PPO.check(train_PPO_trXL.config | overrides)
+    return configs
+
+
+def draw(returns: Returns, costs: dict[str, float]) -> Figure:
+    """Returns against lengths, the band from the least seed to the most; lengths against costs."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    by_length, by_cost = figure.subplots(1, 2)
+    for model, found in returns.items():
+        lengths = sorted(found)
+        line = "--" if model.startswith("gru") else "-"
+        values = [found[length] for length in lengths]
+        band(by_length, model, lengths, values, marker="o", linestyle=line)
+        if longest := longest_solved(found):
+            by_cost.plot(costs[model], longest, "o")
+            by_cost.annotate(f" {model}", (costs[model], longest), fontsize=8, rotation=20)
+    by_length.set(xlabel="length of the chain, steps", ylabel="return over the last tenth")
+    by_length.legend(title="WINDOW_MEM x layers; LR", fontsize=8)
+    by_cost.set(xlabel="microseconds per environment step", ylabel="longest length solved, steps")
+    by_cost.set(yscale="log")
+    by_cost.margins(x=0.2, y=0.2)
+    for axes in (by_length, by_cost):
+        axes.set(xscale="log")
+        axes.grid(alpha=0.3, which="both")
     return figure
 
 
+def write_costs(study: Path, costs: Path) -> None:
+    """Times what the study trains."""
+    numbers = algorithms.measure(configs_of(study.read_text()))
+    microseconds = {model: round(1e6 / found["sps"], 1) for model, found in numbers.items()}
+    costs.write_text(json.dumps(microseconds, indent=1))
+
+
+def write_picture(results: Path, costs: Path, picture: Path) -> None:
+    """Prints a line for each model, and draws."""
+    returns, microseconds = read_returns(results.read_text()), json.loads(costs.read_text())
+    for model, found in returns.items():
+        print(f"{model}: {longest_solved(found)} steps back, {microseconds[model]} us per step")
+    draw(returns, microseconds).savefig(picture, dpi=110)
+
+
 if __name__ == "__main__":
-    draw(read_returns(Path(sys.argv[1]).read_text())).savefig(sys.argv[2], dpi=120)
+    match sys.argv[1:]:
+        case ["cost", study, costs]:
+            write_costs(Path(study), Path(costs))
+        case ["draw", results, costs, picture]:
+            write_picture(Path(results), Path(costs), Path(picture))
+        case _:
+            sys.exit(__doc__)

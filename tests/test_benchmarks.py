@@ -277,7 +277,8 @@ def test_a_population_is_timed_in_chunks(monkeypatch):
 
 
 def test_a_key_of_one_algorithm_changes_that_one_alone():
-    ppo, muesli = algorithms.changed(["MODEL_SIZE=32", "EMBED_SIZE=128"])
+    configs = algorithms.changed(["MODEL_SIZE=32", "EMBED_SIZE=128"])
+    ppo, muesli = (configs[name][1] for name in ("PPO", "Muesli"))
     assert (ppo["EMBED_SIZE"], muesli["EMBED_SIZE"], muesli["MODEL_SIZE"]) == (128, 128, 32)
     assert "MODEL_SIZE" not in ppo
     with pytest.raises(ConfigError, match="WIDTH"):
@@ -287,7 +288,8 @@ def test_a_key_of_one_algorithm_changes_that_one_alone():
 def test_algorithms_are_timed_in_turns(monkeypatch):
     monkeypatch.setattr(algorithms, "ROUNDS", 1)
     monkeypatch.setattr(algorithms, "WARM_UP_CALLS", 1)
-    small = [algorithm.check(QUICK | {"UPDATE_EPOCHS": 1}) for algorithm, _ in algorithms.SCRIPTS]
+    config = QUICK | {"UPDATE_EPOCHS": 1}
+    small = {algo.name: (algo, algo.check(config)) for algo, _ in algorithms.SCRIPTS}
     numbers = algorithms.measure(small)
     assert numbers.keys() == {"PPO", "Muesli"}
     assert numbers["Muesli"]["state_bytes"] > numbers["PPO"]["state_bytes"] > 0

@@ -62,20 +62,36 @@ def test_the_table_has_every_task_and_says_over_how_many_it_compares():
     assert "- a better than b: 1.00 (1.00 to 1.00)" in text
 
 
-def test_what_is_remembered_is_drawn_by_model_and_length():
+def test_what_is_remembered_is_drawn_by_length_and_by_cost():
     rows = [
-        {"name": "gru/10", "status": 0, "last_tenth": 1.0},
-        {"name": "gru/10", "status": 0, "last_tenth": 0.5},
-        {"name": "memory-16/100", "status": 1},
-        {"name": "gru/100", "status": 0, "last_tenth": 0.25},
+        {"name": "gru-5e-4/10", "status": 0, "last_tenth": 1.0},
+        {"name": "gru-5e-4/10", "status": 0, "last_tenth": 0.9},
+        {"name": "transformer-16x1/100", "status": 1},
+        {"name": "gru-5e-4/100", "status": 0, "last_tenth": 0.25},
     ]
     returns = how_far_back.read_returns("\n".join(map(json.dumps, rows)))
-    assert returns == {"gru": {10: [1.0, 0.5], 100: [0.25]}}
-    (axes,) = how_far_back.draw(returns).axes
-    (line,) = axes.lines
+    assert returns == {"gru-5e-4": {10: [1.0, 0.9], 100: [0.25]}}
+    by_length, by_cost = how_far_back.draw(returns, {"gru-5e-4": 50.0}).axes
+    (line,) = by_length.lines
     assert [*line.get_xdata()] == [10, 100]
-    assert [*line.get_ydata()] == [0.75, 0.25]
-    assert axes.get_legend_handles_labels()[1] == ["gru"]
+    np.testing.assert_allclose(line.get_ydata(), [0.95, 0.25])
+    assert by_length.get_legend_handles_labels()[1] == ["gru-5e-4"]
+    (point,) = by_cost.lines
+    assert (*point.get_xdata(), *point.get_ydata()) == (50.0, 10)
+
+
+def test_the_longest_length_solved_is_one_that_no_seed_fails():
+    assert how_far_back.longest_solved({10: [1.0], 20: [0.95, 0.91], 50: [0.99, 0.89]}) == 20
+    assert how_far_back.longest_solved({10: [0.5], 20: [1.0]}) == 0
+
+
+def test_the_costs_are_of_the_configs_that_the_study_trains():
+    text = (how_far_back.REPOSITORY / "benchmarks/how_far_back.study").read_text()
+    configs = {model: config for model, (_, config) in how_far_back.configs_of(text).items()}
+    assert configs["gru-2e-3"]["MEMORY"] == "gru"
+    assert configs["gru-2e-3"]["LR"] == 2e-3
+    four = configs["transformer-16x4"]
+    assert (four["MEMORY"], four["WINDOW_MEM"], four["num_layers"]) == ("transformer", 16, 4)
 
 
 def test_curves_are_drawn_by_task_and_model():
