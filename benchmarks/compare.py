@@ -1,10 +1,12 @@
-"""Compares models over tasks: `python benchmarks/compare.py RESULTS.jsonl [METRIC]`.
+"""Compares models over tasks: `python benchmarks/compare.py RESULTS.jsonl [LEVEL]`.
 
-RESULTS.jsonl is what `study.py` writes for runs named <model>/<task>, METRIC `mmer` (the default)
-or `last_tenth`. Prints the table of tasks, and over all of them each model's interquartile mean and
-how probable it is that one model is better than another, both with intervals of 95 % by stratified
-bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice", arXiv 2108.13264). Returns count from -1, the worst, to 1, as POPGym's do.
+RESULTS.jsonl is what `study.py` writes for runs named <model>/<task>; LEVEL, such as Easy, takes
+the tasks whose names end so. Prints the table of tasks, the maximum of the mean return over the
+training (MMER) and in brackets the return over its last tenth; and of MMER over all tasks each
+model's interquartile mean and how probable it is that one model is better than another, both with
+intervals of 95 % by stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the
+Edge of the Statistical Precipice", arXiv 2108.13264). Returns count from -1, the worst, to 1, as
+POPGym's do.
 """
 
 import json
@@ -22,13 +24,14 @@ Scores = dict[str, np.ndarray]
 """A model's scores by task, (seeds,) each."""
 
 
-def read(lines: Iterable[str], metric: str) -> dict[str, Scores]:
-    """The scores of every model; runs that failed or were stopped have none."""
+def read(lines: Iterable[str], metric: str, level: str = "") -> dict[str, Scores]:
+    """The scores of every model on a level's tasks; runs that failed or were stopped have none."""
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in map(json.loads, lines):
         if row["status"] == 0 and row[metric] is not None:
             model, task = row["name"].split("/", 1)
-            scores[model][task].append(row[metric])
+            if task.endswith(level):
+                scores[model][task.removesuffix(level)].append(row[metric])
     return {m: {t: np.array(x) for t, x in tasks.items()} for m, tasks in scores.items()}
 
 
@@ -62,16 +65,24 @@ def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, f
     return float(low), float(high)
 
 
-def table(models: dict[str, Scores]) -> str:
-    """In Markdown: mean and standard error by task, then what is over all tasks that all have."""
+def table(models: dict[str, Scores], finals: dict[str, Scores]) -> str:
+    """In Markdown: the scores and the final returns by task, a column for each model."""
     tasks = list(dict.fromkeys(task for scores in models.values() for task in scores))
     lines = [f"| task | {' | '.join(models)} |", "| --- |" + " --- |" * len(models)]
     for task in tasks:
-        cells = [describe(scores.get(task, np.array([]))) for scores in models.values()]
+        cells = [
+            f"{describe(scores[task])} ({finals[model][task].mean():.3f})" if task in scores else ""
+            for model, scores in models.items()
+        ]
         lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def over_all(models: dict[str, Scores]) -> str:
+    """In Markdown: what is over all tasks that all models have."""
     shared = common_tasks(models)
     models = {m: {t: (scores[t] + 1) / 2 for t in shared} for m, scores in models.items()}
-    lines += ["", f"Over {len(shared)} tasks, returns from 0 to 1, intervals of 95 %:", ""]
+    lines = [f"Over {len(shared)} tasks, returns from 0 to 1, intervals of 95 %:", ""]
     for model, scores in models.items():
         low, high = interval(interquartile_mean, scores)
         mean = interquartile_mean(scores)
@@ -86,11 +97,12 @@ def table(models: dict[str, Scores]) -> str:
 def describe(values: np.ndarray) -> str:
     """Mean and standard error, of one seed the value."""
     if len(values) < 2:
-        return f"{values[0]:.3f}" if len(values) else ""
+        return f"{values[0]:.3f}"
     error = values.std(ddof=1) / np.sqrt(len(values))
     return f"{values.mean():.3f} ± {error:.3f}"
 
 
 if __name__ == "__main__":
-    metric = sys.argv[2] if len(sys.argv) > 2 else "mmer"
-    print(table(read(Path(sys.argv[1]).read_text().splitlines(), metric)))
+    lines = Path(sys.argv[1]).read_text().splitlines()
+    scores, finals = (read(lines, metric, *sys.argv[2:]) for metric in ("mmer", "last_tenth"))
+    print(table(scores, finals), over_all(scores), sep="\n\n")

@@ -27,6 +27,14 @@ def test_scores_are_read_by_model_and_task():
     assert compare.common_tasks(models) == ["X"]
 
 
+def test_one_level_is_read_alone():
+    lines = [
+        json.dumps({"name": f"a/{task}", "seed": 0, "status": 0, "mmer": value})
+        for task, value in (("XEasy", 0.5), ("XHard", 0.0))
+    ]
+    assert compare.read(lines, "mmer", "Easy") == {"a": {"X": np.array([0.5])}}
+
+
 def test_the_interquartile_mean_leaves_the_outer_quarters_out():
     scores = {"X": np.array([-100.0, 1.0, 2.0, 3.0]), "Y": np.array([4.0, 5.0, 6.0, 100.0])}
     assert compare.interquartile_mean(scores) == np.mean([2, 3, 4, 5])
@@ -55,9 +63,13 @@ def test_intervals_hold_the_mean_as_often_as_they_say(monkeypatch):
 
 
 def test_the_table_has_every_task_and_says_over_how_many_it_compares():
-    text = compare.table(compare.read(LINES, "mmer"))
-    assert "| X | 0.600 ± 0.058 | 0.100 ± 0.058 |" in text
-    assert "| Z |  | 0.100 ± 0.058 |" in text
+    scores = compare.read(LINES, "mmer")
+    text = compare.table(
+        scores, {m: {t: x - 0.2 for t, x in of.items()} for m, of in scores.items()}
+    )
+    assert "| X | 0.600 ± 0.058 (0.400) | 0.100 ± 0.058 (-0.100) |" in text
+    assert "| Z |  | 0.100 ± 0.058 (-0.100) |" in text
+    text = compare.over_all(scores)
     assert "Over 1 tasks" in text
     assert "- a better than b: 1.00 (1.00 to 1.00)" in text
 
