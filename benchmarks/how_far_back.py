@@ -69,24 +69,32 @@ def configs_of(study: str) -> algorithms.Configs:
 
 def draw(returns: Returns, costs: dict[str, float]) -> Figure:
     """Returns against lengths, the band from the least seed to the most; lengths against costs."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     by_length, by_cost = figure.subplots(1, 2)
+    lengths = sorted({length for found in returns.values() for length in found})
     for model, found in returns.items():
-        lengths = sorted(found)
-        line = "--" if model.startswith("gru") else "-"
-        values = [found[length] for length in lengths]
-        band(by_length, model, lengths, values, marker="o", linestyle=line)
+        is_gru = model.startswith("gru")
+        style = {"marker": "s" if is_gru else "o", "linestyle": "--" if is_gru else "-"}
+        values = [found[length] for length in sorted(found)]
+        band(by_length, model, sorted(found), values, **style)
         if longest := longest_solved(found):
-            by_cost.plot(costs[model], longest, "o")
-            by_cost.annotate(f" {model}", (costs[model], longest), fontsize=8, rotation=20)
-    by_length.set(xlabel="length of the chain, steps", ylabel="return over the last tenth")
-    by_length.legend(title="WINDOW_MEM x layers; LR", fontsize=8)
+            point = (costs[model], longest)
+            by_cost.plot(*point, marker=style["marker"], color=by_length.lines[-1].get_color())
+            offset = (5, -12 if is_gru else 5)
+            name = model.removeprefix("transformer-")
+            by_cost.annotate(name, point, offset, textcoords="offset points", fontsize=8)
+    by_length.set(ylabel="return over the last tenth", xscale="log")
+    by_length.set_xlabel("length of the chain, steps")
+    by_length.set_xticks(lengths, map(str, lengths))
     by_cost.set(xlabel="microseconds per environment step", ylabel="longest length solved, steps")
-    by_cost.set(yscale="log")
-    by_cost.margins(x=0.2, y=0.2)
+    by_cost.set(yscale="log", xlim=(0, 1.25 * max(costs.values())))
+    by_cost.set_yticks(lengths, map(str, lengths))
+    by_cost.margins(y=0.15)
     for axes in (by_length, by_cost):
-        axes.set(xscale="log")
-        axes.grid(alpha=0.3, which="both")
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    names = "transformer-WINDOW_MEM x layers,\ngru-LR"
+    figure.legend(*by_length.get_legend_handles_labels(), loc="outside right", title=names)
     return figure
 
 
@@ -94,7 +102,7 @@ def write_costs(study: Path, costs: Path) -> None:
     """Times what the study trains."""
     numbers = algorithms.measure(configs_of(study.read_text()))
     microseconds = {model: round(1e6 / found["sps"], 1) for model, found in numbers.items()}
-    costs.write_text(json.dumps(microseconds, indent=1))
+    costs.write_text(json.dumps(microseconds, indent=1) + "\n")
 
 
 def write_picture(results: Path, costs: Path, picture: Path) -> None:
