@@ -13,7 +13,6 @@ length against the cost.
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import train_PPO_trXL  # noqa: E402
-from benchmarks import algorithms  # noqa: E402
+from benchmarks import algorithms, compare  # noqa: E402
 from benchmarks.curves import band  # noqa: E402
 from benchmarks.study import read_study  # noqa: E402
 from config import read_overrides  # noqa: E402
@@ -37,13 +36,8 @@ SOLVED = 0.9
 
 def read_returns(text: str) -> Returns:
     """Of a study's results."""
-    returns: Returns = defaultdict(lambda: defaultdict(list))
-    for line in text.splitlines():
-        row = json.loads(line)
-        model, _, length = row["name"].rpartition("/")
-        if row["status"] == 0:
-            returns[model][int(length)].append(row["last_tenth"])
-    return returns
+    models = compare.read(text.splitlines(), "last_tenth")
+    return {m: {int(n): [*x] for n, x in by_length.items()} for m, by_length in models.items()}
 
 
 def longest_solved(by_length: dict[int, list[float]]) -> int:
