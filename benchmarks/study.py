@@ -31,6 +31,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from config import num_updates  # noqa: E402
 from environments import is_own  # noqa: E402
 from results import load_results  # noqa: E402
 
@@ -93,11 +94,27 @@ def train(run: Run, out: Path) -> list[dict[str, Any]]:
     line = {"name": run.name, "seed": run.seed, "script": run.script}
     line |= {"overrides": run.overrides, "status": status}
     line["seconds"] = round(time.monotonic() - start)
-    trained = {
-        int(path.name.removesuffix("_metrics.npy")): summary(load_results(path))
+    found = {
+        int(path.name.removesuffix("_metrics.npy")): path
         for path in run.folder(out).glob("*/*_metrics.npy")
     }
-    return [line | {"seed": seed} | trained[seed] for seed in sorted(trained)] or [line]
+    lines = [line | {"seed": seed} | of_seed(found[seed], status) for seed in sorted(found)]
+    return lines or [line]
+
+
+def of_seed(path: Path, status: int) -> dict[str, Any]:
+    """What a seed's metrics say, and its status: 0 where another seed of the run diverged alone."""
+    metrics = load_results(path)
+    config, params = (
+        path.with_name(path.name.replace("metrics", of)) for of in ("config", "params")
+    )
+    if (
+        status
+        and params.exists()
+        and len(metrics["env_steps"]) == num_updates(load_results(config))
+    ):
+        status = 0
+    return {"status": status} | summary(metrics)
 
 
 STEPS_OF_A_MEAN = 65_536

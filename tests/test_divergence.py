@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import QUICK, main, resumed_config, run, whole_checkpoints
 
+from benchmarks import study
 from config import ConfigError
 from host import experiment, progress
 from host.program import Program
@@ -85,6 +86,11 @@ def resume(folder, updates):
     )
 
 
+def statuses_in_a_study(folder, status):
+    """Of seeds 0 and 1 of a run whose process had this one."""
+    return [study.of_seed(folder / f"{seed}_metrics.npy", status)["status"] for seed in range(2)]
+
+
 @pytest.mark.parametrize("kind", ["full", "learner"])
 def test_the_others_end_as_if_none_had_diverged_and_it_resumes_from_before(
     kind, whole, tmp_path, breaks, capsys, monkeypatch
@@ -109,6 +115,7 @@ def test_the_others_end_as_if_none_had_diverged_and_it_resumes_from_before(
     assert not (folder / "1_params.npy").exists()
     mark = {"what": "total_loss is nan", "update": 3, "checkpoint": 2}
     assert json.loads((folder / "diverged.json").read_text()) == {"1": mark}
+    assert statuses_in_a_study(folder, 1) == [0, 1]
 
     output = capsys.readouterr()
     assert f"{line}; the other seeds go on" in output.err
@@ -199,3 +206,4 @@ def test_a_stopped_run_in_which_one_diverged_ends_with_the_signals_status(
 
     monkeypatch.setattr(experiment.Record, "append", append)
     assert run({**CONFIG, "RESULTS_DIR": str(tmp_path)}) == signal.SIGTERM
+    assert statuses_in_a_study(tmp_path / "MemoryChain-bsuite", 143) == [143, 143]

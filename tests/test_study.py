@@ -40,6 +40,11 @@ for seed in sys.argv[2].split(","):
     metrics = {"returned_episode_returns": returns, "episodes": np.arange(10)}
     metrics["env_steps"] = 32_768 * (1 + np.arange(10))
     np.save(folder / f"{seed}_metrics.npy", metrics)
+    config = {"TOTAL_TIMESTEPS": 327_680, "NUM_ENVS": 256, "NUM_STEPS": 128, "seed": int(seed)}
+    np.save(folder / f"{seed}_config.npy", config)
+    if sys.argv[3] != "diverge" or seed == "5":
+        np.save(folder / f"{seed}_params.npy", {})
+sys.exit(sys.argv[3] == "diverge")
 """
 
 
@@ -62,6 +67,7 @@ def trained(monkeypatch):
     def command(run, out):
         runs.append(run[:2])
         how = "fail" if run.seed == 4 and failing else "train"
+        how = "diverge" if run.name == "breaks" else how
         seeds = "5,6" if "NUM_SEEDS=2" in run.overrides else str(run.seed)
         return [sys.executable, "-c", TRAINING, str(run.folder(out)), seeds, how]
 
@@ -98,6 +104,17 @@ def test_seeds_of_one_program_have_a_line_each(trained, tmp_path):
     assert runs == [("both", 5)]
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [(line["seed"], line["last_tenth"]) for line in lines] == [(5, 9.0), (6, 9.0)]
+
+
+def test_where_one_seed_of_a_program_diverged_the_others_have_not_failed(trained, tmp_path):
+    runs, _ = trained
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("seeds 5\nbreaks NUM_SEEDS=2\n")
+    study.main(text, out, 1)
+    study.main(text, out, 1)
+    assert runs == [("breaks", 5)]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["status"]) for line in lines] == [(5, 0), (6, 1)]
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path):
