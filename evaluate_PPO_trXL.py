@@ -20,7 +20,7 @@ from host.experiment import enable_compilation_cache
 from host.failures import explained
 from host.film import check_writable
 from host.help import key_lines
-from host.report import plot_trials, report
+from host.report import OF_A_TRIAL, plot_trials, report
 from keys import Key, defaults
 
 OPTIONS = {
@@ -138,12 +138,18 @@ def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
     """What SPLIT says, or as trained; for a PLOT both where a share of the rulesets is held out.
 
     Raises:
-      ConfigError: the agent's environment has no trials, or none of its rulesets is held out.
+      ConfigError: the agent's environment has no trials, none of its rulesets is held out, or there
+        is nothing to plot.
     """
     env = make_env(agent.config, 1)
     kwargs = agent.config["ENV_KWARGS"]
     if (chosen["SPLIT"] or chosen["PLOT"]) and env.episodes_per_trial == 1:
         raise ConfigError("SPLIT and PLOT are for trials of several episodes")
+    if chosen["PLOT"] and f"{OF_A_TRIAL}1" not in env.episode_metrics:
+        name = agent.config["ENV_NAME"]
+        raise ConfigError(
+            f"PLOT: {name} has no metrics {OF_A_TRIAL}1 ... among its episode_metrics"
+        )
     if chosen["SPLIT"] == "held_out" and not kwargs.get("held_out"):
         raise ConfigError("SPLIT=held_out: the agent was trained on all rulesets (held_out is 0)")
     if chosen["PLOT"] and not chosen["SPLIT"] and kwargs.get("held_out"):

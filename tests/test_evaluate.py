@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -304,3 +305,11 @@ def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn
     defaults = {name: key.default for name, key in evaluate.OPTIONS.items()}
     evaluate.evaluate("folder", defaults | asked)
     assert agents == {"played": played, "drawn": [drawn]}
+
+
+def test_trials_without_returns_by_episode_have_nothing_to_plot():
+    toys = Path(__file__).with_name("toys.py")
+    agent = Agent(None, None, PPO.check({**SMALL, "ENV_NAME": f"{toys}:Quest"}), None)
+    assert evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": None}) == ["train"]
+    with pytest.raises(ConfigError, match="Quest has no metrics trial_return"):
+        evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": "a.png"})
