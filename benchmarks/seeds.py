@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
+import cells
 import resets
 import rollout
 from config import ConfigError, read_overrides
@@ -48,10 +50,9 @@ def main() -> None:
 def measure(config: dict[str, Any]) -> dict[str, float]:
     """Median seconds of an update either way."""
     updates = {"together_s": compile_update(config)}
-    with (
-        mock.patch.object(resets, "anywhere", jnp.any),
-        mock.patch.object(rollout, "anywhere", jnp.any),
-    ):
+    with ExitStack() as patches:
+        for module in (cells, resets, rollout):
+            patches.enter_context(mock.patch.object(module, "anywhere", jnp.any))
         updates["apart_s"] = compile_update(config)
     seeds = jnp.arange(config["NUM_SEEDS"]) + config["seed"]
     first = jax.jit(jax.vmap(make_init_and_update(config, PPO)[0]))(jax.vmap(jax.random.key)(seeds))
