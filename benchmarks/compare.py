@@ -81,8 +81,10 @@ def table(models: dict[str, Scores], finals: dict[str, Scores]) -> str:
 def over_all(models: dict[str, Scores]) -> str:
     """In Markdown: what is over all tasks that all models have."""
     shared = common_tasks(models)
+    if not shared:
+        return "No task is common to all models."
     models = {m: {t: (scores[t] + 1) / 2 for t in shared} for m, scores in models.items()}
-    lines = [f"Over {len(shared)} tasks, returns from 0 to 1, intervals of 95 %:", ""]
+    lines = [f"Tasks of all models: {len(shared)}. Returns from 0 to 1, intervals of 95 %:", ""]
     for model, scores in models.items():
         low, high = interval(interquartile_mean, scores)
         mean = interquartile_mean(scores)

@@ -70,8 +70,10 @@ def test_the_table_has_every_task_and_says_over_how_many_it_compares():
     assert "| X | 0.600 ± 0.058 (0.400) | 0.100 ± 0.058 (-0.100) |" in text
     assert "| Z |  | 0.100 ± 0.058 (-0.100) |" in text
     text = compare.over_all(scores)
-    assert "Over 1 tasks" in text
+    assert "Tasks of all models: 1." in text
     assert "- a better than b: 1.00 (1.00 to 1.00)" in text
+    apart = {"a": {"X": np.ones(1)}, "b": {"Y": np.ones(1)}}
+    assert compare.over_all(apart) == "No task is common to all models."
 
 
 def test_what_is_remembered_is_drawn_by_length_and_by_cost():
