@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# Else every process that a test starts would compile all modules that it imports, half of its start.
+# Else every process that a test starts compiles all that it imports anew, half of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # What a shell runs in the background ignores Ctrl-C, and so would what a test starts to interrupt.
