@@ -1,11 +1,16 @@
-"""Models compared over tasks, as `benchmarks/compare.py` does it."""
+"""Models compared over tasks, how far they remember, and whether by their own actions."""
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import SMALL
 
-from benchmarks import compare, curves, how_far_back, study
+from benchmarks import compare, curves, how_far_back, replaced_action, study
+from config import ConfigError
+from host.agent import Agent
+from trainer_PPO_trXL import PPO
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "status": 0, "mmer": value + 0.1 * seed})
@@ -137,3 +142,27 @@ def test_a_point_of_a_curve_stands_where_its_part_ends():
     ((steps, returns),) = read["X"]["a"]
     np.testing.assert_array_equal(steps, [*range(20, 501, 20), *range(510, 751, 10)])
     assert [*returns[:2], returns[-1]] == [0.5, 2.5, 74.0]
+
+
+def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
+    """The observation of RepeatFirst: whether it is the first, the action before, the card."""
+
+    def repeat_yourself(memory, obs, first, key):
+        return jnp.where(first, obs[:, 5:].argmax(-1), obs[:, 1:5].argmax(-1)), memory
+
+    config = PPO.check({**SMALL, "ENV_NAME": "popgym/RepeatFirstEasy", "NUM_MINIBATCHES": 1})
+    agent = Agent(lambda batch: (), repeat_yourself, config, None)
+    actions, rewards = replaced_action.play(agent, 20, None)
+    assert rewards.shape == (20, 32)
+    assert (rewards > 0).all()
+    others, rewards = replaced_action.play(agent, 20, 7)
+    np.testing.assert_array_equal(others[:7], actions[:7])
+    np.testing.assert_array_equal(others[7:], (actions[7:] + 1) % 4)
+    assert (rewards[:7] > 0).all()
+    assert (rewards[7:] < 0).all()
+
+
+def test_of_other_actions_than_one_discrete_none_can_be_replaced():
+    config = PPO.check({**SMALL, "ENV_NAME": "Pendulum-v1"})
+    with pytest.raises(ConfigError, match="Pendulum-v1 has other actions"):
+        replaced_action.play(Agent(None, None, config, None), 3, 1)
