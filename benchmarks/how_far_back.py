@@ -15,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,6 +66,8 @@ def draw(returns: Returns, costs: dict[str, float]) -> Figure:
     """Returns against lengths, the band from the least seed to the most; lengths against costs."""
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     by_length, by_cost = figure.subplots(1, 2)
+    shades = colormaps["tab20"].colors
+    by_length.set_prop_cycle(color=[*shades[::2], *shades[1::2]])
     lengths = sorted({length for found in returns.values() for length in found})
     for model, found in returns.items():
         is_gru = model.startswith("gru")
@@ -87,7 +90,7 @@ def draw(returns: Returns, costs: dict[str, float]) -> Figure:
     for axes in (by_length, by_cost):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    names = "transformer-WINDOW_MEM x layers,\ngru-LR"
+    names = "transformer-WINDOW_MEM x layers\n(and LR, if not 5e-4), gru-LR"
     figure.legend(*by_length.get_legend_handles_labels(), loc="outside right", title=names)
     return figure
 
