@@ -17,13 +17,29 @@ import numpy as np
 from config import ConfigError
 from environments import Discrete, make_env
 from host.agent import Agent, load_agent
+from host.episodes import make_loop
 
 ENVS = 32
 AFTER = 8  # steps that are shown after the one replaced
 
 
-def play(agent: Agent, steps: int, replaced: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Actions and rewards, (steps, ENVS) each, the action of one step replaced by the next number.
+def replacing(agent: Agent, at: int, num_actions: int) -> Agent:
+    """The agent that takes at step `at` the next action by number in the place of its own."""
+
+    def initial_memory(batch: int):
+        return jnp.int32(0), agent.initial_memory(batch)
+
+    def act(memory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        t, memory = memory
+        action, memory = agent.act(memory, obs, done, key)
+        action = jnp.where(t == at, (action + 1) % num_actions, action)
+        return action, (t + 1, memory)
+
+    return agent._replace(initial_memory=initial_memory, act=act)
+
+
+def rewards(agent: Agent, steps: int, at: int = -1) -> np.ndarray:
+    """The rewards (steps, ENVS) of an agent whose action is replaced at step `at`; -1 for none.
 
     Raises:
       ConfigError: the actions are not single numbers.
@@ -31,27 +47,18 @@ def play(agent: Agent, steps: int, replaced: int | None) -> tuple[np.ndarray, np
     env = make_env(agent.config, ENVS)
     if not isinstance(env.action_space, Discrete):
         raise ConfigError(f"{agent.config['ENV_NAME']} has other actions than one discrete one")
-    at = -1 if replaced is None else replaced
-
-    def step(carry, inputs):
-        (obs, state, memory, first), (t, key) = carry, inputs
-        action, memory = agent.act(memory, obs, first, key)
-        action = jnp.where(t == at, (action + 1) % env.action_space.n, action)
-        obs, state, reward, done, _ = env.step(jax.random.split(key, ENVS), state, action)
-        return (obs, state, memory, done), (action, reward)
-
-    start = env.reset(jax.random.split(jax.random.key(0), ENVS))
-    carry = (*start, agent.initial_memory(ENVS), jnp.ones(ENVS, bool))
-    inputs = jnp.arange(steps), jax.random.split(jax.random.key(1), steps)
-    return jax.device_get(jax.lax.scan(step, carry, inputs)[1])
+    start, step = make_loop(replacing(agent, at, env.action_space.n), env)
+    keys = jax.random.split(jax.random.key(1), steps)
+    _, (_, reward, _) = jax.lax.scan(step, start(jax.random.key(0)), keys)
+    return jax.device_get(reward)
 
 
 def main(folder: str, step: int, seed: int) -> None:
     """Prints a line for each step."""
     agent = load_agent(folder, seed)
     steps = step + 1 + AFTER
-    own, other = (100 * (play(agent, steps, at)[1] > 0).mean(1) for at in (None, step))
-    for t in range(step - 1, steps):
+    own, other = (100 * (rewards(agent, steps, at) > 0).mean(1) for at in (-1, step))
+    for t in range(max(step - 1, 0), steps):
         print(f"step {t}: {own[t]:5.1f} % of the rewards are positive, {other[t]:5.1f} % replaced")
 
 

@@ -104,17 +104,11 @@ def train(run: Run, out: Path) -> list[dict[str, Any]]:
 
 def of_seed(path: Path, status: int) -> dict[str, Any]:
     """What a seed's metrics say, and its status: 0 where another seed of the run diverged alone."""
-    metrics = load_results(path)
-    config, params = (
-        path.with_name(path.name.replace("metrics", of)) for of in ("config", "params")
-    )
-    if (
-        status
-        and params.exists()
-        and len(metrics["env_steps"]) == num_updates(load_results(config))
-    ):
+    found = summary(load_results(path))
+    config, params = (path.with_name(path.name.replace("metrics", x)) for x in ("config", "params"))
+    if params.exists() and found["updates"] == num_updates(load_results(config)):
         status = 0
-    return {"status": status} | summary(metrics)
+    return {"status": status} | found
 
 
 STEPS_OF_A_MEAN = 65_536

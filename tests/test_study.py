@@ -95,26 +95,20 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
             assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
 
 
-def test_seeds_of_one_program_have_a_line_each(trained, tmp_path):
+@pytest.mark.parametrize(("name", "statuses"), [("both", [0, 0]), ("breaks", [0, 1])])
+def test_seeds_of_one_program_have_a_line_each_and_one_that_diverged_fails_alone(
+    name, statuses, trained, tmp_path
+):
     runs, _ = trained
     text, out = tmp_path / "text", tmp_path / "out"
-    text.write_text("seeds 5\nboth NUM_SEEDS=2\n")
+    text.write_text(f"seeds 5\n{name} NUM_SEEDS=2\n")
     study.main(text, out, 1)
     study.main(text, out, 1)
-    assert runs == [("both", 5)]
+    assert runs == [(name, 5)]
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert [(line["seed"], line["last_tenth"]) for line in lines] == [(5, 9.0), (6, 9.0)]
-
-
-def test_where_one_seed_of_a_program_diverged_the_others_have_not_failed(trained, tmp_path):
-    runs, _ = trained
-    text, out = tmp_path / "text", tmp_path / "out"
-    text.write_text("seeds 5\nbreaks NUM_SEEDS=2\n")
-    study.main(text, out, 1)
-    study.main(text, out, 1)
-    assert runs == [("breaks", 5)]
-    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert [(line["seed"], line["status"]) for line in lines] == [(5, 0), (6, 1)]
+    assert [line["seed"] for line in lines] == [5, 6]
+    assert [line["status"] for line in lines] == statuses
+    assert [line["last_tenth"] for line in lines] == [9.0, 9.0]
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path):
