@@ -1,9 +1,13 @@
-"""Returns over training, a panel a task: `python benchmarks/curves.py RESULTS PICTURE [TASK ...]`.
+"""Returns over training, of all tasks or of those named:
 
-RESULTS is what study.py or sweep.py leaves, lines named <model>/<task> or <model>; PICTURE the file
-that is drawn, of all tasks or of those named: a line for each model, the mean over its seeds, and a
-band from the least of them to the most. A point is the mean of a fiftieth of the training, or of
-one update.
+    python benchmarks/curves.py draw RESULTS PICTURE [TASK ...]
+    python benchmarks/curves.py above RETURN RESULTS [TASK ...]
+
+RESULTS is what study.py or sweep.py leaves, lines named <model>/<task> or <model>. A point of a
+curve is the mean of a fiftieth of the training, or of one update. `draw` draws PICTURE, a panel for
+each task: a line for each model, the mean over its seeds, and a band from the least of them to the
+most. `above` prints the environment steps after which a point of each seed is above RETURN for the
+first time, and in brackets after which all are.
 """
 
 import json
@@ -66,11 +70,46 @@ def draw(curves: Curves, columns: int = 3) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    results, picture, *tasks = sys.argv[1:]
+def first_above(steps: np.ndarray, returns: np.ndarray, threshold: float) -> tuple[str, str]:
+    """The steps at the first point above the threshold, and at the first of those above to the end.
+
+    Points of NaN do not count; a dash where there is no such point.
+    """
+    steps, is_above = steps[~np.isnan(returns)], returns[~np.isnan(returns)] > threshold
+    to_the_end = np.logical_and.accumulate(is_above[::-1])[::-1]
+
+    def first(points: np.ndarray) -> str:
+        return f"{steps[points][0]:,.0f}" if points.any() else "-"
+
+    return first(is_above), first(to_the_end)
+
+
+def report_above(curves: Curves, threshold: float) -> str:
+    """A line for each task and model."""
+    lines = []
+    for task, models in curves.items():
+        for model, seeds in models.items():
+            found = (first_above(*seed, threshold) for seed in seeds)
+            cells = "; ".join(f"{first} ({to_the_end})" for first, to_the_end in found)
+            lines.append(f"{task} {model}: {cells}")
+    return "\n".join(lines)
+
+
+def read_tasks(results: str, tasks: Sequence[str]) -> Curves:
+    """The curves of those tasks, or of all; ends with one line where one has none."""
     curves = read_curves(Path(results).read_text().splitlines())
     if unknown := [task for task in tasks if task not in curves]:
         sys.exit(
             f"error: no curve of {', '.join(unknown)} in {results}; there are {', '.join(curves)}"
         )
-    draw({task: curves[task] for task in tasks or curves}).savefig(picture, dpi=110)
+    return {task: curves[task] for task in tasks or curves}
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["draw", results, picture, *tasks]:
+            draw(read_tasks(results, tasks)).savefig(picture, dpi=110)
+        case ["above", threshold, results, *tasks]:
+            print(report_above(read_tasks(results, tasks), float(threshold)))
+        case _:
+            sys.exit(__doc__)

@@ -144,6 +144,21 @@ def test_a_point_of_a_curve_stands_where_its_part_ends():
     assert [*returns[:2], returns[-1]] == [0.5, 2.5, 74.0]
 
 
+def test_when_a_curve_is_above_a_return_is_told_of_each_seed():
+    rows = [
+        {"name": f"ppo/{task}", "status": 0, "updates": 4, "steps": 4000, "curve": curve}
+        for task, curve in (
+            ("X", [0.95, None, 0.95, 0.99]),
+            ("X", [0.0, 0.95, 0.1, 0.95]),
+            ("X", [0.0, 0.95, 0.95, 0.9]),
+            ("X", [None, 0.0, 0.0, 0.0]),
+            ("Y", [0.0, 0.0, 0.0, 1.0]),
+        )
+    ]
+    report = curves.report_above(curves.read_curves(map(json.dumps, rows)), 0.9)
+    assert report == ("X ppo: 1,000 (1,000); 2,000 (4,000); 2,000 (-); - (-)\nY ppo: 4,000 (4,000)")
+
+
 def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
     """The observation of RepeatFirst: whether it is the first, the action before, the card."""
 
