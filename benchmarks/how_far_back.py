@@ -105,6 +105,8 @@ def write_costs(study: Path, costs: Path) -> None:
 def write_picture(results: Path, costs: Path, picture: Path) -> None:
     """Prints a line for each model, and draws."""
     returns, microseconds = read_returns(results.read_text()), json.loads(costs.read_text())
+    if missing := returns.keys() - microseconds:
+        sys.exit(f"error: {costs} has no cost of {', '.join(sorted(missing))}: `cost` measures it")
     for model, found in returns.items():
         print(f"{model}: {longest_solved(found)} steps back, {microseconds[model]} us per step")
     draw(returns, microseconds).savefig(picture, dpi=110)

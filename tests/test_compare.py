@@ -99,6 +99,14 @@ def test_what_is_remembered_is_drawn_by_length_and_by_cost():
     assert (*point.get_xdata(), *point.get_ydata()) == (50.0, 10)
 
 
+def test_a_model_without_a_cost_is_named(tmp_path):
+    results, costs = tmp_path / "results.jsonl", tmp_path / "costs.json"
+    results.write_text(json.dumps({"name": "none/10", "status": 0, "last_tenth": 0.0}))
+    costs.write_text('{"gru-5e-4": 50.0}')
+    with pytest.raises(SystemExit, match=r"error: .*costs\.json has no cost of none"):
+        how_far_back.write_picture(results, costs, tmp_path / "picture.png")
+
+
 def test_the_longest_length_solved_is_one_that_no_seed_fails():
     assert how_far_back.longest_solved({10: [1.0], 20: [0.95, 0.91], 50: [0.99, 0.89]}) == 20
     assert how_far_back.longest_solved({10: [0.5], 20: [1.0]}) == 0
