@@ -31,7 +31,7 @@ config = {
     "NORMALIZE_OBS": False,  # by running mean and variance
     "NORMALIZE_REWARD": False,  # by the running deviation of discounted returns
     "UPDATE_EPOCHS": 1,  # passes over a rollout
-    "REPLAY_SHARE": 0.75,  # of a minibatch that is of earlier rollouts
+    "REPLAY_SHARE": 0.75,  # of a minibatch that is replayed
     "REPLAY_ROLLOUTS": 8,  # how many of the newest are kept for that
     "NUM_MINIBATCHES": 32,  # of whole environments, per pass; replayed ones come on top
     "ANNEAL_LR": True,  # linearly to 0 over the run
