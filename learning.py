@@ -129,18 +129,14 @@ def make_init_and_update(
     Raises:
       config.ConfigError: the config can't be run.
     """
-    if num_devices is None:
-        num_devices = jax.device_count() if axis_name else 1
+    num_devices = num_devices or (jax.device_count() if axis_name else 1)
     config = algorithm.check(config, num_devices)
     env = make_env(config, config["NUM_ENVS"] // num_devices)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
 
-    def device_index() -> jax.Array | int:
-        return jax.lax.axis_index(axis_name) if axis_name else 0
-
     def init(rng: jax.Array, start: Start | None = None) -> RunnerState:
         params_key, envs_key, permutation_key = jax.random.split(rng, 3)
-        state = init_rollout(config, env, envs_key, device_index() * env.num_rows)
+        state = init_rollout(config, env, envs_key, device_index(axis_name) * env.num_rows)
         active = active_rows(env, state.env_state)
         if start is None:
             params = init_params(config, network, env.obs_size, params_key)
@@ -148,20 +144,8 @@ def make_init_and_update(
         normalizer = take_obs(env, start.normalizer, state.obs, active, axis_name)
         train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
         runner_state = RunnerState(train_state, state, permutation_key)
-        return runner_state._replace(kept=nothing_kept(runner_state))
-
-    def nothing_kept(state: RunnerState) -> Any:
-        """What `keep` makes of a rollout, with zeros."""
-        keep = algorithm.keep
-        if keep is None:
-            return None
-
-        def keep_first() -> Any:
-            _, collected = collect(config, env, network, algorithm, state, axis_name)
-            return keep(config, None, collected)
-
-        shapes = jax.eval_shape(keep_first)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        kept = nothing_kept(config, env, network, algorithm, runner_state, axis_name)
+        return runner_state._replace(kept=kept)
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
         # COLLECT TRAJECTORIES
@@ -171,7 +155,7 @@ def make_init_and_update(
 
         # LEARN FROM THEM
         permutation_key, key = jax.random.split(state.permutation_key)
-        key = jax.random.fold_in(key, device_index())
+        key = jax.random.fold_in(key, device_index(axis_name))
         train_state, metrics = algorithm.learn(
             config, network, state.train_state, collected, key, axis_name
         )
@@ -184,6 +168,11 @@ def make_init_and_update(
         return state, metrics
 
     return init, update
+
+
+def device_index(axis_name: str | None) -> jax.Array | int:
+    """Of this device on the axis of a `jax.pmap`; 0 without one."""
+    return jax.lax.axis_index(axis_name) if axis_name else 0
 
 
 def collect(
@@ -207,6 +196,27 @@ def collect(
     )
     train_state = train_state._replace(normalizer=normalizer)
     return state._replace(train_state=train_state, rollout_state=rollout_state), collected
+
+
+def nothing_kept(
+    config: Config,
+    env: Any,
+    network: Any,
+    algorithm: Algorithm,
+    state: RunnerState,
+    axis_name: str | None,
+) -> Any:
+    """What the algorithm's `keep` makes of a rollout, with zeros; None if it keeps nothing."""
+    keep = algorithm.keep
+    if keep is None:
+        return None
+
+    def keep_first() -> Any:
+        _, collected = collect(config, env, network, algorithm, state, axis_name)
+        return keep(config, None, collected)
+
+    shapes = jax.eval_shape(keep_first)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> Any:

@@ -7,8 +7,9 @@
 # The settings are those of the script, train_PPO_trXL_pmap.py where none is named; NUM_ENVS counts
 # all GPUs of all nodes. A job that is preempted, runs out of time, loses a node or fails to reach one
 # goes back to the queue, at most MOST_RESTARTS times, and resumes from its last checkpoint; what
-# another start would meet again, such as a bad config or a diverged agent, ends the job. The folder
-# must be on a file system that all nodes share.
+# another start would meet again, such as a bad config or a diverged agent, ends the job. The results
+# are in RESULTS_DIR/<job>/, runs/slurm/<job>/ where none is named, or with RESUME=<folder> in that
+# folder, on a file system that all nodes share.
 
 #SBATCH --job-name=ppo-trxl
 #SBATCH --nodes=2
@@ -28,12 +29,22 @@ MOST_RESTARTS=20
 # The environment that the requirements were installed in, if it is not active already.
 if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 
-# A requeued job keeps its number, and so finds what it did before.
-results=runs/slurm/$SLURM_JOB_ID
-settings=("$@" "RESULTS_DIR=$results")
-checkpoint=$(find "$results" -mindepth 3 -maxdepth 3 -regex '.*/\(checkpoints\|learner\)/[0-9]+' \
-    2>/dev/null | head -n 1)
-if [[ -n $checkpoint ]]; then settings+=("RESUME=$(dirname "$(dirname "$checkpoint")")"); fi
+# A requeued job keeps its number, and so finds what it did before; RESUME says where that is.
+results=runs/slurm resumes=
+for setting in "$@"; do
+    case $setting in
+        RESULTS_DIR=*) results=${setting#*=} ;;
+        RESUME=*) resumes=yes ;;
+    esac
+done
+settings=("$@")
+if [[ -z $resumes ]]; then
+    results=$results/$SLURM_JOB_ID
+    settings+=("RESULTS_DIR=$results")
+    checkpoint=$(find "$results" -mindepth 3 -maxdepth 3 \
+        -regex '.*/\(checkpoints\|learner\)/[0-9]+' 2>/dev/null | head -n 1)
+    if [[ -n $checkpoint ]]; then settings+=("RESUME=$(dirname "$(dirname "$checkpoint")")"); fi
+fi
 
 # SLURM may send the SIGTERM to this shell too, which must live until the processes have saved.
 trap : TERM

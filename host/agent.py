@@ -84,13 +84,8 @@ def load_agent(
     window_mem = config["WINDOW_MEM"]
     normalizer = restored_normalizer(params.pop("normalizer", {}))
 
-    def fresh() -> Any:
-        fresh_params = init_params(config, network, env.obs_size, jax.random.key(0))
-        acting = algorithm.acting_params(algorithm.init(config, fresh_params))
-        return acting, init_normalizer(config, env)
-
-    expected = jax.eval_shape(fresh)
-    if jax.tree.map(jnp.shape, (params, normalizer)) != jax.tree.map(jnp.shape, expected):
+    expected = expected_shapes(config, env, network, algorithm)
+    if jax.tree.map(jnp.shape, (params, normalizer)) != expected:
         raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
     if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params)):
         raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
@@ -118,6 +113,17 @@ def load_agent(
         return look(memory, obs, done, key)[:2]
 
     return Agent(jax.jit(initial_memory, static_argnums=0), jax.jit(act), config, jax.jit(look))
+
+
+def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Any:
+    """Of the parameters that act and the normaliser, as trees of tuples."""
+
+    def fresh() -> Any:
+        params = init_params(config, network, env.obs_size, jax.random.key(0))
+        acting = algorithm.acting_params(algorithm.init(config, params))
+        return acting, init_normalizer(config, env)
+
+    return jax.tree.map(jnp.shape, jax.eval_shape(fresh))
 
 
 def attention_of(seen: Any) -> jax.Array:

@@ -167,7 +167,8 @@ def evolve(
     resumed = folder is not None
     folder = folder or fresh_search_folder(config)
     with StopOnSignal() as stop:
-        record = EvolutionRecord(folder, {**asked, "ENV_NAME": config["ENV_NAME"]}, resumed)
+        asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
+        record = EvolutionRecord(folder, asked, resumed, config["seed"])
         stop.watch(record)
         say(
             f"{config['ENV_NAME']}, {task.algorithm.num_dims:,} parameters by"

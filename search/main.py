@@ -184,15 +184,8 @@ def search(
             plan = make_plan(settings["STRATEGY"], task, fresh_seeds)
             best = loop.run(plan, stop, env_steps)
             given = {k: v for k, v in fixed.items() if v != base.get(k) and k != "RESULTS_DIR"}
-            report(
-                folder,
-                settings,
-                algorithm,
-                space,
-                loop,
-                best,
-                {"ENV_NAME": config["ENV_NAME"], **given},
-            )
+            given = {"ENV_NAME": config["ENV_NAME"], **given}
+            report(folder, settings, algorithm, space, loop, best, given)
         finally:
             record.close()
     if stop.signal:

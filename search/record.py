@@ -183,13 +183,17 @@ class SearchRecord(SearchFolder):
 class EvolutionRecord(SearchFolder):
     """The folder of an evolution: a checkpoint's number is how many generations there were.
 
-    `0_metrics.jsonl` has a line for each.
+    `<seed>_metrics.jsonl` has a line for each.
     """
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any], resumed: bool, seed: int):
+        self._seed = seed
+        super().__init__(folder, asked, resumed)
 
     def _open(self) -> None:
         self.number = self._checkpoints.newest()
         self.generations = self.number
-        self._curve = CurveFile(self.folder, 0, self.number)
+        self._curve = CurveFile(self.folder, self._seed, self.number)
         self._curve.cut_off()
 
     def restore(self, first: Any) -> Any:

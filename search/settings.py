@@ -36,7 +36,10 @@ _KEYS = {
         " name of one of evosax's algorithms, such as `CMA_ES`, `Sep_CMA_ES`, `Open_ES`",
     ),
     "POPULATION": Key(
-        27, "members of a generation, the default config among the first", low=2, high=100_000
+        27,
+        "members of a generation; the default config is among the first, with evosax beside them",
+        low=2,
+        high=100_000,
     ),
     "BUDGET": Key(
         None,

@@ -54,6 +54,17 @@ def each_block(kind: str):
     ]
 
 
+def test_no_function_has_over_60_lines_and_no_file_over_400():
+    """What CONTRIBUTING.md asks for, the tests apart."""
+    for folder in (".", "host", "search", "environments", "benchmarks"):
+        for path in (REPOSITORY / folder).glob("*.py"):
+            code = path.read_text()
+            assert code.count("\n") <= 400, path
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
 @pytest.mark.parametrize("code", each_block("python"))
 def test_its_python_runs(code, tmp_path, monkeypatch):
     """As after the README's first command, whose run is committed too."""

@@ -251,6 +251,28 @@ def test_the_slurm_script_requeues_what_is_worth_another_start(
 
 
 @pytest.mark.parametrize(
+    ("given", "checkpoint", "added"),
+    [
+        ("", "", "RESULTS_DIR=runs/slurm/7"),
+        ("", "runs/slurm/7/x/checkpoints/3", "RESULTS_DIR=runs/slurm/7 RESUME=runs/slurm/7/x"),
+        ("RESULTS_DIR=mine", "", "RESULTS_DIR=mine/7"),
+        ("RESULTS_DIR=mine", "mine/7/x/learner/3", "RESULTS_DIR=mine/7 RESUME=mine/7/x"),
+        ("RESUME=runs/slurm/6/x", "runs/slurm/7/x/checkpoints/3", ""),
+    ],
+)
+def test_the_slurm_script_says_where_the_results_go(given, checkpoint, added, tmp_path):
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\necho "$@" > ran\n')
+    (tmp_path / "srun").chmod(0o755)
+    if checkpoint:
+        (tmp_path / checkpoint).mkdir(parents=True)
+    variables = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", REPOSITORY / "train_slurm.sh", "LR=0.1", *given.split()]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **variables}, check=True)
+    expected = f"python train_PPO_trXL_pmap.py LR=0.1 {given} {added}"
+    assert (tmp_path / "ran").read_text().split() == expected.split()
+
+
+@pytest.mark.parametrize(
     ("error", "status"),
     [
         (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: connection reset by peer"), TRY_AGAIN),

@@ -536,13 +536,14 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     options = {"TRAIN": "evolution", "STRATEGY": "Sep_CMA_ES", "POPULATION": 8, "ES_STD": 0.1}
-    config = {**SIZES, **options, "BUDGET": 8 * 64 * 4}
+    config = {**SIZES, **options, "BUDGET": 8 * 64 * 4, "seed": 3}
     assert main.start({**config, "RESULTS_DIR": "whole"}, []) is None
     whole = Path("whole/CartPole-v1")
-    metrics = load_results(whole / "0_metrics.npy")
+    metrics = load_results(whole / "3_metrics.npy")
     assert len(metrics["returned_episode_returns"]) == 4
+    assert len((whole / "3_metrics.jsonl").read_text().splitlines()) == 4
     assert np.all(metrics["best_of_population"] >= metrics["mean_of_population"])
-    agent = load_agent(whole, seed=0)
+    agent = load_agent(whole, seed=3)
     agent.act(agent.initial_memory(1), jnp.zeros((1, 4)), jnp.array([True]), jax.random.key(0))
 
     note, calls = record.EvolutionRecord.note, []
@@ -558,13 +559,13 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             main.start({**config, "RESULTS_DIR": "killed"}, [])
     assert main.start({}, ["RESUME=killed/CartPole-v1"]) is None
-    again = load_results(Path("killed/CartPole-v1/0_metrics.npy"))
+    again = load_results(Path("killed/CartPole-v1/3_metrics.npy"))
     for name, values in metrics.items():
         np.testing.assert_array_equal(again[name], values)
     jax.tree.map(
         np.testing.assert_array_equal,
-        load_results(Path("killed/CartPole-v1/0_params.npy")),
-        load_results(whole / "0_params.npy"),
+        load_results(Path("killed/CartPole-v1/3_params.npy")),
+        load_results(whole / "3_params.npy"),
     )
 
 
