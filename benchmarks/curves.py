@@ -96,8 +96,10 @@ def report_above(curves: Curves, threshold: float) -> str:
 
 
 def read_tasks(results: str, tasks: Sequence[str]) -> Curves:
-    """The curves of those tasks, or of all; ends with one line where one has none."""
+    """The curves of those tasks, or of all; ends with one line where there is none."""
     curves = read_curves(Path(results).read_text().splitlines())
+    if not curves:
+        sys.exit(f"error: no run that ended has a curve in {results}")
     if unknown := [task for task in tasks if task not in curves]:
         sys.exit(
             f"error: no curve of {', '.join(unknown)} in {results}; there are {', '.join(curves)}"

@@ -167,6 +167,18 @@ def test_when_a_curve_is_above_a_return_is_told_of_each_seed():
     assert report == ("X ppo: 1,000 (1,000); 2,000 (4,000); 2,000 (-); - (-)\nY ppo: 4,000 (4,000)")
 
 
+def test_curves_that_are_not_there_are_one_line(tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps({"name": "ppo/X", "status": 1}))
+    with pytest.raises(SystemExit, match=r"error: no run that ended has a curve in"):
+        curves.read_tasks(str(results), [])
+    row = {"name": "ppo/X", "status": 0, "updates": 1, "steps": 8, "curve": [1.0]}
+    results.write_text(json.dumps(row))
+    assert [*curves.read_tasks(str(results), [])] == ["X"]
+    with pytest.raises(SystemExit, match=r"error: no curve of Y in .*; there are X"):
+        curves.read_tasks(str(results), ["X", "Y"])
+
+
 def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
     """The observation of RepeatFirst: whether it is the first, the action before, the card."""
 
