@@ -15,7 +15,7 @@ from config import ConfigError, check_values, read_overrides
 from environments import make_env
 from host.agent import Agent, load_agent, random_agent
 from host.attention import check_attention, draw, record
-from host.episodes import MAX_STEPS, check_gif, play, save_gif
+from host.episodes import MAX_STEPS, check_gif, enough_episodes, play, save_gif
 from host.experiment import enable_compilation_cache
 from host.failures import explained
 from host.film import check_writable
@@ -25,7 +25,12 @@ from keys import Key, defaults
 
 OPTIONS = {
     "seed": Key(0, "of the agent", low=0, high=2**32 - 1),
-    "EPISODES": Key(1000, "complete episodes", low=1),
+    "EPISODES": Key(
+        None,
+        "complete episodes; None: 1,000, of trials the least number of hundreds that has as many",
+        type=int,
+        low=1,
+    ),
     "POLICY": Key(
         "sampled",
         "`sampled`, `greedy`, or `random`: uniform over the actions",
@@ -112,13 +117,14 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
         if chosen["POLICY"] == "random":
             raise ConfigError("ATTENTION: random actions attend to nothing; leave POLICY out")
         check_attention(agent, attention)
+    episodes = chosen["EPISODES"] or enough_episodes(agent)
     results = {}
     for split, player in splits.items():
         key = jax.random.key(chosen["EVAL_SEED"])
-        results[split] = play(player, chosen["EPISODES"], key, chosen["MAX_STEPS"])
+        results[split] = play(player, episodes, key, chosen["MAX_STEPS"])
         of = f" of the rulesets {split}" if len(splits) > 1 or chosen["SPLIT"] else ""
         name = agent.config["ENV_NAME"]
-        print(f"{chosen['EPISODES']} episodes of {name}{of}, {chosen['POLICY']} actions")
+        print(f"{episodes} episodes of {name}{of}, {chosen['POLICY']} actions")
         print(report(agent.config, results[split]))
     if plot:
         plot_trials(plot, results)

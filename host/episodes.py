@@ -1,5 +1,6 @@
 """Episodes that a saved agent plays, to be counted or to be seen."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
         return (env_state, obs, forget, memory), (returned, reward, logged)
 
     return start, step
+
+
+def enough_episodes(agent: Agent) -> int:
+    """1,000, or those of the least number of hundreds of trials that has as many.
+
+    Of hundreds, since a number of trials with many divisors is played many at a time.
+    """
+    per_trial = make_env(agent.config, 1).episodes_per_trial
+    return per_trial * 100 * math.ceil(10 / per_trial)
 
 
 def play(

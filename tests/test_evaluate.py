@@ -291,6 +291,7 @@ def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn
         "load_agent": Agent(None, None, config, None),
         "splits_to_play": played,
         **dict.fromkeys(["check_gif", "check_writable", "report", "plot_trials"]),
+        "enough_episodes": 1000,
         "make_env": SimpleNamespace(episodes_per_trial=2),
     }.items():
         monkeypatch.setattr(evaluate, name, lambda *_, given=given, **__: given)
@@ -305,6 +306,17 @@ def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn
     defaults = {name: key.default for name, key in evaluate.OPTIONS.items()}
     evaluate.evaluate("folder", defaults | asked)
     assert agents == {"played": played, "drawn": [drawn]}
+
+
+@pytest.mark.parametrize(
+    ("per_trial", "enough"), [(1, 1000), (2, 1000), (5, 1000), (6, 1200), (25, 2500)]
+)
+def test_unless_told_it_plays_a_thousand_or_of_trials_whole_hundreds(
+    per_trial, enough, monkeypatch
+):
+    env = SimpleNamespace(episodes_per_trial=per_trial)
+    monkeypatch.setattr(episodes, "make_env", lambda *_: env)
+    assert episodes.enough_episodes(Agent(None, None, {}, None)) == enough
 
 
 def test_trials_without_returns_by_episode_have_nothing_to_plot():
