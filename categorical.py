@@ -44,6 +44,10 @@ class Bins(NamedTuple):
         distance = jnp.abs(position[..., None] - jnp.arange(self.number))
         return jnp.maximum(1 - distance, 0)
 
+    def clips(self, x: jax.Array) -> jax.Array:
+        """Returns (...) bool, which numbers (...) are beyond the outermost bins."""
+        return jnp.abs(squash(x)) > self.limit
+
     def mean(self, logits: jax.Array) -> jax.Array:
         """The number (...) that a distribution's logits (..., number) stand for."""
         return unsquash(jnp.sum(jax.nn.softmax(logits) * self.centres, axis=-1))

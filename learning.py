@@ -88,6 +88,8 @@ class Algorithm(NamedTuple):
     must_be_finite: tuple[str, ...]  # metrics that are numbers as long as the agent is whole
     acting_params: Callable = lambda train_state: train_state.params  # those that act
     keep: Callable | None = None
+    # (config, train_state) -> the parameters that a run saves; None: those that act.
+    saved_params: Callable | None = None
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
         """The config, completed and checked against the algorithm's table: `check_config`."""

@@ -1,7 +1,8 @@
 """Running means and variances of observations and of returns, as PureJaxRL keeps them.
 
 Lu et al. 2022, PureJaxRL's continuous-control script; the same as Gym's NormalizeObservation and
-NormalizeReward. Chan et al. 1979 give the way to join two means and variances.
+NormalizeReward but for the last reward of an episode (`rollout.take_reward`). Chan et al. 1979 give
+the way to join two means and variances.
 """
 
 from typing import Any, NamedTuple

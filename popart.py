@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reductions import mean_over_devices, normalise_weight, weighted_mean
+from reductions import moments as batch_moments
+from reductions import normalise_weight
 
 LEAST_SIGMA = 1e-3
 """In units of the return: rewards that never come don't blow the values up."""
 
 
 class ReturnMoments(NamedTuple):
-    """Exponential averages of the returns and of their squares, which start at 0."""
+    """Moving mean and variance of the returns; 0 and 1 before the first update."""
 
     mean: jax.Array  # ()
-    square: jax.Array  # ()
-    weight: jax.Array  # (), that of everything seen so far: what both are divided by
+    variance: jax.Array  # ()
 
 
 class Scale(NamedTuple):
@@ -40,44 +40,52 @@ class Scale(NamedTuple):
 
 
 def no_returns() -> ReturnMoments:
-    """Before anything was seen."""
-    return ReturnMoments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    """Returns the moments before the first update."""
+    return ReturnMoments(jnp.zeros(()), jnp.ones(()))
 
 
 def scale_of(moments: ReturnMoments) -> Scale:
-    """mu and sigma, 0 and 1 before anything was seen."""
-    seen = moments.weight > 0
-    weight = jnp.where(seen, moments.weight, 1)
-    mu = moments.mean / weight
-    variance = moments.square / weight - mu**2
-    sigma = jnp.sqrt(jnp.maximum(variance, LEAST_SIGMA**2))
-    return Scale(mu, jnp.where(seen, sigma, 1.0))
+    """Returns mu and sigma, sigma at least `LEAST_SIGMA`."""
+    return Scale(moments.mean, jnp.sqrt(jnp.maximum(moments.variance, LEAST_SIGMA**2)))
 
 
 def see_returns(
-    moments: ReturnMoments,
+    before: ReturnMoments,
     returns: jax.Array,
     weight: jax.Array | None,
     decay: float,
+    updates: jax.Array,
     axis_name: str | None,
 ) -> ReturnMoments:
-    """The averages with the returns (B, T) of one update, of all devices together.
+    """Updates the moments with the returns of one update, of all devices together.
+
+    m' = m + a (m_b - m), v' = (1 - a) v + a v_b + a (1 - a) (m_b - m)^2 with the batch's mean m_b
+    and variance v_b. The step a = (1 - decay) / (1 - decay^(updates + 1)) removes the bias of the
+    start, as in Adam: it is 1 at the first update, and 1 / (updates + 1) where decay is 1. All
+    squares are of centred values, so that a small variance beside a large mean stays exact.
 
     Args:
+      returns: (B, T).
       weight: (B, T), 1 where the step counts; None where all do.
-      decay: of what was seen before.
+      decay: share of the earlier moments that is kept.
+      updates: (), updates before this one.
     """
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
-    now = jnp.stack([weighted_mean(returns, weight), weighted_mean(returns**2, weight)])
-    mean, square = mean_over_devices(now, axis_name)
-
-    def average(before: jax.Array, new: jax.Array | float) -> jax.Array:
-        return decay * before + (1 - decay) * new
-
+    mean, variance = batch_moments(returns, weight, axis_name)
+    number = updates + 1.0
+    step = 1 / number if decay == 1 else (1 - decay) / (1 - decay**number)
+    step = jnp.where(updates == 0, 1.0, step)  # exactly, or 0 counts as a return that was seen
+    delta = mean - before.mean
     return ReturnMoments(
-        average(moments.mean, mean), average(moments.square, square), average(moments.weight, 1.0)
+        before.mean + step * delta,
+        (1 - step) * before.variance + step * variance + step * (1 - step) * delta**2,
     )
+
+
+def absorb_scale(layer: dict[str, jax.Array], scale: Scale) -> dict[str, jax.Array]:
+    """Returns the last layer with the scale folded in: it predicts in units of the return."""
+    return preserve_outputs(layer, scale, Scale(jnp.zeros(()), jnp.ones(())))
 
 
 def preserve_outputs(layer: dict[str, jax.Array], old: Scale, new: Scale) -> dict[str, jax.Array]:

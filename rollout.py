@@ -255,12 +255,20 @@ def take_reward(
     active: jax.Array | None,
     axis_name: str | None,
 ) -> tuple[jax.Array, Normalizer, jax.Array]:
-    """Discounted returns, the statistics with them, and the rewards, scaled where asked."""
+    """Updates the statistics of discounted returns, and scales the rewards by them.
+
+    Gym's NormalizeReward and PureJaxRL forget the return before they add the last reward of an
+    episode, which the next episode then inherits; here it is forgotten after that.
+
+    Returns:
+      the discounted return (B,) that the next step continues, the statistics, the rewards (B,).
+    """
     if "reward" not in normalizer:
         return carry.discounted_return, normalizer, reward
-    discounted_return = gamma * carry.discounted_return * (1 - done) + reward
+    discounted_return = gamma * carry.discounted_return + reward
     normalizer = update_normalizer(normalizer, "reward", discounted_return, active, axis_name)
-    return discounted_return, normalizer, scale_reward(normalizer["reward"], reward)
+    reward = scale_reward(normalizer["reward"], reward)
+    return discounted_return * (1 - done), normalizer, reward
 
 
 @jax.named_scope("bootstrap")

@@ -25,6 +25,7 @@ class Steps(NamedTuple):
     q: jax.Array  # of the action that was taken
     trace: jax.Array  # c = min(1, prior / behaviour)
     last_value: jax.Array | None  # of the observation after the last step
+    has_return: jax.Array  # bool, whether the step has a return of its own
     active: jax.Array | None  # bool, whether the agent had a part in the step; None: always
 
 
@@ -34,13 +35,16 @@ def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
     G_t = r_t + gamma (1 - terminated_t) [v_{t+1} + decay c_{t+1} (G_{t+1} - q_{t+1})], with the
     value of the final observation in place of the bracket where an episode was truncated, and that
     of the last observation behind the last step. While an agent is out, its team's rewards count as
-    they come: the bracket is then the return itself.
+    they come: the bracket is then the return itself. A step that has no return of its own gives its
+    value v_t, from which the steps before it bootstrap.
     """
 
     def step(bracket: jax.Array, now: Steps):
         later = jnp.where(now.truncated, now.final_value, bracket)
         returns = now.reward + gamma * (1 - now.terminated) * later
-        bracket = now.prior_value + decay * now.trace * (returns - now.q)
+        correction = jnp.where(now.has_return, returns - now.q, 0)
+        returns = jnp.where(now.has_return, returns, now.prior_value)
+        bracket = now.prior_value + decay * now.trace * correction
         if now.active is not None:
             bracket = jnp.where(now.active, bracket, returns)
         return bracket, returns

@@ -45,7 +45,7 @@ config = {
     "MODEL_STEPS": 5,  # that the model looks ahead
     "MODEL_SIZE": 64,  # width of its latents
     "VALUE_BINS": 101,  # numbers that values and rewards are spread over
-    "VALUE_LIMIT": 20.0,  # the largest of them, squashed: a return of 480
+    "VALUE_LIMIT": 20.0,  # the largest of them, squashed: a return of 422
     "PG_COEF": 1.0,  # weight of the policy gradient
     "CMPO_COEF": 1.0,  # weight of the regularised policy
     "MODEL_COEF": 1.0,  # weight of the model's policies

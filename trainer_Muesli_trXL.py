@@ -90,6 +90,7 @@ class Batch(NamedTuple):
     truncated: jax.Array  # (B, T) bool
     final_value: jax.Array  # (B, T), where truncated
     last_value: jax.Array | None  # (B,)
+    has_return: jax.Array  # (B, T) bool, False where a replayed row would need an old value
     reach: jax.Array  # (B, T)
     memory: jax.Array  # (B, M+T-W, L, E)
     active: jax.Array | None  # (B, T) bool; None where all are
@@ -156,7 +157,9 @@ def learn(
         minibatch = jax.tree.map(lambda x: x[rows], batch)
         if replay is not None:
             replayed = replays.draw(replay, num_replayed(config, len(rows)), replay_key)
-            minibatch = jax.tree.map(lambda *x: jnp.concatenate(x), minibatch, replayed)
+            minibatch = jax.tree.map(
+                lambda *x: jnp.concatenate(x), minibatch, without_old_values(replayed)
+            )
         targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
         params, opt_state, metrics = gradient_step(
             lambda params: loss(params, config, network, minibatch, targets, axis_name),
@@ -176,14 +179,17 @@ def learn(
 def make_batch(config: Config, collected: Rollout) -> Batch:
     """A rollout, row by row."""
     trajectory = collected.trajectory
-    last_value, active = collected.last_extras, trajectory.active
-    if collected.last_active is not None:
+    final_value, last_value = trajectory.final_extras, collected.last_extras
+    active = trajectory.active
+    if active is not None:  # an agent that is out earns what its team does, as it comes
+        final_value = jnp.where(active, final_value, 0)
         last_value = jnp.where(collected.last_active, last_value, 0)
     names = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "reach")
     return Batch(
         **{name: by_environment(getattr(trajectory, name)) for name in names},
-        final_value=by_environment(trajectory.final_extras),
+        final_value=by_environment(final_value),
         last_value=last_value,
+        has_return=jnp.ones(trajectory.reward.shape[::-1], bool),
         memory=window_memory(config, collected),
         active=None if active is None else by_environment(active),
     )
@@ -197,6 +203,20 @@ def keep(config: Config, kept: Replay | None, collected: Rollout) -> Replay | No
     if kept is None:
         kept = replays.empty(fresh, config["REPLAY_ROLLOUTS"])
     return replays.put(kept, fresh)
+
+
+def without_old_values(batch: Batch) -> Batch:
+    """Returns replayed rows without the returns that need a value of when they were played.
+
+    As in the paper, all values of a replayed sequence are today's. The observations behind its last
+    step and behind a truncated one are not part of it, so that it bootstraps from the value of that
+    step, which has no return of its own.
+    """
+    last = jnp.arange(batch.reward.shape[1]) == batch.reward.shape[1] - 1
+    needs_value = batch.truncated | (last & ~batch.terminated)
+    if batch.active is not None:
+        needs_value &= batch.active  # nothing is bootstrapped for an agent that is out
+    return batch._replace(has_return=~needs_value)
 
 
 def num_replayed(config: Config, fresh: int) -> int:
@@ -242,10 +262,11 @@ def make_targets(
         q=call("action_values", latent, taken, gamma)[..., 0],
         trace=jnp.minimum(1, jnp.exp(prior.log_prob(batch.action) - batch.log_prob)),
         last_value=batch.last_value,
+        has_return=batch.has_return,
         active=batch.active,
     )
     returns = retrace(steps, gamma, config["RETRACE_LAMBDA"])
-    weight = None if batch.active is None else batch.active * 1.0
+    weight = 1.0 * (batch.has_return if batch.active is None else batch.has_return & batch.active)
     variance = see_advantages(
         learner.variance, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
     )
@@ -258,7 +279,8 @@ def make_targets(
     else:
         weights = sampled_mpo_weights(advantage, config["CMPO_CLIP"])
         policy = PolicyTarget(None, actions, weights)
-    return Targets(value, returns, (returns - value) / deviation, policy), variance
+    gained = jnp.where(batch.has_return, returns - value, 0)
+    return Targets(value, returns, gained / deviation, policy), variance
 
 
 def tries_all(config: Config, space: ActionSpace) -> bool:
@@ -290,7 +312,7 @@ def loss(
     cmpo_loss = weighted_mean(divergence(targets.policy, policy), weight)
 
     bins = network.bins
-    value_losses = [bins.cross_entropy(call("value", latent), targets.returns)]
+    value_losses = [batch.has_return * bins.cross_entropy(call("value", latent), targets.returns)]
     reward_losses, policy_losses = [], []
     for ahead in look_ahead(batch, targets, config["MODEL_STEPS"]):
         imagined: Imagined = call(
@@ -314,7 +336,9 @@ def loss(
         + config["VF_COEF"] * value_loss
         - config["ENT_COEF"] * entropy
     )
-    error = weighted_mean((targets.returns - targets.value) ** 2, weight)
+    has_return = batch.has_return if weight is None else batch.has_return * weight
+    has_return = normalise_weight(has_return * 1.0, axis_name)
+    error = weighted_mean((targets.returns - targets.value) ** 2, has_return)
     return total, {
         "total_loss": total,
         "actor_loss": gradient_loss,
@@ -325,6 +349,7 @@ def loss(
         "value_error": error,
         "entropy": entropy,
         "importance": weighted_mean(importance, weight),
+        "value_clip_fraction": weighted_mean(bins.clips(targets.returns), weight),
     }
 
 
@@ -346,8 +371,8 @@ def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
 
     Latent k follows from the action of step j = t + k - 1. After a termination rewards and values
     are 0, the end absorbs; there is no policy any more. After a truncation, and after the last step
-    of the rollout, the first latent's value is that of the observation that was seen then; later
-    latents have no target.
+    of the rollout, the first latent's value is that of the observation that was seen then, in
+    replayed rows it has no target; later latents have none.
     """
     length = batch.reward.shape[1]
     assert batch.last_value is not None
@@ -372,7 +397,7 @@ def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
                 obs=jax.tree.map(ahead, batch.obs),
                 policy=jax.tree.map(ahead, targets.policy),
                 sees_reward=running | absorbed,
-                sees_value=running | absorbed,
+                sees_value=(running & now.has_return) | absorbed,
                 sees_policy=goes_on if batch.active is None else goes_on & ahead(batch.active),
             )
         )

@@ -26,7 +26,14 @@ from learning import (
     minibatch_rows,
 )
 from network import ActorCriticTransformer, make_network
-from popart import Scale, no_returns, preserve_outputs, scale_of, see_returns
+from popart import (
+    Scale,
+    absorb_scale,
+    no_returns,
+    preserve_outputs,
+    scale_of,
+    see_returns,
+)
 from reductions import (
     moments,
     normalise_weight,
@@ -155,20 +162,38 @@ def rescale(
     """
     old = scale_of(train_state.extra)
     seen = see_returns(
-        train_state.extra, batch.returns, batch.weight, config["RETURN_DECAY"], axis_name
+        train_state.extra,
+        batch.returns,
+        batch.weight,
+        config["RETURN_DECAY"],
+        train_state.updates,
+        axis_name,
     )
     new = scale_of(seen)
-    network = dict(train_state.params["params"])
-    layer = LAST_LAYER[piece(config, "HEADS")]
-    network["critic"] = network["critic"] | {
-        layer: preserve_outputs(network["critic"][layer], old, new)
-    }
+    params = with_last_layer(
+        config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
+    )
     value, returns = new.normalised((batch.value, batch.returns))
-    params = train_state.params | {"params": network}
     return (
         train_state._replace(params=params, extra=seen),
         batch._replace(value=value, returns=returns),
     )
+
+
+def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
+    """Returns the parameters with the critic's last layer changed."""
+    network = dict(params["params"])
+    name = LAST_LAYER[piece(config, "HEADS")]
+    network["critic"] = network["critic"] | {name: change(network["critic"][name])}
+    return params | {"params": network}
+
+
+def saved_params(config: Config, train_state: TrainState) -> Any:
+    """Returns the parameters with a critic that predicts returns, whatever NORMALIZE_VALUE is."""
+    if not config["NORMALIZE_VALUE"]:
+        return train_state.params
+    scale = scale_of(train_state.extra)
+    return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
 
 
 def update_network(
@@ -205,7 +230,8 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     A_t = delta_t + gamma lambda (1 - done_t) A_{t+1} (Schulman et al. 2016, equation 16).
 
     While an agent is out and its team plays on, its value is learnt by no loss. Its team's rewards
-    then count as they come: in such a step V_t is the return itself, and A_t = 0.
+    then count as they come: in such a step V_t is the return itself, and A_t = 0; what is behind a
+    rollout or a truncation counts nothing.
 
     Args:
       collected: with values as extras.
@@ -215,8 +241,10 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     """
     trajectory = collected.trajectory
     last_value = collected.last_extras
-    if collected.last_active is not None:
+    if trajectory.active is not None:
         last_value = jnp.where(collected.last_active, last_value, 0)
+        final_value = jnp.where(trajectory.active, trajectory.final_extras, 0)
+        trajectory = trajectory._replace(final_extras=final_value)
     carry_on = gamma * gae_lambda * (1 - trajectory.done)
     discount = gamma * (1 - trajectory.terminated)
 
@@ -374,4 +402,5 @@ PPO = Algorithm(
         *("total_loss", "actor_loss", "value_loss", "entropy", "approx_kl", "grad_norm"),
         "param_norm",
     ),
+    saved_params=saved_params,
 )

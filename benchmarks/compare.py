@@ -5,8 +5,9 @@ the tasks whose names end so. Prints the table of tasks, the maximum of the mean
 training (MMER) and in brackets the return over its last tenth; and of MMER over all tasks each
 model's interquartile mean and how probable it is that one model is better than another, both with
 intervals of 95 % by stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice", arXiv 2108.13264). Returns count from -1, the worst, to 1, as
-POPGym's do.
+Edge of the Statistical Precipice", arXiv 2108.13264). Of a task's n seeds it draws n - 1 (Rao and
+Wu 1988, "Resampling Inference With Complex Survey Data", JASA 83). Returns count from -1, the
+worst, to 1, as POPGym's do.
 """
 
 import json
@@ -54,11 +55,17 @@ def improvement(ours: Scores, theirs: Scores) -> float:
 
 
 def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, float]:
-    """95 % of the statistic where each task's seeds are drawn anew, with replacement."""
+    """Returns the ends of a statistic's 95 % interval by stratified bootstrap.
+
+    Of a task's n seeds n - 1 are drawn with replacement: the mean of n varies too little, by the
+    factor (n - 1) / n of its variance. With one seed of a task there is no interval: NaN.
+    """
+    if any(len(x) < 2 for scores in models for x in scores.values()):
+        return float("nan"), float("nan")
     rng = np.random.default_rng(0)
 
     def resampled(scores: Scores) -> Scores:
-        return {task: rng.choice(x, len(x)) for task, x in scores.items()}
+        return {task: rng.choice(x, len(x) - 1) for task, x in scores.items()}
 
     values = [statistic(*map(resampled, models)) for _ in range(SAMPLES)]
     low, high = np.percentile(values, [2.5, 97.5])

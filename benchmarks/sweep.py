@@ -92,7 +92,7 @@ def keep(
     """Writes config, metrics and parameters of a row, as a run does."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {**config, **row.traced, "seed": row.seed, "NUM_SEEDS": 1, "ALGORITHM": algorithm.name}
-    params = jax.tree.map(np.asarray, saved_params(algorithm, train_state))
+    params = jax.tree.map(np.asarray, saved_params(config, algorithm, train_state))
     save_seed(folder, row.seed, as_saved(own), metrics, params)
 
 

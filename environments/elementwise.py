@@ -242,7 +242,7 @@ RULES: dict[str, Callable] = {
     "reduce_sum": reduction(jnp.add, any_order=False),
     "reduce_max": reduction(jnp.maximum, any_order=True),
     "reduce_min": reduction(jnp.minimum, any_order=True),
-    "reduce_and": reduction(jnp.logical_and, any_order=True),
-    "reduce_or": reduction(jnp.logical_or, any_order=True),
+    "reduce_and": reduction(jnp.bitwise_and, any_order=True),
+    "reduce_or": reduction(jnp.bitwise_or, any_order=True),
 }
 """By the primitive's name: its parameters and inputs to its outputs, None where it is left."""

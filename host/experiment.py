@@ -190,7 +190,7 @@ def save(
     whole = [seed not in record.diverged for seed in seeds]
     curves = record.curves()
     params = [
-        saved_params(algorithm, train_state) if ok else None
+        saved_params(config, algorithm, train_state) if ok else None
         for train_state, ok in zip(train_states, whole, strict=True)
     ]
     saved_config = {**config, "ALGORITHM": algorithm.name}

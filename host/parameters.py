@@ -12,9 +12,14 @@ from normalization import restored_normalizer
 from results import load_results
 
 
-def saved_params(algorithm: Algorithm, train_state: TrainState) -> dict[str, Any]:
-    """What `<seed>_params.npy` holds: the parameters that act, and statistics if there are any."""
-    params = algorithm.acting_params(train_state)
+def saved_params(
+    config: dict[str, Any], algorithm: Algorithm, train_state: TrainState
+) -> dict[str, Any]:
+    """Returns what `<seed>_params.npy` holds: parameters, and statistics if there are any."""
+    if algorithm.saved_params is not None:
+        params = jax.device_get(algorithm.saved_params(config, train_state))
+    else:
+        params = algorithm.acting_params(train_state)
     if not train_state.normalizer:
         return params
     normalizer = {name: moments._asdict() for name, moments in train_state.normalizer.items()}

@@ -2,8 +2,9 @@
 
 As in Salimans et al. 2017 (arXiv 1703.03864): in each generation an algorithm of evosax proposes
 parameters, each plays NUM_STEPS steps in NUM_ENVS environments, all of them in the same ones, and
-the algorithm is told their mean returns. What is reported and saved is the distribution's mean,
-where the algorithm has one, else the best parameters.
+the algorithm gets the mean return of each environment's first episode. The distribution's mean, or
+without one the best parameters, are reported and saved; their return is measured in episodes of
+their own.
 """
 
 from collections.abc import Callable
@@ -69,12 +70,15 @@ def make_task(config: dict[str, Any], settings: dict[str, Any], learner: Algorit
     params, state = start(algorithm, start_key, mean, std)
 
     def play(numbers: jax.Array, key: jax.Array) -> jax.Array:
-        """Mean return of one candidate's episodes."""
+        """Returns the mean return of one candidate."""
         state = init_rollout(config, env, key, 0)
         actor = network_actor(network)
         _, _, played = rollout(config, env, actor, unravel(numbers), state, {})
-        return mean_return(played)
+        return mean_return(played) / episodes
 
+    # A trial that is one memory is one episode to the learner, see `rollout.learning_ends`.
+    as_one = config["TRIAL_MEMORY"] and config["TRIAL_CREDIT"]
+    episodes = env.episodes_per_trial if as_one else 1
     chunk = settings["CHUNK"] or 16
     devices = jax.local_device_count()
 
@@ -107,13 +111,14 @@ def on_devices(evaluate: Callable, devices: int) -> Callable:
 
 
 def mean_return(played: Rollout) -> jax.Array:
-    """Over the episodes that ended; where none did, the mean reward of an environment so far."""
+    """Returns the mean return () of the environments' first episodes, in trials of first trials.
+
+    An episode that did not end counts with its return so far: candidates that live long are not
+    judged by those of their episodes that were short.
+    """
     trajectory = played.trajectory
-    ended = trajectory.returned_episode
-    returns = trajectory.episode_metrics["returned_episode_returns"]
-    sums = jnp.sum(jnp.where(ended, returns, 0.0))
-    so_far = jnp.mean(jnp.sum(trajectory.reward, axis=0))
-    return jnp.where(jnp.any(ended), sums / jnp.sum(ended), so_far)
+    ended_before = jnp.cumsum(trajectory.done, axis=0) - trajectory.done
+    return jnp.mean(jnp.sum(jnp.where(ended_before == 0, trajectory.reward, 0.0), axis=0))
 
 
 def chosen(state: Any) -> jax.Array:
@@ -123,13 +128,18 @@ def chosen(state: Any) -> jax.Array:
 
 
 def next_generation(task: Task, at: Evolving) -> tuple[Evolving, dict[str, float]]:
-    """Proposals, their returns, and what the algorithm makes of them; the metrics of both."""
+    """Evaluates the algorithm's proposals and updates its state.
+
+    Returns:
+      where the next generation starts, and this one's metrics. `returned_episode_returns` is the
+      chosen parameters' in episodes that no candidate was chosen by.
+    """
     key = jax.random.wrap_key_data(at.key)
-    key, ask_key, play_key, tell_key = jax.random.split(key, 4)
+    key, ask_key, play_key, tell_key, report_key = jax.random.split(key, 5)
     numbers, state = task.algorithm.ask(ask_key, at.state, task.params)
     returns = np.asarray(task.evaluate(numbers, play_key))
     state, _ = task.algorithm.tell(tell_key, numbers, as_fitness(list(returns)), state, task.params)
-    now = float(task.evaluate(chosen(state)[None], play_key)[0])
+    now = float(task.evaluate(chosen(state)[None], report_key)[0])
     finite = returns[np.isfinite(returns)]
     metrics = {
         "returned_episode_returns": now,

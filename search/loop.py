@@ -151,6 +151,11 @@ class Loop:
                 trial = self._new_trial(member)
                 self.trials[member.trial] = trial
             trial.values = member.values
+        # Members are compared over what all of them trained themselves since the last copies.
+        totals = {m.trial: self.programs(m.values).num_updates for m in round_.members}
+        start = max(self.trials[trial].first_update / total for trial, total in totals.items())
+        for trial, total in totals.items():
+            self.trials[trial].since = round(start * total)
 
     def _new_trial(self, member: Member) -> Trial:
         seeds = member.seeds or search_seeds(self._config["seed"], member.trial, self._seeds)
@@ -216,7 +221,9 @@ class Loop:
         first = 0
         for trial in trials:
             rows = slice(first, first + len(trial.seeds))
-            trial.note(seen.returns[rows], seen.episodes[rows], seen.whole[rows])
+            trial.note(
+                seen.returns[rows], seen.episodes[rows], seen.whole[rows], seen.running[rows]
+            )
             trial.seconds += seconds
             first += len(trial.seeds)
         self._bar.set_postfix_str(f"best {self.best_score():.3f}", refresh=False)
@@ -248,6 +255,6 @@ def by_key(items: Iterable[Any], key: Callable) -> list[list[Any]]:
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The trial of a search that is best so far: furthest, then highest."""
+    """Returns the trial of a search that is best so far: furthest, then highest."""
     own = [trial for trial in trials if trial.role == "search" and np.isfinite(trial.score())]
     return max(own, key=lambda trial: (trial.updates, trial.score()), default=None)

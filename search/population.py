@@ -17,6 +17,8 @@ from config import num_updates
 from host.capacity import device_memory, least_needs
 from learning import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
 from rollout import Metrics
+from search.trials import Running
+from wrappers import EpisodeLogState
 
 ROWS = ("rows",)
 BY_ROW = PartitionSpec(ROWS)
@@ -38,6 +40,24 @@ class Seen(NamedTuple):
     returns: np.ndarray  # mean return of the episodes that ended; NaN: none did
     episodes: np.ndarray
     whole: np.ndarray  # bool, whether all is finite that must be
+    running: list[Running]  # episodes that have run through the whole update
+
+
+RUNNING = ("running_episodes", "running_episode_returns")
+"""Metrics of a population's update beside a run's."""
+
+
+def running_episodes(state: RunnerState, num_steps: int) -> Metrics:
+    """Returns how many episodes have run for `num_steps` and go on, and their mean return so far.
+
+    Without them, an agent whose episodes are longer than the updates that are compared would have
+    no score, or that of its shortest ones.
+    """
+    log: EpisodeLogState = state.rollout_state.env_state
+    long = log.episode_length >= num_steps
+    number = jnp.sum(long)
+    total = jnp.sum(jnp.where(long, log.episode_return, 0))
+    return dict(zip(RUNNING, (number, total / jnp.maximum(number, 1)), strict=True))
 
 
 class Programs:
@@ -61,7 +81,8 @@ class Programs:
             return make_init_and_update({**config, **traced}, algorithm)[0](key)
 
         def update(traced: dict[str, jax.Array], state: RunnerState):
-            return make_init_and_update({**config, **traced}, algorithm)[1](state)
+            state, metrics = make_init_and_update({**config, **traced}, algorithm)[1](state)
+            return state, metrics | running_episodes(state, config["NUM_STEPS"])
 
         self._init = self._mapped(init)
         self._update = self._mapped(update, donate_argnums=1)
@@ -97,11 +118,15 @@ class Programs:
 
     def seen(self, metrics: Metrics, number: int) -> Seen:
         """Of the first `number` rows; no other metrics leave the devices."""
-        names = {*self._must_be_finite, "returned_episode_returns", "episodes"}
+        names = {*self._must_be_finite, *RUNNING, "returned_episode_returns", "episodes"}
         here: dict[str, np.ndarray] = jax.device_get({name: metrics[name] for name in names})
         whole = np.all([np.isfinite(here[name]) for name in self._must_be_finite], axis=0)
         returns, episodes = here["returned_episode_returns"], here["episodes"]
-        return Seen(returns[:number], episodes[:number], whole[:number])
+        running = [
+            Running(int(n), float(mean))
+            for n, mean in zip(*(here[x] for x in RUNNING), strict=True)
+        ]
+        return Seen(returns[:number], episodes[:number], whole[:number], running[:number])
 
     def _traced(self, rows: list[Row]) -> dict[str, jax.Array]:
         return self._place(stacked([row.traced for row in self._full(rows)]))
@@ -143,8 +168,9 @@ class Chunk:
         return self._programs.seen(self._metrics, self._number)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """All of the last update's, {name: (rows,)}."""
-        return {name: x[: self._number] for name, x in jax.device_get(self._metrics).items()}
+        """Returns a run's metrics of the last update, {name: (rows,)}."""
+        here = jax.device_get({k: x for k, x in self._metrics.items() if k not in RUNNING})
+        return {name: x[: self._number] for name, x in here.items()}
 
     def train_state(self, row: int) -> TrainState:
         """Of one row."""

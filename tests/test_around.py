@@ -1,4 +1,4 @@
-"""What stands around the transformer, against NumPy: stored grids, encoder, heads, PopArt."""
+"""What stands around the transformer, against NumPy: stored grids, encoder, heads."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,6 @@ from support import QUICK, random_params, run
 
 import cells as cells_module
 import encoders
-import popart
-import trainer_PPO_trXL as trainer
 from cells import cells_product, find_entries
 from config import ConfigError
 from encoders import FeatureEncoder
@@ -179,74 +177,6 @@ def test_each_piece_is_a_key(pieces, encoder, reads):
     assert ("output" in params["critic"]) == (pieces.get("NETWORK") == "wide" or "HEADS" in pieces)
 
 
-def test_the_scale_follows_the_returns_and_outputs_stay():
-    """Moments against a loop; the critic says the same of everything when they have moved."""
-    rng = np.random.default_rng(0)
-    moments, decay, mean, square, weight = popart.no_returns(), 0.9, 0.0, 0.0, 0.0
-    first = popart.scale_of(moments)
-    assert (float(first.mu), float(first.sigma)) == (0, 1)
-    kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
-    layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-    x = rng.standard_normal((9, 6))
-    says = first.raw(x @ kernel + bias)
-    for scale in (1.0, 30.0, 1e-3):
-        returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
-        counts = (rng.random((4, 5)) < 0.7) * 1.0
-        old = popart.scale_of(moments)
-        moments = popart.see_returns(moments, returns, jnp.asarray(counts), decay, None)
-        new = popart.scale_of(moments)
-        counted = returns[counts > 0]
-        mean = decay * mean + (1 - decay) * counted.mean()
-        square = decay * square + (1 - decay) * (counted**2).mean()
-        weight = decay * weight + (1 - decay)
-        np.testing.assert_allclose(new.mu, mean / weight, rtol=1e-4)
-        deviation = np.sqrt(square / weight - (mean / weight) ** 2)
-        np.testing.assert_allclose(new.sigma, deviation, rtol=1e-3)
-        layer = popart.preserve_outputs(layer, old, new)
-        after = new.raw(x @ layer["kernel"] + layer["bias"])
-        np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
-    still = popart.see_returns(popart.no_returns(), jnp.full((2, 2), 3.0), None, decay, None)
-    np.testing.assert_allclose(popart.scale_of(still).sigma, popart.LEAST_SIGMA, rtol=1e-5)
-
-
-@pytest.mark.parametrize("heads", ["mlp", "residual"])
-def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_critic(heads):
-    """What the critic says of the batch in units of the return is the same before and after."""
-    config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
-    network = make_network(config, Discrete(3), ObsSpace(2))
-    params = random_params(init_params(config, network, 2, jax.random.key(0)))
-    state = PPO.init(config, params)
-    rng = np.random.default_rng(0)
-    obs = store_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
-    memory = jnp.zeros((4, 8 + 16 - 4, 1, 16))
-    reach = jnp.zeros((4, 16), jnp.int32)
-
-    def values(state):
-        x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
-        return popart.scale_of(state.extra).raw(x)
-
-    before = values(state)
-    returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
-    batch = trainer.Batch(*[None] * 9)._replace(value=before, returns=returns)
-    state, batch = trainer.rescale(config, state, batch, None)
-    np.testing.assert_allclose(values(state), before, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(batch.returns, (returns - returns.mean()) / returns.std(), atol=1e-3)
-    np.testing.assert_allclose(batch.value, (before - returns.mean()) / returns.std(), atol=1e-3)
-
-
-def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
-    for changes, clipped in [
-        ({}, True),
-        ({"NORMALIZE_VALUE": True}, False),
-        ({"NORMALIZE_VALUE": True, "CLIP_VALUE": True}, True),
-        ({"CLIP_VALUE": False}, False),
-    ]:
-        assert trainer.loss_settings(PPO.check(changes))["clip_value"] == clipped
-    value, old, returns = jnp.float32([3.0]), jnp.float32([0.0]), jnp.float32([2.0])
-    assert float(trainer.squared_value_loss(value, None, returns, 0.2, None)) == 0.5
-    assert float(trainer.squared_value_loss(value, old, returns, 0.2, None)) == pytest.approx(1.62)
-
-
 def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_path):
     config = {**QUICK, "NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True}
     run({**config, "ENV_KWARGS": {"memory_length": 3}, "RESULTS_DIR": str(tmp_path)})
@@ -261,3 +191,18 @@ def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_pat
     np.save(folder / "0_config.npy", saved)
     with pytest.raises(ConfigError, match="does not fit"):
         load_agent(folder)
+
+
+def test_the_stream_of_a_wide_network_starts_from_a_dense_layer_over_the_features():
+    config = PPO.check({**QUICK, "NETWORK": "wide", "encoder_features": 16})
+    obs, _, _, space = random_obs(GRIDS["one part"])
+    network = make_network(config, Discrete(3), space)
+    params = random_params(init_params(config, network, space.size, jax.random.key(0)))
+    caches = network.apply(params, jnp.zeros((7, 8, 1, 16)), method="start_rollout")
+    reach = jnp.zeros(7, jnp.int32)
+    *_, hidden = network.apply(params, obs, caches, 0, reach, method="step")
+    body = params["params"]["transformer"]
+    features = FeatureEncoder(space, 16).apply({"params": body["encoder"]}, obs)
+    expected = oracle.dense(features, body["embedding"])
+    assert (expected < 0).any()
+    np.testing.assert_allclose(hidden[:, 0], expected, rtol=1e-4, atol=1e-4)

@@ -138,6 +138,13 @@ def test_reductions_of_a_few(dtype):
     assert bool(left) == (dtype == "float32")  # whose order matters
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_or_and_and_are_of_bits(dtype):
+    x = array(dtype, 5, 4)
+    gone = ["reduce_or", "reduce_and"]
+    assert_same(lambda x: (jnp.bitwise_or.reduce(x), jnp.bitwise_and.reduce(x, 1)), x, without=gone)
+
+
 def test_keys_and_random_numbers():
     def draw(key, i):
         keys = jax.random.split(key, 4)

@@ -1,6 +1,7 @@
 """Muesli: each target and loss beside a loop in NumPy, and the algorithm as a whole."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import distrax
 import jax
@@ -21,7 +22,8 @@ from host.run_config import resumed_config
 from host.states import filled_fields
 from learning import collect, make_init_and_update
 from results import load_results
-from spaces import obs_space, restore_obs
+from rollout import Rollout, Transition
+from spaces import Discrete, obs_space, restore_obs
 from targets import (
     PolicyTarget,
     Steps,
@@ -64,6 +66,12 @@ def test_a_number_is_spread_over_the_two_bins_beside_it():
     np.testing.assert_allclose(bins.mean(jnp.log(two_hot[2:5] + 1e-12)), x[2:5], rtol=1e-3)
 
 
+def test_numbers_beyond_the_outermost_bins_are_told_apart():
+    bins = Bins(81, 20.0)
+    x = jnp.array([-423.0, -422.0, 0.0, 422.0, 423.0])
+    assert bins.clips(x).tolist() == [True, False, False, False, True]
+
+
 def test_the_cross_entropy_is_least_where_the_prediction_is_the_target():
     bins = Bins(11, 5.0)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 11)))
@@ -81,13 +89,14 @@ def test_the_cross_entropy_is_least_where_the_prediction_is_the_target():
 def random_steps(active=False, shape=(5, 12)):
     rng = np.random.default_rng(0)
     terminated = rng.random(shape) < 0.15
-    fields = {name: rng.normal(size=shape) for name in Steps._fields}
+    fields = {name: rng.normal(size=shape) for name in Steps._fields if name != "has_return"}
     fields |= {
         "terminated": terminated,
         "truncated": (rng.random(shape) < 0.2) & ~terminated,
         "trace": np.minimum(1, np.exp(rng.normal(size=shape))),
         "last_value": rng.normal(size=shape[0]),
         "active": rng.random(shape) < 0.7 if active else None,
+        "has_return": np.random.default_rng(2).random(shape) < 0.8,
     }
     return Steps(**fields)
 
@@ -106,6 +115,8 @@ def test_retrace_is_the_loop(active):
                 bracket = steps.final_value[b, t]
             expected[b, t] = steps.reward[b, t] + GAMMA * bracket
             correction = steps.trace[b, t] * (expected[b, t] - steps.q[b, t])
+            if not steps.has_return[b, t]:
+                expected[b, t], correction = steps.prior_value[b, t], 0.0
             bracket = steps.prior_value[b, t] + DECAY * correction
             if active and not steps.active[b, t]:
                 bracket = expected[b, t]
@@ -117,7 +128,7 @@ def test_on_policy_retrace_with_decay_1_is_the_discounted_return():
     steps = random_steps()
     same = {"trace": np.ones_like(steps.trace), "prior_value": steps.q}
     never = np.zeros_like(steps.terminated)
-    steps = steps._replace(**same, terminated=never, truncated=never)
+    steps = steps._replace(**same, terminated=never, truncated=never, has_return=~never)
     returns, length = retrace(jax.tree.map(jnp.asarray, steps), GAMMA, 1.0), steps.reward.shape[1]
     discounts = GAMMA ** np.arange(length)
     expected = steps.reward @ discounts + GAMMA**length * steps.last_value
@@ -200,7 +211,7 @@ def random_batch(length=7, batch=4):
     zeros = np.zeros((batch, length))
     fields = {
         **{name: getattr(steps, name) for name in ("reward", "terminated", "truncated")},
-        **{name: getattr(steps, name) for name in ("final_value", "last_value")},
+        **{name: getattr(steps, name) for name in ("final_value", "last_value", "has_return")},
         "obs": rng.normal(size=(batch, length, 3)),
         "action": rng.integers(0, 5, (batch, length)),
     }
@@ -223,6 +234,7 @@ def test_the_models_targets_are_the_loop():
             if state == "running" and j >= length:
                 state = "unknown"
             reward = value = policy = None
+            known = j >= length or batch.has_return[b, j]
             if state == "absorbed":
                 reward = value = 0.0
                 seen["absorbed"] += 1
@@ -237,12 +249,15 @@ def test_the_models_targets_are_the_loop():
                     state, value = "unknown", batch.last_value[b]
                 else:
                     value, policy = targets.returns[b, j + 1], targets.policy.probs[b, j + 1]
+                if not known:
+                    value = None
             for name, expected in (("reward", reward), ("value", value), ("policy", policy)):
                 sees = bool(getattr(now, f"sees_{name}")[b, t])
                 assert sees == (expected is not None), (name, b, t, k)
                 seen[name] += sees
             if reward is not None:
                 assert now.reward[b, t] == reward
+            if value is not None:
                 assert now.value[b, t] == value
             if policy is not None:
                 np.testing.assert_array_equal(now.policy.probs[b, t], policy)
@@ -380,6 +395,139 @@ def test_action_values_are_one_step_of_the_model(played):
         imagined = call("imagine", latent, jnp.broadcast_to(jnp.eye(2)[action], (4, 16, 2)))
         expected = network.bins.mean(imagined.reward) + 0.9 * network.bins.mean(imagined.value)
         np.testing.assert_allclose(q[..., action], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_replayed_rows_are_of_the_replay(played):
+    """With other rewards in what is kept another loss of rewards comes out."""
+    config, network, state, collected = played
+    kept = muesli.keep({**config, "REPLAY_ROLLOUTS": 1}, None, collected)
+    other = kept._replace(rollouts=kept.rollouts._replace(reward=kept.rollouts.reward + 3))
+
+    @jax.jit
+    def reward_loss(kept):
+        rollout, key = collected._replace(kept=kept), jax.random.key(0)
+        return muesli.learn(config, network, state.train_state, rollout, key, None)[1][
+            "reward_loss"
+        ]
+
+    assert abs(reward_loss(other) - reward_loss(kept)) > 0.1
+
+
+def test_steps_without_the_agent_are_in_no_loss(played):
+    config, network, state, collected = played
+    batch = muesli.make_batch(config, collected)
+    active = jnp.asarray(np.random.default_rng(0).random(batch.reward.shape) < 0.6)
+    batch = batch._replace(active=active)
+    learner, params = state.train_state.extra, state.train_state.params
+    targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
+    config = {**config, "MODEL_STEPS": 1}
+
+    @jax.jit
+    def losses(batch, targets):
+        return muesli.loss(params, config, network, batch, targets, None)[1]
+
+    def elsewhere(x, other):
+        where = active.reshape(*active.shape, *(1,) * (x.ndim - 2))
+        return jnp.where(where, x, other)
+
+    # The target of the latent behind step t is the return of step t + 1, which counts for t.
+    follows = jnp.roll(active, 1, axis=1).at[:, 0].set(False) | active
+    changed = batch._replace(
+        log_prob=elsewhere(batch.log_prob, 1.0),
+        reward=elsewhere(batch.reward, 50.0),
+        action=elsewhere(batch.action, 1 - batch.action),
+    )
+    probs = jnp.where(active[..., None], targets.policy.probs, 0.5)
+    changed_targets = targets._replace(
+        returns=jnp.where(follows, targets.returns, 40.0),
+        value=elsewhere(targets.value, 7.0),
+        advantage=elsewhere(targets.advantage, -20.0),
+        policy=targets.policy._replace(probs=probs),
+    )
+    assert not follows.all()
+    expected, found = losses(batch, targets), losses(changed, changed_targets)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+class Known:
+    """A network whose value is 10 t and whose action values are 10 t + 1 and 10 t + 5."""
+
+    action_space = Discrete(2)
+    bins = SimpleNamespace(mean=lambda x: x)
+
+    def apply(self, params, *args, method):
+        del params
+        if method == "window":
+            return args[0]
+        latent = args[0]
+        if method == "policy":
+            logits = jnp.log(jnp.array([0.25, 0.75]))
+            return distrax.Categorical(jnp.broadcast_to(logits, (*latent.shape, 2)))
+        if method == "value":
+            return 10 * latent
+        encoded = args[1]  # (2, 2) of all actions, or (B, T, 1, 2) of one
+        return 10 * latent[..., None] + encoded @ jnp.array([1.0, 5.0])
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
+    """Terminations, truncations, agents that are out; replayed rows have no value but today's."""
+    rng = np.random.default_rng(4)
+    rows, length, gamma, decay = 6, 20, 0.5, 0.75
+    ends = rng.random((length, rows))
+    fields = dict.fromkeys(Transition._fields)
+    fields |= {"terminated": ends < 0.1, "truncated": (ends > 0.1) & (ends < 0.2)}
+    fields |= {"done": ends < 0.2, "reward": rng.normal(size=(length, rows))}
+    fields |= {"final_extras": rng.normal(100, 10, (length, rows)), "reach": ends}
+    active = np.ones((length, rows), bool)
+    for t in range(1, length):
+        active[t] = fields["done"][t - 1] | (active[t - 1] & (rng.random(rows) > 0.1))
+    last_active = fields["done"][-1] | (active[-1] & (np.arange(rows) > 1))
+    last_value = rng.normal(100, 10, rows)
+    action = rng.integers(0, 2, (length, rows))
+    likely = np.log([0.4, 0.6])[action]
+    fields |= {"active": active, "action": action, "log_prob": likely}
+    fields |= {"obs": np.tile(np.arange(20.0)[:, None], rows), "hidden": ends[..., None, None]}
+    config = {"GAMMA": gamma, "RETRACE_LAMBDA": decay, "WINDOW_GRAD": 20, "NUM_STEPS": 20}
+    config |= {"ADVANTAGE_DECAY": 0.9, "ADVANTAGE_FLOOR": 0.0, "CMPO_CLIP": 1.0, "EXACT_ACTIONS": 2}
+    collected = Rollout(
+        Transition(**jax.tree.map(jnp.asarray, fields)),
+        *map(jnp.asarray, (last_value, last_active, np.zeros((rows, 0, 1, 1)))),
+    )
+    batch = muesli.make_batch(config, collected)
+    batch = muesli.without_old_values(batch) if replayed else batch
+    learner = muesli.Learner(None, no_variance())
+    targets, variance = muesli.make_targets(config, Known(), learner, batch, None, None)
+
+    expected, gained = np.zeros((rows, length)), []
+    for b in range(rows):
+        bracket = last_value[b] if last_active[b] else 0.0
+        for t in reversed(range(length)):
+            cut = fields["truncated"][t, b] or (t == length - 1 and not fields["terminated"][t, b])
+            if fields["terminated"][t, b]:
+                bracket = 0.0
+            elif fields["truncated"][t, b]:
+                bracket = fields["final_extras"][t, b] if active[t, b] else 0.0
+            returns = fields["reward"][t, b] + gamma * bracket
+            q, trace = 10 * t + (1, 5)[action[t, b]], (0.25 / 0.4, 1)[action[t, b]]
+            prior = 10 * t + 0.25 * 1 + 0.75 * 5
+            if not active[t, b]:
+                bracket = returns
+            elif replayed and cut:
+                bracket = returns = prior
+            else:
+                bracket = prior + decay * trace * (returns - q)
+                gained.append(returns - 10 * t)
+            expected[b, t] = returns
+    np.testing.assert_allclose(targets.returns, expected, rtol=1e-4)
+    np.testing.assert_allclose(variance.square, 0.1 * np.mean(np.square(gained)), rtol=1e-4)
+    counted = batch.has_return & batch.active
+    np.testing.assert_allclose(
+        np.sort(targets.advantage[counted]), np.sort(gained) / variance.deviation(), rtol=1e-4
+    )
+    assert not np.any(targets.advantage[~batch.has_return])
+    assert replayed == bool((~batch.has_return).any())
 
 
 def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):

@@ -1,5 +1,8 @@
 """Running means and variances, and that they belong to the agent."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +24,11 @@ from normalization import (
     update_normalizer,
 )
 from results import load_results
-from rollout import empty_memory
+from rollout import empty_memory, take_reward
 from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
 
+TOYS = Path(__file__).with_name("toys.py")
 PENDULUM = {**QUICK, "ENV_NAME": "Pendulum-v1", "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}
 
 
@@ -117,6 +121,39 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
         plain.reward.sum(axis=0),
         rtol=1e-4,
     )
+
+
+def test_statistics_are_of_who_sees_and_of_who_acts():
+    """Agent i of three is out after step 2 + i: of three steps 3, 3 and 2 act, 3, 2 and 1 see."""
+    changes = {"NUM_STEPS": 3, "WINDOW_GRAD": 3, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}
+    config = PPO.check({**QUICK, **changes, "ENV_NAME": f"{TOYS}:Team"})
+    env = make_env(config, 4)
+    network = make_network(config, env.action_space, obs_space(env))
+    state = make_init_and_update(config, PPO)[0](jax.random.key(0))
+    state, _ = collect(config, env, network, PPO, state)
+    counts = {name: int(x.count[1]) for name, x in state.train_state.normalizer.items()}
+    assert counts == {"obs": 4 * 3 + 4 * (3 + 2 + 1), "reward": 4 * (3 + 3 + 2)}
+    # Every agent sees its number and the step.
+    seen = [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    np.testing.assert_allclose(
+        state.train_state.normalizer["obs"].mean[1], np.mean(seen), rtol=1e-3
+    )
+
+
+def test_an_episodes_return_is_whole_at_its_end_and_gone_after_it():
+    """Rewards 1, 2 and 4 in episodes of two steps, discounted by 1/2."""
+    normalizer = {"reward": first_moments(())}
+    carry = SimpleNamespace(discounted_return=jnp.zeros(1))
+    seen = []
+    for reward, done in ((1.0, False), (2.0, True), (4.0, False)):
+        before = normalizer["reward"]
+        after, normalizer, _ = take_reward(
+            0.5, carry, normalizer, jnp.array([reward]), jnp.array([done]), None, None
+        )
+        count = [as_float(x.count) for x in (before, normalizer["reward"])]
+        seen.append(normalizer["reward"].mean * count[1] - before.mean * count[0])
+        carry = SimpleNamespace(discounted_return=after)
+    np.testing.assert_allclose(seen, [1, 0.5 * 1 + 2, 4], rtol=1e-3)
 
 
 def test_an_entry_that_was_always_the_same_does_not_blow_up():

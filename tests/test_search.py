@@ -17,17 +17,20 @@ from support import OWN_ENVIRONMENT, QUICK
 
 from config import ConfigError
 from results import load_results
-from search import main, plan, population, record, strategies
+from rollout import Rollout, Transition
+from search import evolution, main, plan, population, proposals, record, strategies
 from search.loop import Loop
 from search.population import Programs, Row
+from search.proposals import make_algorithm
 from search.report import command_line, interval
 from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 from search.strategies import Member, Round, Search
-from search.trials import Trial, from_line
+from search.trials import Running, Trial, from_line
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TOYS = Path(__file__).with_name("toys.py")
 
 SIZES = {**QUICK, "ENV_NAME": "CartPole-v1", "TOTAL_TIMESTEPS": 768}  # 12 updates
 
@@ -354,7 +357,96 @@ def test_members_that_are_not_equally_far_train_apart(tmp_path):
     assert chunks == [[0, 1], [2, 3], [4], [5]]
 
 
+def test_episodes_that_do_not_end_are_seen_with_their_return_so_far():
+    programs = Programs(config_of(ENV_NAME=f"{TOYS}:Endless"), PPO, 1, 1)
+    chunk = programs.load(ROWS[:1], programs.init(ROWS[:1]))
+    trial = Trial(0, {}, [3])
+    for updates in (1, 2, 3):
+        seen = chunk.update()
+        trial.note(seen.returns, seen.episodes, seen.whole, seen.running)
+        assert trial.running == [(SIZES["NUM_ENVS"], updates * SIZES["NUM_STEPS"])]
+        assert trial.score() == updates * SIZES["NUM_STEPS"]
+    assert not set(chunk.metrics()) & set(population.RUNNING)
+
+
 # ------------------------------------------------------------------ trials
+
+
+class PretendedLoop(Loop):
+    """A search whose members have the returns that `curve` gives, from (trial, update)."""
+
+    def __init__(self, space, curve):
+        nothing = SimpleNamespace(
+            trials={}, history=[], is_time=lambda: False, groups=list, save=lambda *_: None
+        )
+        super().__init__(PPO.check({}), PPO, space, 1, 64, 1, nothing)
+        self._curve = curve
+        self.copied = {}
+
+    def programs(self, values):
+        return SimpleNamespace(num_updates=100, steps_per_update=1)
+
+    def _prepare(self, round_):
+        before = dict(self._states)
+        super()._prepare(round_)
+        for member in round_.members:
+            if member.parent is not None:
+                self.copied[member.trial] = before[member.parent], self._states[member.trial]
+
+    def _train(self, members, until, stop):
+        for trial in (self.trials[member.trial] for member in members):
+            self._states.setdefault(trial.trial, jax.random.key(trial.trial))
+            while trial.updates < round(100 * until):
+                returns = np.array([self._curve(trial.trial, trial.updates)])
+                trial.note(returns, np.ones(1), np.array([True]))
+
+
+def pretend(curve, **changes):
+    """A loop that has run population-based training."""
+    search = search_of("LR=1e-5..1e-1", **{"population": 10, "intervals": 10} | changes)
+    loop = PretendedLoop(search.space, curve)
+    stop = SimpleNamespace(signal=None)
+    best = loop.run(strategies.population_based(search), stop, 100)
+    return loop, best
+
+
+def test_a_copy_and_its_parent_are_scored_over_the_same_updates():
+    loop, _ = pretend(lambda trial, updates: updates)
+    assert len(loop.copied) > 10
+    for number, scores in enumerate(loop._record.history, start=1):
+        window = min(2 * number, 10)
+        expected = 10 * number - (window + 1) / 2
+        assert list(scores.values()) == pytest.approx([expected] * 10)
+    again = [from_line(trial.as_line()).score() for trial in loop.trials.values()]
+    assert again == [trial.score() for trial in loop.trials.values()]
+
+
+def test_among_members_that_differ_in_noise_alone_copies_are_no_better():
+    recent = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        loop, best = pretend(lambda trial, updates, rng=rng: rng.normal(), seed=seed)
+        recent.append(loop.trials[best.trial].first_update == 90)
+    assert np.mean(recent) < 0.45  # 0.2 of the members are
+
+
+def test_a_copys_random_streams_are_its_own():
+    loop, _ = pretend(lambda trial, updates: updates)
+    for parent, child in loop.copied.values():
+        assert not np.array_equal(*map(jax.random.key_data, (parent, child)))
+
+
+def test_who_lives_longer_than_the_updates_that_count_has_a_score():
+    """Of 64 environments 63 never end; 100 steps each update."""
+    lives = Trial(0, {}, [1])
+    for updates in range(1, 7):
+        returns, ended = (20.0, 1) if updates == 6 else (np.nan, 0)
+        running = [Running(63, 100.0 * updates)]
+        lives.note(np.array([returns]), np.array([ended]), np.array([True]), running)
+        assert from_line(lives.as_line()).score() == lives.score()
+        if updates < 6:
+            assert lives.score() == 100 * updates
+    assert lives.score() == pytest.approx((63 * 600 + 20) / 64)
 
 
 def test_a_score_is_of_the_last_fifth_and_weighs_episodes():
@@ -567,6 +659,33 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
         load_results(Path("killed/CartPole-v1/3_params.npy")),
         load_results(whole / "3_params.npy"),
     )
+
+
+def test_fitness_is_the_return_of_every_environments_first_episode():
+    """One whose episodes end after 20 steps with -20, and one that never ends: -1 in every step."""
+    steps = 1000
+    done = np.zeros((steps, 2), bool)
+    done[19::20, 0] = True
+    fields = dict.fromkeys(Transition._fields)
+    fields |= {"reward": jnp.full((steps, 2), -1.0), "done": jnp.asarray(done)}
+    played = Rollout(Transition(**fields), None, None, None)
+    assert evolution.mean_return(played) == -(20 + 1000) / 2
+
+
+def test_the_curve_of_an_evolution_is_of_episodes_that_chose_nobody():
+    keys = []
+
+    def evaluate(numbers, key):
+        keys.append(np.asarray(jax.random.key_data(key)))
+        return jnp.zeros(len(numbers))
+
+    algorithm = make_algorithm("Sep_CMA_ES", 4, 3, 0.1, 0.1)
+    params, state = proposals.start(algorithm, jax.random.key(0), jnp.zeros(3), 0.1)
+    first = evolution.Evolving(state, jax.random.key_data(jax.random.key(1)))
+    task = evolution.Task(algorithm, params, first, None, evaluate)
+    evolution.next_generation(task, first)
+    of_candidates, of_curve = keys
+    assert not np.array_equal(of_candidates, of_curve)
 
 
 def test_all_settings_have_help_and_the_scripts_are_among_them():

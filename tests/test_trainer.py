@@ -153,7 +153,7 @@ def test_rewards_are_scaled_by_the_return_of_the_whole_trial():
     total = np.zeros(config["NUM_ENVS"])
     for t in range(config["NUM_STEPS"]):
         boundary = (left[t] == 1) & (episode[t] == 2)
-        total = 0.9 * total * ~boundary + np.asarray(trajectory.reward[t])
+        total = (0.9 * total + np.asarray(trajectory.reward[t])) * ~boundary
     state = ends[True][0].rollout_state
     np.testing.assert_allclose(state.discounted_return, total, rtol=1e-4)
 

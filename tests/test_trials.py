@@ -58,6 +58,8 @@ def test_beside_has_the_last_observation_beside_the_next_first_one(bootstrap):
     assert (done & ~boundary).sum() > 50
     shown = (done & ~boundary)[..., None]
     np.testing.assert_array_equal(played["next"][..., 3:], plain["final_observation"] * shown)
+    np.testing.assert_array_equal(played["final_observation"][..., :3], plain["final_observation"])
+    assert not played["final_observation"][..., 3:].any()
     assert not played["obs"][0, :, 3:].any()
 
 
@@ -97,6 +99,15 @@ def test_without_a_trials_memory_nothing_outlasts_an_episode(episode_end):
         assert not played["next"][..., 5:-1].any()
     else:
         np.testing.assert_array_equal(np.diff(played["next"][..., 2], axis=0)[done[1:]] % 3, 1)
+
+
+def test_the_previous_action_and_reward_last_for_a_trial():
+    played = play("hidden", PREV_ACTION_REWARD=True)
+    action, reward = played["next"][..., :2], played["next"][..., -1]
+    boundary = played["memory_boundary"]
+    assert (played["done"] & ~boundary).sum() > 50
+    np.testing.assert_array_equal(action.sum(axis=-1), ~boundary)
+    np.testing.assert_array_equal(reward, played["reward"] * ~boundary)
 
 
 def test_without_trials_nothing_is_shown():

@@ -145,3 +145,24 @@ class TwoStates(SingleEnvironment):
         state = {"place": jnp.where(action == 0, 0, 1), "steps": state["steps"] + 1}
         obs = jax.nn.one_hot(state["place"], 2)
         return obs, state, reward, jnp.bool_(False), state["steps"] == 8, {}
+
+
+class TwoStatesInThousands(TwoStates):
+    """The same with a thousand times the reward."""
+
+    def step(self, key, state, action):
+        obs, state, reward, *rest = super().step(key, state, action)
+        return obs, state, 1000 * reward, *rest
+
+
+class Endless(SingleEnvironment):
+    """Gives a reward of 1 in every step and never ends."""
+
+    action_space = Discrete(2)
+    obs_size = 1
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action):
+        return jnp.zeros(1), state + 1, 1.0, jnp.bool_(False), jnp.bool_(False), {}

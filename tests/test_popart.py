@@ -1,0 +1,218 @@
+"""PopArt: moments of the returns, and a critic that follows them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import QUICK, random_params, run
+
+import popart
+import trainer_PPO_trXL as trainer
+from environments import make_env
+from learning import collect, init_params, make_init_and_update
+from network import make_network
+from reductions import root_mean_square
+from results import load_results
+from spaces import Discrete, ObsSpace, obs_space, store_obs
+from trainer_PPO_trXL import PPO
+
+CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "NORMALIZE_VALUE": True}
+THOUSANDS = {
+    **QUICK,
+    "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:TwoStatesInThousands",
+    **{"NUM_ENVS": 8, "NUM_STEPS": 12, "WINDOW_MEM": 0, "GAMMA": 0.9, "NORMALIZE_VALUE": True},
+}
+
+
+def test_the_scale_follows_the_returns_and_outputs_stay():
+    """Moments against a loop; the critic says the same of everything when they have moved."""
+    rng = np.random.default_rng(0)
+    moments, decay, mean, square, weight = popart.no_returns(), 0.9, 0.0, 0.0, 0.0
+    first = popart.scale_of(moments)
+    assert (float(first.mu), float(first.sigma)) == (0, 1)
+    kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
+    layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    x = rng.standard_normal((9, 6))
+    says = first.raw(x @ kernel + bias)
+    for updates, scale in enumerate((1.0, 30.0, 1e-3)):
+        returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
+        counts = (rng.random((4, 5)) < 0.7) * 1.0
+        old = popart.scale_of(moments)
+        moments = popart.see_returns(
+            moments, returns, jnp.asarray(counts), decay, jnp.int32(updates), None
+        )
+        new = popart.scale_of(moments)
+        counted = returns[counts > 0]
+        mean = decay * mean + (1 - decay) * counted.mean()
+        square = decay * square + (1 - decay) * (counted**2).mean()
+        weight = decay * weight + (1 - decay)
+        np.testing.assert_allclose(new.mu, mean / weight, rtol=1e-4)
+        deviation = np.sqrt(square / weight - (mean / weight) ** 2)
+        np.testing.assert_allclose(new.sigma, deviation, rtol=1e-3)
+        layer = popart.preserve_outputs(layer, old, new)
+        after = new.raw(x @ layer["kernel"] + layer["bias"])
+        np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
+    still = popart.see_returns(
+        popart.no_returns(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
+    )
+    np.testing.assert_allclose(popart.scale_of(still).sigma, popart.LEAST_SIGMA, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", ["mlp", "residual"])
+def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_critic(heads):
+    """What the critic says of the batch in units of the return is the same before and after."""
+    config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
+    network = make_network(config, Discrete(3), ObsSpace(2))
+    params = random_params(init_params(config, network, 2, jax.random.key(0)))
+    state = PPO.init(config, params)
+    rng = np.random.default_rng(0)
+    obs = store_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
+    memory = jnp.zeros((4, 8 + 16 - 4, 1, 16))
+    reach = jnp.zeros((4, 16), jnp.int32)
+
+    def values(state):
+        x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
+        return popart.scale_of(state.extra).raw(x)
+
+    before = values(state)
+    returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
+    batch = trainer.Batch(*[None] * 9)._replace(value=before, returns=returns)
+    state, batch = trainer.rescale(config, state, batch, None)
+    np.testing.assert_allclose(values(state), before, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(batch.returns, (returns - returns.mean()) / returns.std(), atol=1e-3)
+    np.testing.assert_allclose(batch.value, (before - returns.mean()) / returns.std(), atol=1e-3)
+
+
+def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
+    for changes, clipped in [
+        ({}, True),
+        ({"NORMALIZE_VALUE": True}, False),
+        ({"NORMALIZE_VALUE": True, "CLIP_VALUE": True}, True),
+        ({"CLIP_VALUE": False}, False),
+    ]:
+        assert trainer.loss_settings(PPO.check(changes))["clip_value"] == clipped
+    value, old, returns = jnp.float32([3.0]), jnp.float32([0.0]), jnp.float32([2.0])
+    assert float(trainer.squared_value_loss(value, None, returns, 0.2, None)) == 0.5
+    assert float(trainer.squared_value_loss(value, old, returns, 0.2, None)) == pytest.approx(1.62)
+
+
+def test_a_small_variance_beside_a_large_mean_is_exact():
+    """E[x^2] - E[x]^2 is 0.001 to 0.22 here, another one after every update."""
+    rng = np.random.default_rng(0)
+    moments = popart.no_returns()
+    for updates in range(60):
+        returns = jnp.asarray(500 + 0.1 * rng.standard_normal((16, 64)), jnp.float32)
+        moments = popart.see_returns(moments, returns, None, 0.95, jnp.int32(updates), None)
+        np.testing.assert_allclose(popart.scale_of(moments).sigma, 0.1, rtol=0.06)
+    assert float(moments.mean) == pytest.approx(500, abs=0.01)
+
+
+def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
+    returns = np.random.default_rng(0).normal(3, 2, (5, 4, 6)).astype(np.float32)
+    moments = popart.no_returns()
+    for updates, batch in enumerate(returns):
+        moments = popart.see_returns(moments, batch, None, 1.0, jnp.int32(updates), None)
+    np.testing.assert_allclose(moments, (returns.mean(), returns.var()), rtol=1e-4)
+
+
+def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
+    """v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800, v(1) = 500 + 0.45 (v(0) + v(1)) = 3,200.
+
+    Rollouts of 12 steps begin and end amid episodes, which a limit of 8 steps cuts off: a value
+    that is taken for a return, anywhere in the advantages, would be seen.
+    """
+    config = PPO.check(
+        {
+            **THOUSANDS,
+            **{"CLIP_EPS": 0.0, "ENT_COEF": 0.0, "ADVANTAGE_FLOOR": 1e9, "LR": 3e-3},
+            **{"ANNEAL_LR": True, "TOTAL_TIMESTEPS": 8 * 12 * 150},
+        }
+    )
+    train_state = jax.jit(trainer.make_train(config))(jax.random.key(0))["runner_state"].train_state
+    network = make_network(config, Discrete(2), ObsSpace(2, 2))
+    params = PPO.saved_params(config, train_state)
+    obs, no_memory, reach = jnp.eye(2)[:, None], jnp.zeros((2, 0, 1, 16)), jnp.zeros((2, 1), int)
+    policy, value = network.apply(params, obs, no_memory, reach, 1, method="window")
+    np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
+    np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
+    scale = popart.scale_of(train_state.extra)
+    assert 2500 < scale.mu < 3500
+    assert 100 < scale.sigma < 400
+
+
+def test_the_floor_of_advantages_is_in_returns_as_they_are():
+    """With so large an epsilon Adam's steps are as long as the gradients."""
+    config = PPO.check(
+        {
+            **{**THOUSANDS, "UPDATE_EPOCHS": 1, "NUM_MINIBATCHES": 1, "MAX_GRAD_NORM": 1e9},
+            **{"ENT_COEF": 0.0, "VF_COEF": 0.0, "ADAM_EPSILON": 1e3, "ANNEAL_LR": False},
+        }
+    )
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space, obs_space(env))
+    state = jax.jit(make_init_and_update(config, PPO)[0])(jax.random.key(0))
+    params = random_params(state.train_state.params)
+    state = state._replace(train_state=state.train_state._replace(params=params))
+    state, collected = jax.jit(lambda s: collect(config, env, network, PPO, s))(state)
+
+    @jax.jit
+    def moved(floor):
+        settings = {**config, "ADVANTAGE_FLOOR": floor}
+        before = state.train_state
+        after, _ = trainer.learn(settings, network, before, collected, jax.random.key(1), None)
+        kernels = (x.params["params"]["actor"]["Dense_2"]["kernel"] for x in (after, before))
+        return jnp.linalg.norm(jnp.subtract(*kernels))
+
+    advantage = trainer.generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
+    returns = advantage + collected.trajectory.extras
+    share = jnp.std(advantage) / root_mean_square(returns, None, None)
+    np.testing.assert_allclose(moved(10 * share) / moved(0.0), 0.1, rtol=0.01)
+
+
+def test_steps_without_the_agent_are_no_part_of_the_moments():
+    config = PPO.check(CHAIN)
+    network = make_network(config, Discrete(3), ObsSpace(2))
+    state = PPO.init(config, init_params(config, network, 2, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    returns = rng.normal(50, 20, (4, 16)).astype(np.float32)
+    weight = (rng.random((4, 16)) < 0.6).astype(np.float32)
+    batch = trainer.Batch(*[None] * 9)._replace(
+        value=jnp.zeros((4, 16)), returns=jnp.where(weight, returns, jnp.inf), weight=weight
+    )
+    after, _ = trainer.rescale(config, state, batch, None)
+    counted = returns[weight > 0]
+    np.testing.assert_allclose(after.extra, (counted.mean(), counted.var()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", ["mlp", "residual"])
+def test_saved_parameters_predict_returns(heads):
+    config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
+    network = make_network(config, Discrete(3), ObsSpace(2))
+    params = random_params(init_params(config, network, 2, jax.random.key(0)))
+    scale = popart.ReturnMoments(jnp.float32(500.0), jnp.float32(400.0))
+    state = PPO.init(config, params)._replace(extra=scale)
+
+    def values(params):
+        obs = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 2)), jnp.float32)
+        memory, reach = jnp.zeros((4, 8 + 16 - 4, 1, 16)), jnp.zeros((4, 16), int)
+        return network.apply(params, obs, memory, reach, 4, method="window")[1]
+
+    saved = PPO.saved_params(config, state)
+    np.testing.assert_allclose(values(saved), 500 + 20 * values(params), rtol=1e-4)
+    raw = PPO.check({**QUICK, "HEADS": heads})
+    assert PPO.saved_params(raw, state) is params
+
+
+def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path):
+    """Without learning what it saves is what it started from, though its scale has moved."""
+    run({**CHAIN, "LR": 1e-2, "ANNEAL_LR": False, "RESULTS_DIR": str(tmp_path / "first")})
+    first = tmp_path / "first" / "MemoryChain-bsuite"
+    again = {**CHAIN, "LR": 0.0, "PARAMS": str(first), "RESULTS_DIR": str(tmp_path / "second")}
+    run(again)
+    saved = [
+        load_results(tmp_path / root / "MemoryChain-bsuite" / "0_params.npy")
+        for root in ("first", "second")
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *saved)
