@@ -4,7 +4,9 @@ import json
 import math
 import sys
 from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from support import QUICK, SMALL
 
+import train_PPO_trXL
 import train_PPO_trXL_pmap
 from benchmarks import (
     algorithms,
@@ -35,6 +38,7 @@ from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_ba
 
 pytestmark = pytest.mark.slow
 
+STEPS = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
 SHORT_EPISODES = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 
 
@@ -139,29 +143,67 @@ def test_the_arithmetic_of_a_step():
     )
 
 
+SECONDS = 0.5
+"""What everything takes by the clock of these tests, so that rates are known."""
+
+
+def set_clock(monkeypatch, module):
+    """Gives a benchmark a clock that is `SECONDS` further whenever it is read."""
+    clock = SimpleNamespace(perf_counter=count(0.0, SECONDS).__next__)
+    monkeypatch.setattr(module, "time", clock)
+
+
+def set_seconds(monkeypatch, module, *seconds):
+    """Has a benchmark find these median times, one after the other."""
+    left = iter(seconds)
+    take = lambda function, carry, calls=1: (next(left), function(carry))  # noqa: E731
+    monkeypatch.setattr(module, "median_seconds", take)
+
+
+def test_a_median_is_of_the_calls_behind_the_warm_up(monkeypatch):
+    calls = []
+    times = iter([0, 1, 10, 15, 20, 22])  # start and end of three calls
+    clock = SimpleNamespace(perf_counter=lambda: float(next(times)))
+    monkeypatch.setattr(throughput, "time", clock)
+    seconds, last = throughput.median_seconds(lambda x: calls.append(x) or x + 1, 0, calls=3)
+    assert (seconds, last) == (2.0, throughput.WARM_UP_CALLS + 3)
+    assert calls == [*range(last)]
+
+
 def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
+    set_clock(monkeypatch, throughput)  # of the compilation
+    set_seconds(monkeypatch, throughput, 0.25, 4.0, 2.0, 6.0, 0.5, 1.0)
     settings = [f"{key}={value}" for key, value in QUICK.items()]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "train_PPO_trXL.py", *settings])
     monkeypatch.setitem(throughput.PRODUCT_SIZE, "cpu", 64)
     throughput.main()
     output = capsys.readouterr().out
-    assert "| gradient steps |" in output
     numbers = json.loads(output.splitlines()[-1])
-    asked = "env_sps rollout_sps train_sps naive_train_sps speedup_vs_naive flops_per_step mfu"
-    for name in [*asked.split(), "compile_s", "compile_cached_s", "update_bytes", "env_sps_pool"]:
-        assert numbers[name] > 0, name
+    seconds = {"train_sps": 4, "rollout_sps": 2, "naive_train_sps": 6}
+    seconds |= {"env_sps": 0.5, "env_sps_auto": 0.5, "env_sps_pool": 1}
+    for name, expected in seconds.items():
+        assert numbers[name] == STEPS / expected, name
+    assert "| gradient steps | 31250.00 | 50.0% |" in output
+    assert numbers["compile_s"] == numbers["compile_cached_s"] == SECONDS
+    assert numbers["speedup_vs_naive"] == 1.5
+    assert numbers["train_over_env"] == 0.125
+    assert numbers["product_flops"] == 2 * 64**3 / 0.25
+    config = train_PPO_trXL.config | QUICK
+    assert numbers["flops_per_step"] == throughput.flops_per_step(PPO.check(config), 3, 2)
     assert numbers["mfu"] == pytest.approx(
         numbers["flops_per_step"] * numbers["train_sps"] / numbers["product_flops"]
     )
+    assert numbers["update_bytes"] > parameter_bytes(config)
     assert numbers["device"]
 
 
 def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
+    set_seconds(monkeypatch, growth, 4.0, 2.0, 1.0)
     config = PPO.check(QUICK)
     point = growth.point(config, "WINDOW_MEM", 2)
     assert point["WINDOW_MEM"] == 2
-    assert min(point["update_us"], point["rollout_us"]) > 0
-    assert point["read_cache_us"] > 0
+    assert (point["update_us"], point["rollout_us"]) == (4e6 / STEPS, 2e6 / STEPS)
+    assert point["read_cache_us"] == 1e6 / QUICK["NUM_ENVS"]
     assert len(growth.plot(config, {"WINDOW_MEM": [point]}).axes) == 2
 
     settings = [f"{key}={value}" for key, value in {**QUICK, "WINDOW_MEM": 2}.items()]
@@ -172,10 +214,11 @@ def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
     assert everything[1:] == ["MB", "all"]
 
 
-def test_scaling_counts_what_devices_exchange():
+def test_scaling_counts_what_devices_exchange(monkeypatch):
+    set_seconds(monkeypatch, scaling, SECONDS)
     config = PPO.check({**QUICK, "NUM_ENVS": 8})
     row = scaling.measure(config, 16, 2)
-    assert row["sps"] > 0
+    assert row["sps"] == 16 * QUICK["NUM_STEPS"] / SECONDS
     assert "| 2 | 16 |" in scaling.report(config, [{**row, "devices": 1}, row])
     gradient_steps = config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
     gradients = 4 * num_params(config, obs_size=3, actions=2)
@@ -184,6 +227,10 @@ def test_scaling_counts_what_devices_exchange():
     assert gradient_steps < row["all_reduces"] <= gradient_steps + 6
     exchanged = row["all_reduce_bytes"] - gradient_steps * (gradients + losses)
     assert 0 < exchanged <= 4 * (2 * gradient_steps + 12)
+
+
+def parameter_bytes(config):
+    return 4 * num_params(PPO.check(config), obs_size=3, actions=2)
 
 
 def num_params(config, obs_size, actions):
@@ -271,9 +318,9 @@ def test_a_population_is_timed_in_chunks(monkeypatch):
     monkeypatch.setattr(population, "CHUNKS", (2, 1))
     monkeypatch.setattr(population, "ROUNDS", 1)
     monkeypatch.setattr(population, "WARM_UP_CALLS", 1)
+    set_clock(monkeypatch, population)
     numbers = population.measure(PPO.check(QUICK))
-    assert numbers.keys() == {"2", "1"}
-    assert all(speed > 0 for speed in numbers.values())
+    assert numbers == {"2": 2 * STEPS / SECONDS, "1": 2 * STEPS / SECONDS}
 
 
 def test_a_key_of_one_algorithm_changes_that_one_alone():
@@ -290,7 +337,9 @@ def test_algorithms_are_timed_in_turns(monkeypatch):
     monkeypatch.setattr(algorithms, "WARM_UP_CALLS", 1)
     config = QUICK | {"UPDATE_EPOCHS": 1}
     small = {algo.name: (algo, algo.check(config)) for algo, _ in algorithms.SCRIPTS}
+    set_clock(monkeypatch, algorithms)
     numbers = algorithms.measure(small)
     assert numbers.keys() == {"PPO", "Muesli"}
-    assert numbers["Muesli"]["state_bytes"] > numbers["PPO"]["state_bytes"] > 0
-    assert all(found["sps"] > 0 for found in numbers.values())
+    least = 3 * parameter_bytes(config)  # with the two moments of Adam
+    assert numbers["Muesli"]["state_bytes"] > numbers["PPO"]["state_bytes"] > least
+    assert all(found["sps"] == STEPS / SECONDS for found in numbers.values())

@@ -1,5 +1,8 @@
 """Training with `jax.pmap`: the result does not depend on how many devices did it."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -114,6 +117,29 @@ def test_any_number_of_devices_trains_the_same(num_devices, kind):
         np.testing.assert_allclose(metrics[name][0], values[0], rtol=1e-4, atol=1e-4, err_msg=name)
     # Every environment did the same, action for action.
     np.testing.assert_array_equal(obs.reshape(expected_obs.shape), expected_obs)
+
+
+OPTIMISED = """
+import jax
+import test_devices as tests
+
+params, metrics, obs = tests.trained(2)
+alone, of_alone, seen = tests.trained(None)
+print(tests.largest_difference(params, alone), (obs.reshape(seen.shape) == seen).all())
+"""
+
+
+def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
+    """Which the other tests switch off."""
+    flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    flags["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    tests = Path(__file__).parent
+    flags["PYTHONPATH"] = f"{tests}:{tests.parent}"
+    command = [sys.executable, "-c", OPTIMISED]
+    done = subprocess.run(command, env=os.environ | flags, check=True, capture_output=True)
+    difference, alike = done.stdout.split()
+    assert float(difference) < TOLERANCE
+    assert alike == b"True"
 
 
 @pytest.mark.parametrize("of_gradients", [True, False], ids=["gradients", "advantages"])

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 from benchmarks import gpu
 from benchmarks.study import read_study
 from config import ConfigError, read_overrides
+from docs.keys_page import PAGE, keys_page
 from evaluate_PPO_trXL import OPTIONS
-from host.help import PAGE, keys_page
 from keys import LAUNCH_KEYS
 from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 from trainer_Muesli_trXL import MUESLI
@@ -52,17 +53,6 @@ def each_block(kind: str):
         for page in PAGES
         for number, code in enumerate(blocks(page, kind))
     ]
-
-
-def test_no_function_has_over_60_lines_and_no_file_over_400():
-    """What CONTRIBUTING.md asks for, the tests apart."""
-    for folder in (".", "host", "search", "environments", "benchmarks"):
-        for path in (REPOSITORY / folder).glob("*.py"):
-            code = path.read_text()
-            assert code.count("\n") <= 400, path
-            for node in ast.walk(ast.parse(code)):
-                if isinstance(node, ast.FunctionDef):
-                    assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("code", each_block("python"))
@@ -138,7 +128,9 @@ def test_its_commands_would_be_understood(page, words):
             arguments.remove(scripts[0])
             check_settings(scripts[0], arguments)
         else:
-            assert arguments[:1] in (["-m"], ["-c"])
+            flag, module, *_ = arguments
+            assert flag in ("-m", "-c")
+            assert flag == "-c" or find_spec(module) is not None, module
     elif program == "pip":
         files = [x for flag, x in pairwise(arguments) if flag == "-r"]
         assert all((REPOSITORY / file).is_file() for file in files)
@@ -192,7 +184,7 @@ def test_the_readme_is_short_and_leads_to_every_page():
 
 
 def test_the_page_of_keys_is_the_one_that_the_table_gives():
-    assert PAGE.read_text() == keys_page(PAGE.read_text()), "run python -m host.help"
+    assert PAGE.read_text() == keys_page(PAGE.read_text()), "run python docs/keys_page.py"
 
 
 def test_the_page_on_programs_names_the_keys_that_may_be_traced():
@@ -210,9 +202,9 @@ def files_in_order() -> list[str]:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports when it is imported itself."""
+    """The modules that a file imports, also within its functions."""
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
