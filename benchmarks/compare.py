@@ -5,9 +5,8 @@ the tasks whose names end so. Prints the table of tasks, the maximum of the mean
 training (MMER) and in brackets the return over its last tenth; and of MMER over all tasks each
 model's interquartile mean and how probable it is that one model is better than another, both with
 intervals of 95 % by stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice", arXiv 2108.13264). Of a task's n seeds it draws n - 1 (Rao and
-Wu 1988, "Resampling Inference With Complex Survey Data", JASA 83). Returns count from -1, the
-worst, to 1, as POPGym's do.
+Edge of the Statistical Precipice", arXiv 2108.13264), widened for few seeds. Returns count from -1,
+the worst, to 1, as POPGym's do.
 """
 
 import json
@@ -57,18 +56,22 @@ def improvement(ours: Scores, theirs: Scores) -> float:
 def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, float]:
     """Returns the ends of a statistic's 95 % interval by stratified bootstrap.
 
-    Of a task's n seeds n - 1 are drawn with replacement: the mean of n varies too little, by the
-    factor (n - 1) / n of its variance. With one seed of a task there is no interval: NaN.
+    Each task's seeds are drawn anew, with replacement. The variance of their means is too small by
+    (n - 1) / n, so that the interval is widened by the root of n / (n - 1), n the fewest seeds of a
+    task. With one seed there is no interval: NaN.
     """
-    if any(len(x) < 2 for scores in models for x in scores.values()):
+    seeds = min(len(x) for scores in models for x in scores.values())
+    if seeds < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(0)
 
     def resampled(scores: Scores) -> Scores:
-        return {task: rng.choice(x, len(x) - 1) for task, x in scores.items()}
+        return {task: rng.choice(x, len(x)) for task, x in scores.items()}
 
-    values = [statistic(*map(resampled, models)) for _ in range(SAMPLES)]
-    low, high = np.percentile(values, [2.5, 97.5])
+    found = statistic(*models)
+    values = np.array([statistic(*map(resampled, models)) for _ in range(SAMPLES)])
+    widened = found + np.sqrt(seeds / (seeds - 1)) * (values - found)
+    low, high = np.percentile(widened, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -93,11 +96,11 @@ def over_all(models: dict[str, Scores]) -> str:
     models = {m: {t: (scores[t] + 1) / 2 for t in shared} for m, scores in models.items()}
     lines = [f"Tasks of all models: {len(shared)}. Returns from 0 to 1, intervals of 95 %:", ""]
     for model, scores in models.items():
-        low, high = interval(interquartile_mean, scores)
+        low, high = np.clip(interval(interquartile_mean, scores), 0, 1)
         mean = interquartile_mean(scores)
         lines.append(f"- interquartile mean of {model}: {mean:.3f} ({low:.3f} to {high:.3f})")
     for ours, theirs in permutations(models, 2):
-        low, high = interval(improvement, models[ours], models[theirs])
+        low, high = np.clip(interval(improvement, models[ours], models[theirs]), 0, 1)
         chance = improvement(models[ours], models[theirs])
         lines.append(f"- {ours} better than {theirs}: {chance:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)
