@@ -3,7 +3,7 @@
 FOLDER is the folder of a run, such as results_craftax/Craftax-Symbolic-v1.
 """
 
-import host.interrupt  # noqa: F401  # isort: skip, first
+import trxl  # noqa: F401  # isort: skip, first: Ctrl-C while the rest is imported
 
 import sys
 from pathlib import Path
@@ -11,17 +11,20 @@ from typing import Any
 
 import jax
 
-from config import ConfigError, check_values, read_overrides
-from environments import make_env
-from host.agent import Agent, load_agent, random_agent
-from host.attention import check_attention, draw, record
-from host.episodes import MAX_STEPS, check_gif, enough_episodes, play, save_gif
-from host.experiment import enable_compilation_cache
-from host.failures import explained
-from host.film import check_writable
-from host.help import key_lines
-from host.report import OF_A_TRIAL, plot_trials, report
-from keys import Key, defaults
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError, check_values, read_overrides
+from trxl.keys import Key, defaults
+from trxl.learning import Algorithm
+from trxl.runs import agent as agents
+from trxl.runs.agent import Agent, random_agent
+from trxl.runs.attention import check_attention, draw, record
+from trxl.runs.episodes import MAX_STEPS, check_gif, enough_episodes, play, save_gif
+from trxl.runs.experiment import enable_compilation_cache
+from trxl.runs.failures import explained
+from trxl.runs.film import check_writable
+from trxl.runs.help import key_lines
+from trxl.runs.report import OF_A_TRIAL, plot_trials, report
 
 OPTIONS = {
     "seed": Key(0, "of the agent", low=0, high=2**32 - 1),
@@ -69,6 +72,21 @@ OPTIONS = {
     ),
 }
 """The settings of the command line."""
+
+
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (PPO, MUESLI)}
+"""Algorithms by the name in a saved config."""
+
+
+def load_agent(
+    folder: str | Path,
+    seed: int = 0,
+    greedy: bool = False,
+    algorithm: Algorithm | None = None,
+    environment: str | None = None,
+) -> Agent:
+    """Loads the agent that a run saved, see `trxl.runs.agent.load_agent`."""
+    return agents.load_agent(folder, ALGORITHMS, seed, greedy, algorithm, environment)
 
 
 def main() -> None:
@@ -132,7 +150,7 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
     if gif:
         key = jax.random.key(chosen["EVAL_SEED"] + 1)
         total = save_gif(agent, gif, key, chosen["MAX_STEPS"])
-        what = "a trial" if make_env(agent.config, 1).episodes_per_trial > 1 else "an episode"
+        what = "a trial" if agent.environment().episodes_per_trial > 1 else "an episode"
         print(f"{what} with return {total:.1f} is in {gif}")
     if attention:
         key = jax.random.key(chosen["EVAL_SEED"] + 1)
@@ -147,7 +165,7 @@ def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
       ConfigError: the agent's environment has no trials, none of its rulesets is held out, or there
         is nothing to plot.
     """
-    env = make_env(agent.config, 1)
+    env = agent.environment()
     kwargs = agent.config["ENV_KWARGS"]
     if (chosen["SPLIT"] or chosen["PLOT"]) and env.episodes_per_trial == 1:
         raise ConfigError("SPLIT and PLOT are for trials of several episodes")

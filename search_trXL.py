@@ -3,8 +3,11 @@
 python search_trXL.py ENV_NAME=CartPole-v1 POPULATION=64 LR=1e-5..1e-2 num_layers=1,2
 """
 
-import host.interrupt  # noqa: F401, first
-from search.main import main
+import train_Muesli_trXL
+import train_PPO_trXL
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
+from trxl.search.main import main
 
 config = {
     "ALGORITHM": "PPO",  # whose trainer and default config: PPO or Muesli
@@ -19,5 +22,10 @@ config = {
     "GAMMA": "0.9..0.999",
 }
 
+TRAINERS = {
+    "PPO": (PPO, train_PPO_trXL.config),
+    "Muesli": (MUESLI, train_Muesli_trXL.config),
+}
+
 if __name__ == "__main__":
-    main(config)
+    main(config, TRAINERS)

@@ -4,10 +4,9 @@ Its settings are those of `train_Muesli_trXL.py`, with those of one process of s
 (docs/scaling.md).
 """
 
-import host.interrupt  # noqa: F401, first
-from host.experiment import main
 from train_Muesli_trXL import config
 from trainer_Muesli_trXL import MUESLI
+from trxl.runs.experiment import main
 
 if __name__ == "__main__":
     main(config, MUESLI, all_devices=True)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import learning
-import replay as replays
-from keys import ADVANTAGE_FLOOR, Key, with_shared
-from learning import (
+from transformerXL import make_body
+from trxl import learning
+from trxl import replay as replays
+from trxl.categorical import Bins
+from trxl.keys import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.learning import (
     Algorithm,
     TrainState,
     gradient_step,
@@ -25,12 +27,12 @@ from learning import (
     mean_metrics,
     minibatch_rows,
 )
-from model import Imagined, ModelNetwork, every_action, make_network
-from reductions import normalise_weight, root_mean_square, weighted_mean
-from replay import Replay
-from rollout import Config, Metrics, Rollout, by_environment, together, window_memory
-from spaces import ActionSpace, Discrete, StoredObs, encode_action
-from targets import (
+from trxl.model import Imagined, ModelNetwork, every_action
+from trxl.reductions import normalise_weight, root_mean_square, weighted_mean
+from trxl.replay import Replay
+from trxl.rollout import Config, Metrics, Rollout, by_environment, together, window_memory
+from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
+from trxl.targets import (
     PolicyTarget,
     Steps,
     Variance,
@@ -41,6 +43,7 @@ from targets import (
     sampled_mpo_weights,
     see_advantages,
 )
+from wrappers import make_env
 
 KEYS = with_shared(
     {
@@ -117,6 +120,21 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
     return learning.make_train(config, MUESLI, axis_name)
 
 
+def make_network(
+    config: dict[str, Any], action_space: ActionSpace, space: ObsSpace
+) -> ModelNetwork:
+    """Returns the network of a checked config."""
+    body, make_head = make_body(config, space)
+    return ModelNetwork(
+        body,
+        action_space,
+        make_head,
+        config["MODEL_SIZE"],
+        Bins(config["VALUE_BINS"], config["VALUE_LIMIT"]),
+        jnp.dtype(config["COMPUTE_DTYPE"]),
+    )
+
+
 def make_optimizer() -> optax.GradientTransformation:
     """Adam, its direction clipped to +-1; the learning rate comes after it."""
     return optax.chain(optax.scale_by_adam(), optax.clip(1.0))
@@ -183,6 +201,7 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
     active = trajectory.active
     if active is not None:  # an agent that is out earns what its team does, as it comes
         final_value = jnp.where(active, final_value, 0)
+        assert collected.last_active is not None
         last_value = jnp.where(collected.last_active, last_value, 0)
     names = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "reach")
     return Batch(
@@ -413,6 +432,7 @@ def later(x: jax.Array, steps: int) -> jax.Array:
 MUESLI = Algorithm(
     name="Muesli",
     keys=KEYS,
+    make_env=make_env,
     make_network=make_network,
     init=init,
     learn=learn,

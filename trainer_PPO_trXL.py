@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import learning
-from config import piece
-from heads import LAST_LAYER
-from keys import ADVANTAGE_FLOOR, Key, with_shared
-from learning import (
+from transformerXL import ActorCriticTransformer, make_network
+from trxl import learning
+from trxl.config import piece
+from trxl.heads import LAST_LAYER
+from trxl.keys import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.learning import (
     Algorithm,
     Minibatch,
     TrainState,
@@ -25,8 +26,7 @@ from learning import (
     learning_rate,
     minibatch_rows,
 )
-from network import ActorCriticTransformer, make_network
-from popart import (
+from trxl.popart import (
     Scale,
     absorb_scale,
     no_returns,
@@ -34,15 +34,16 @@ from popart import (
     scale_of,
     see_returns,
 )
-from reductions import (
+from trxl.reductions import (
     moments,
     normalise_weight,
     root_mean_square,
     weighted_mean,
     where_counted,
 )
-from rollout import Config, Metrics, Rollout, by_environment, window_memory
-from spaces import StoredObs
+from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
+from trxl.spaces import StoredObs
+from wrappers import make_env
 
 KEYS = with_shared(
     {
@@ -242,6 +243,7 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     trajectory = collected.trajectory
     last_value = collected.last_extras
     if trajectory.active is not None:
+        assert collected.last_active is not None
         last_value = jnp.where(collected.last_active, last_value, 0)
         final_value = jnp.where(trajectory.active, trajectory.final_extras, 0)
         trajectory = trajectory._replace(final_extras=final_value)
@@ -395,6 +397,7 @@ def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
 PPO = Algorithm(
     name="PPO",
     keys=KEYS,
+    make_env=make_env,
     make_network=make_network,
     init=init,
     learn=learn,

@@ -1,8 +1,8 @@
-"""What an environment is, and wrappers around a batch of them: returns, agents as rows, inputs.
+"""Batched environments: `make_env`, reset strategies, logging, and what the agent observes.
 
 A `SingleEnvironment`, a suite's adapter or one of your own, does not reset itself. The reset
-strategies of resets.py turn it into B environments in which a finished one starts its next episode
-in that very step:
+strategies turn it into B environments in which a finished one starts its next episode in that very
+step:
 
     reset(keys) -> (obs, state)
     step(keys, state, action) -> (obs, state, reward, done, info)
@@ -23,68 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import ConfigError
-from spaces import ActionSpace, Box, Grid, encode_action, mask_size
-
-
-class SingleEnvironment:
-    """One environment, pure functions of JAX, that does not reset itself.
-
-    Every adapter is one, and so is an environment of your own; it sets `action_space` and
-    `obs_size`, and others of these attributes where they are different.
-    """
-
-    action_space: ActionSpace
-    obs_size: int
-    num_binary = 0
-    """So many leading entries of an observation are always 0 or 1."""
-    grid: Grid | None = None
-    """The grid of cells that an observation holds, among its binary entries."""
-    can_truncate = True
-    """Whether truncation is told from termination; if not, it counts as one."""
-    episode_metrics: tuple[str, ...] = ()
-    """Names in info whose values at an episode's end are to be averaged over episodes."""
-    num_agents: int | None = None
-    """With several agents, how many; then see `AgentRows`."""
-    episodes_per_trial = 1
-    """How many episodes there are between two memory boundaries."""
-    previous_action_reward = False
-    """What PREV_ACTION_REWARD=None means."""
-    default_reset_strategy = "auto"
-
-    def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
-        """A first observation (obs_size,) float32, and the state."""
-        raise NotImplementedError
-
-    def step(self, key: jax.Array, state: Any, action: jax.Array):
-        """One step.
-
-        Args:
-          action: () int for `Discrete` actions, else (choices,) int or (size,) float; numbers of a
-            `Box` come within its bounds.
-
-        Returns:
-          obs, state, reward (), terminated () bool, truncated () bool, info: a dict, which may have
-          `memory_boundary` () bool.
-        """
-        raise NotImplementedError
-
-    def next_episode(self, key: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """What follows an episode that ended in `state`: by default a reset."""
-        del state
-        return self.reset(key)
-
-    def out(self, state: Any) -> jax.Array:
-        """Of several agents (A,) bool, which have no part in the episode any more."""
-        raise NotImplementedError
-
-    def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8.
-
-        Raises:
-          ConfigError: there is none for this environment.
-        """
-        raise ConfigError(f"{type(self).__name__} has no renderer")
+from trxl.batching import anywhere
+from trxl.config import ConfigError
+from trxl.environments import make_single_env
+from trxl.environments.adapting import making
+from trxl.environments.base import SingleEnvironment
+from trxl.spaces import Box, encode_action, mask_size
 
 
 class Wrapper:
@@ -220,3 +164,370 @@ class PreviousActionReward(Wrapper):
     def _extend(self, obs: jax.Array, action: jax.Array, reward: jax.Array) -> jax.Array:
         mask, rest = jnp.split(obs, [mask_size(self.action_space)], axis=-1)
         return jnp.concatenate([mask, action, rest, reward[:, None]], axis=-1)
+
+
+class ForgottenEpisodes(Wrapper):
+    """Trials in which every episode's end empties the memory, as if it were the trial's."""
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._env.step(keys, state, action)
+        return obs, state, reward, done, {k: v for k, v in info.items() if k != "memory_boundary"}
+
+
+class EndBeside(Wrapper):
+    """The last observation of an episode beside the first of the next one of the same trial.
+
+    Below every other observation there are zeros. A mask of actions is not repeated.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self._mask = mask_size(env.action_space)
+        self.obs_size = 2 * env.obs_size - self._mask
+        binary = env.num_binary == env.obs_size
+        self.num_binary = self.obs_size if binary else env.num_binary
+
+    def reset(self, keys: jax.Array):
+        obs, state = self._env.reset(keys)
+        return self._extend(obs, jnp.zeros_like(obs)), state
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._env.step(keys, state, action)
+        last = info["final_observation"]
+        shown = done & ~info.get("memory_boundary", done)
+        info["final_observation"] = self._extend(last, jnp.zeros_like(last))
+        return self._extend(obs, last * shown[:, None]), state, reward, done, info
+
+    def _extend(self, obs: jax.Array, last: jax.Array) -> jax.Array:
+        return jnp.concatenate([obs, last[:, self._mask :]], axis=-1)
+
+
+class ShownEndState(NamedTuple):
+    """Where an environment stands, and whether it shows an end."""
+
+    env_state: Any
+    obs: jax.Array  # (obs_size,), the newest
+    boundary: jax.Array  # () bool, whether a trial ended with it
+    waiting: jax.Array  # () bool, whether the next step begins an episode
+
+
+class ShownEnd(SingleEnvironment):
+    """A step between two episodes of a trial, from the last observation to the next first one.
+
+    Its action changes nothing and its reward is 0; it counts as the first of the next episode.
+    Between two trials there is none.
+    """
+
+    SAME = (
+        *("action_space", "obs_size", "num_binary", "grid", "can_truncate", "episode_metrics"),
+        *("episodes_per_trial", "previous_action_reward", "num_agents"),
+    )
+
+    def __init__(self, env: SingleEnvironment):
+        self._env = env
+        for name in self.SAME:
+            setattr(self, name, getattr(env, name))
+
+    def reset(self, key: jax.Array):
+        return self._at(*self._env.reset(key))
+
+    def step(self, key: jax.Array, state: ShownEndState, action: jax.Array):
+        step_key, next_key = jax.random.split(key)
+        obs, env_state, *ends, info = self._env.step(step_key, state.env_state, action)
+        begun = self._at(*self._env.next_episode(next_key, state.env_state))
+        ended = ends[1] | ends[2]
+        boundary = info.get("memory_boundary", ended)
+        went_on = obs, ShownEndState(env_state, obs, boundary, jnp.bool_(False))
+        obs, after = choose(state.waiting, begun, went_on)
+        reward, terminated, truncated = (choose(state.waiting, jnp.zeros_like(x), x) for x in ends)
+        info["memory_boundary"] = boundary & ~state.waiting
+        return obs, after, reward, terminated, truncated, info
+
+    def next_episode(self, key: jax.Array, state: ShownEndState):
+        fresh = self._at(*self._env.next_episode(key, state.env_state))
+        return choose(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
+
+    def out(self, state: ShownEndState) -> jax.Array:
+        return self._env.out(state.env_state)
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        render = self._env.renderer()
+        return lambda state: render(state.env_state)
+
+    def _at(self, obs: jax.Array, env_state: Any) -> tuple[jax.Array, ShownEndState]:
+        no = jnp.bool_(False)
+        return obs, ShownEndState(env_state, obs, no, no)
+
+
+def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
+    """One of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+class BatchedReset(Wrapper):
+    """What the reset strategies share: stepping B environments and reporting how they ended.
+
+    A step's key is split as Gymnax's and Craftax's own auto-reset do it, into one for the step and
+    one for the reset, so that equal keys give equal transitions.
+    """
+
+    def __init__(self, env, num_envs: int):
+        super().__init__(env)
+        self.num_envs = self.num_rows = num_envs
+
+    def reset(self, keys: jax.Array):
+        return jax.vmap(self._env.reset)(keys)
+
+    def single_states(self, state: Any) -> Any:
+        """The single environments' own states in `state`, leaves (B, ...)."""
+        return state
+
+    @jax.named_scope("keys")
+    def _split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pairs = jax.vmap(jax.random.split)(keys)
+        return pairs[:, 0], pairs[:, 1]
+
+    def _step_without_reset(self, keys: jax.Array, state: Any, action: jax.Array):
+        if isinstance(self.action_space, Box):
+            action = self.action_space.clip(action)
+        with jax.named_scope("game"):
+            obs, state, reward, terminated, truncated, info = jax.vmap(self._env.step)(
+                keys, state, action
+            )
+        reward = reward.astype(jnp.float32)
+        terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+        if not self._env.can_truncate:
+            terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
+        info = {**info, "terminated": terminated, "truncated": truncated}
+        info["final_observation"] = obs
+        return obs, state, reward, terminated | truncated, info
+
+
+class AutoReset(BatchedReset):
+    """A reset per environment per step, used where the environment finished.
+
+    What Gymnax and Craftax do by themselves. Right where a reset costs no more than a step.
+    """
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        step_keys, reset_keys = self._split(keys)
+        obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
+        with jax.named_scope("resets"):
+            fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
+            obs, state = _where(done, fresh, (obs, state))
+        return obs, state, reward, done, info
+
+
+class OptimisticReset(BatchedReset):
+    """B / ratio resets per step, shared by the environments that finish in it.
+
+    The strategy of Craftax Baselines (Matthews et al. 2024). The i-th environment to finish in a
+    step takes world i mod (B / ratio): while there are as many worlds as finishing environments no
+    two get the same one, beyond that they share them.
+
+    Args:
+      ratio: divides num_envs.
+    """
+
+    def __init__(self, env, num_envs: int, ratio: int):
+        super().__init__(env, num_envs)
+        self._num_worlds = num_envs // ratio
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        step_keys, reset_keys = self._split(keys)
+        obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
+        with jax.named_scope("resets"):
+            worlds = self.reset(reset_keys[: self._num_worlds])
+            taken = (jnp.cumsum(done) - 1) % self._num_worlds
+            obs, state = _where(done, _rows(worlds, taken), (obs, state))
+        return obs, state, reward, done, info
+
+
+class Pool(NamedTuple):
+    """For each environment the world that its next episode starts in."""
+
+    worlds: Any  # (B, ...) (obs, state)
+    used: jax.Array  # (B,) bool, the world was taken and is not replaced yet
+    keys: jax.Array  # (B,)
+    episode: jax.Array  # (B,) int32, the number of the episode that the world is for
+
+
+class PoolState(NamedTuple):
+    running: Any  # (B, ...) state
+    pool: Pool
+
+
+class WorldPool(BatchedReset):
+    """A pool with the next world of every environment, refilled in batches.
+
+    World generation in Craftax costs about 20 times a step. Here a world is generated once per
+    episode, from a key that depends on its environment's reset key and the episode's number alone:
+    no world is ever played twice, and which one comes next depends neither on the environments
+    beside it nor on the batch size.
+
+    Used worlds are replaced when `batch` of them have gathered, in one vectorised call. An
+    environment that finishes again before that has no fresh world in the pool: then the pool
+    generates a batch at once, and so on until all who finish in this step have theirs. Running dry
+    costs time, never a repeated world.
+
+    Args:
+      batch: worlds generated per call, at most num_envs.
+    """
+
+    def __init__(self, env, num_envs: int, batch: int):
+        super().__init__(env, num_envs)
+        self._batch = batch
+
+    def reset(self, keys: jax.Array):
+        first_keys, world_keys = self._split(keys)
+        episode = jnp.ones(self.num_envs, jnp.int32)
+        # All in one call: world generation takes long to compile.
+        all_keys = jnp.concatenate([first_keys, self._episode_keys(world_keys, episode)])
+        generated = jax.vmap(self._env.reset)(all_keys)
+        obs, running = jax.tree.map(lambda x: x[: self.num_envs], generated)
+        worlds = jax.tree.map(lambda x: x[self.num_envs :], generated)
+        used = jnp.zeros(self.num_envs, bool)
+        return obs, PoolState(running, Pool(worlds, used, world_keys, episode))
+
+    def step(self, keys: jax.Array, state: PoolState, action: jax.Array):
+        step_keys, _ = self._split(keys)
+        obs, running, reward, done, info = self._step_without_reset(
+            step_keys, state.running, action
+        )
+        pool = self._refill(state.pool, done)
+        obs, running = self._take(done, (obs, running), pool.worlds)
+        pool = pool._replace(used=pool.used | done)
+        return obs, PoolState(running, pool), reward, done, info
+
+    def single_states(self, state: PoolState) -> Any:
+        return state.running
+
+    def _episode_keys(self, world_keys: jax.Array, episode: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in)(world_keys, episode)
+
+    @jax.named_scope("worlds")
+    def _refill(self, pool: Pool, needed: jax.Array) -> Pool:
+        """Replaces worlds while a whole batch is used, or one is that is needed now.
+
+        Under vmap over seeds what one of them needs replaces the used worlds of all: early, and
+        with the worlds that they would get later.
+        """
+
+        def due(pool: Pool):
+            gathered = jnp.sum(pool.used) >= self._batch
+            return anywhere(gathered | (pool.used & needed))
+
+        def replace(pool: Pool):
+            urgency = jnp.where(pool.used, jnp.where(needed, 0, 1), 2)
+            rows = jnp.argsort(urgency)[: self._batch]
+            rows = jnp.where(pool.used[rows], rows, self.num_envs)  # past the end: dropped
+            episode = pool.episode.at[rows].add(1, mode="drop")
+            keys = self._episode_keys(_rows(pool.keys, rows), _rows(episode, rows))
+            worlds = jax.vmap(self._env.reset)(keys)
+            return pool._replace(
+                worlds=_write_rows(pool.worlds, rows, worlds),
+                used=pool.used.at[rows].set(False, mode="drop"),
+                episode=episode,
+            )
+
+        return jax.lax.while_loop(due, replace, pool)
+
+    @jax.named_scope("resets")
+    def _take(self, done: jax.Array, running: Any, worlds: Any):
+        """`running` with the rows that are done replaced, a batch at a time: the rows are large."""
+
+        def copy(carry):
+            running, left = carry
+            (rows,) = jnp.nonzero(left, size=self._batch, fill_value=self.num_envs)
+            running = _write_rows(running, rows, _rows(worlds, rows))
+            return running, left.at[rows].set(False, mode="drop")
+
+        return jax.lax.while_loop(lambda carry: anywhere(carry[1]), copy, (running, done))[0]
+
+
+def _where(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
+    """Row by row: leaves (B, ...) of one tree where `mask` (B,), of the other elsewhere."""
+
+    def select(a, b):
+        return jnp.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
+
+    return jax.tree.map(select, if_true, if_false)
+
+
+def _rows(tree: Any, rows: jax.Array) -> Any:
+    """Reads the rows; one past the end reads the last."""
+    return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), tree)
+
+
+def _write_rows(tree: Any, rows: jax.Array, values: Any) -> Any:
+    """Writes `values` at `rows`; rows past the end are dropped."""
+    return jax.tree.map(lambda x, v: x.at[rows].set(v, mode="drop"), tree, values)
+
+
+def make_env(config: dict[str, Any], num_envs: int):
+    """Makes the batched environment of a checked config.
+
+    Args:
+      config: of it `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `EPISODE_END`,
+        `TRIAL_MEMORY`, `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO` are used.
+      num_envs: how many environments run here: NUM_ENVS, or one device's share.
+
+    Returns:
+      An environment as the head of wrappers.py describes it, with the attributes of a
+      `SingleEnvironment` and `num_rows`, B: `num_envs`, or as many times the agents.
+
+    Raises:
+      ConfigError: an unknown environment, one that can't be made or has actions of no supported
+        kind, an unknown name in ENV_KWARGS.
+    """
+    make = making(config["ENV_NAME"], config["ENV_KWARGS"])
+    # A suite is imported where it is first used; its constants must not be of a trace then.
+    with jax.ensure_compile_time_eval():
+        return make(lambda: _make_env(config, num_envs))
+
+
+def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
+    single = make_single_env(config["ENV_NAME"], config["ENV_KWARGS"])
+    if config["BOOTSTRAP_TRUNCATED"] is not None:
+        single.can_truncate = config["BOOTSTRAP_TRUNCATED"]
+    of_trials = single.episodes_per_trial > 1
+    if of_trials and config["EPISODE_END"] == "step" and config["TRIAL_MEMORY"]:
+        single = ShownEnd(single)
+    env: Wrapper = LogEpisodes(with_resets(single, config, num_envs))
+    if of_trials and not config["TRIAL_MEMORY"]:
+        env = ForgottenEpisodes(env)
+    if env.num_agents is not None:
+        env = AgentRows(env)
+    if of_trials and config["EPISODE_END"] == "beside":
+        env = EndBeside(env)
+    previous = config["PREV_ACTION_REWARD"]
+    if env.previous_action_reward if previous is None else previous:
+        env = PreviousActionReward(env)
+    return env
+
+
+def with_resets(single: SingleEnvironment, config: dict[str, Any], num_envs: int) -> BatchedReset:
+    """The environment in a batch that resets itself by the config's strategy.
+
+    Raises:
+      ConfigError: the strategy is not for this environment, or not for so many.
+    """
+    strategy, ratio = (
+        config["RESET_STRATEGY"] or single.default_reset_strategy,
+        config["RESET_RATIO"],
+    )
+    if strategy == "auto":
+        return AutoReset(single, num_envs)
+    if type(single).next_episode is not SingleEnvironment.next_episode:
+        raise ConfigError(
+            f"{config['ENV_NAME']} has episodes that build on the one before, which takes"
+            f" RESET_STRATEGY=auto, not {strategy}"
+        )
+    if strategy == "pool":
+        return WorldPool(single, num_envs, max(1, num_envs // ratio))
+    if num_envs % ratio:
+        raise ConfigError(
+            "RESET_RATIO must divide the number of environments with RESET_STRATEGY=optimistic:"
+            f" {ratio} does not divide {num_envs}"
+        )
+    return OptimisticReset(single, num_envs, ratio)

@@ -18,11 +18,11 @@ import jax
 
 import train_Muesli_trXL
 import train_PPO_trXL
-from config import ConfigError, read_overrides
-from keys import Keys
-from learning import Algorithm, make_init_and_update
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError, read_overrides
+from trxl.keys import Keys
+from trxl.learning import Algorithm, make_init_and_update
 
 SCRIPTS = ((PPO, train_PPO_trXL.config), (MUESLI, train_Muesli_trXL.config))
 ROUNDS = 7

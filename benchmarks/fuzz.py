@@ -25,10 +25,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 import evaluate_PPO_trXL as evaluate  # noqa: E402
 from benchmarks.wrong_input import SMALL, Case, cases  # noqa: E402
-from host import capacity  # noqa: E402
-from host.experiment import run  # noqa: E402
-from host.program import Program  # noqa: E402
 from trainer_PPO_trXL import PPO  # noqa: E402
+from trxl.runs import capacity  # noqa: E402
+from trxl.runs.experiment import run  # noqa: E402
+from trxl.runs.program import Program  # noqa: E402
 
 MEMORY = 2 * 10**8
 """Bytes that the device is said to have, so that no case takes long."""

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from benchmarks.throughput import median_seconds, memory_bytes, progress, read_config
-from config import ConfigError
-from environments import make_env
-from learning import collect, make_init_and_update
-from network import make_network
-from spaces import obs_space
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.config import ConfigError
+from trxl.learning import collect, make_init_and_update
+from trxl.spaces import obs_space
+from wrappers import make_env
 
 VALUES = {
     "NUM_ENVS": [8, 16, 32, 64, 128, 256],

@@ -14,15 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dense import LAYER_NORM_EPSILON
-from network import make_network
 from trainer_PPO_trXL import PPO
 from transformerXL import (
     Gate,
     TransformerXLLayer,
+    make_network,
     relative_shift,
     sinusoid,
 )
+from trxl.dense import LAYER_NORM_EPSILON
 
 
 class NaiveLayer(TransformerXLLayer):

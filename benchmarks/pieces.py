@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
-from dense import matmul
-from encoders import CELL_WIDTH, Convolution, LinearEncoder
-from environments import make_env
-from rollout import split_each
-from spaces import ObsSpace, StoredObs, obs_space, restore_obs, store_obs
 from trainer_PPO_trXL import PPO
+from trxl.dense import matmul
+from trxl.encoders import CELL_WIDTH, Convolution, LinearEncoder
+from trxl.rollout import split_each
+from trxl.spaces import ObsSpace, StoredObs, obs_space, restore_obs, store_obs
+from wrappers import make_env
 
 ENVIRONMENTS, STEPS, WIDTH = 8, 128, 256
 GRADIENTS = 8  # per call

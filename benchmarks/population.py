@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from config import ConfigError, read_overrides
-from search.population import Programs, Row
 from train_PPO_trXL import config as defaults
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError, read_overrides
+from trxl.search.population import Programs, Row
 
 RUNS = 16
 CHUNKS = (16, 8, 4, 2, 1)  # members; each divides RUNS

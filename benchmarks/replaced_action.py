@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import ConfigError
-from environments import Discrete, make_env
-from host.agent import Agent, load_agent
-from host.episodes import make_loop
+from evaluate_PPO_trXL import load_agent
+from trxl.config import ConfigError
+from trxl.environments import Discrete
+from trxl.runs.agent import Agent
+from trxl.runs.episodes import make_loop
+from wrappers import make_env
 
 ENVS = 32
 AFTER = 8  # steps that are shown after the one replaced

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from environments import craftax
-from environments.elementwise import elementwise
+from trxl.environments import craftax
+from trxl.environments.elementwise import elementwise
 
 NUM_ENVS, CHUNK = 128, 100
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.throughput import median_seconds, progress, read_config
-from config import ConfigError
-from learning import make_init_and_update
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.learning import make_init_and_update
 
 
 def main() -> None:

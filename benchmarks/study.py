@@ -31,9 +31,9 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from config import num_updates  # noqa: E402
-from environments import is_own  # noqa: E402
-from results import load_results  # noqa: E402
+from trxl.config import num_updates  # noqa: E402
+from trxl.environments import is_own  # noqa: E402
+from trxl.results import load_results  # noqa: E402
 
 
 class Run(NamedTuple):

@@ -24,14 +24,14 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.naive import NAIVE_PPO
-from config import ConfigError, read_overrides
-from environments import make_env
-from learning import collect, make_init_and_update
-from network import make_network
-from policies import sample_uniformly
-from rollout import split_each
-from spaces import obs_space
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.config import ConfigError, read_overrides
+from trxl.learning import collect, make_init_and_update
+from trxl.policies import sample_uniformly
+from trxl.rollout import split_each
+from trxl.spaces import obs_space
+from wrappers import make_env
 
 CALLS = 5  # of which the median is taken
 WARM_UP_CALLS = 3  # the first compiles; after a few, episodes end as often as they will

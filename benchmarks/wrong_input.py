@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import evaluate_PPO_trXL as evaluate  # noqa: E402
-from environments import suites  # noqa: E402
-from host.experiment import main  # noqa: E402
 from trainer_PPO_trXL import PPO  # noqa: E402
+from trxl.environments import suites  # noqa: E402
+from trxl.runs.experiment import main  # noqa: E402
 
 SMALL = {
     "ENV_NAME": "MemoryChain-bsuite",
@@ -144,7 +144,7 @@ def of_environments(rng: random.Random) -> Case:
 OWN = """
 import jax
 import jax.numpy as jnp
-from environments import Box, Discrete, MultiDiscrete, SingleEnvironment
+from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment
 
 class Own(SingleEnvironment):
     {attributes}

@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 
-from environments import Discrete, SingleEnvironment
+from trxl.environments import Discrete, SingleEnvironment
 
 
 class BanditOfRooms(SingleEnvironment):

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from environments import Discrete
-from host import experiment, run_config
-from network import make_network
-from spaces import ObsSpace
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.environments import Discrete
+from trxl.runs import experiment, run_config
+from trxl.spaces import ObsSpace
 
 SMALL = {
     "NUM_ENVS": 4,
@@ -34,7 +34,7 @@ OBS_SIZE = 3
 OWN_ENVIRONMENT = """
 from pathlib import Path
 import jax.numpy as jnp
-from environments import Discrete, SingleEnvironment
+from trxl.environments import Discrete, SingleEnvironment
 
 Path(__file__).with_name("ran").touch()
 

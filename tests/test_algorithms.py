@@ -8,14 +8,13 @@ import pytest
 from support import QUICK
 from toy_reinforce import REINFORCE
 
-from algorithms import ALGORITHMS
-from config import ConfigError
-from evaluate_PPO_trXL import load_agent, play
-from host.experiment import main, run
-from host.run_config import resumed_config
-from learning import make_train
-from results import load_results
+from evaluate_PPO_trXL import ALGORITHMS, load_agent, play
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.learning import make_train
+from trxl.results import load_results
+from trxl.runs.experiment import main, run
+from trxl.runs.run_config import resumed_config
 
 CHAIN = {
     **{key: value for key, value in QUICK.items() if key in REINFORCE.keys},

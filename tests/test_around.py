@@ -7,17 +7,18 @@ import oracle
 import pytest
 from support import QUICK, random_params, run
 
-import cells as cells_module
-import encoders
-from cells import cells_product, find_entries
-from config import ConfigError
-from encoders import FeatureEncoder
 from evaluate_PPO_trXL import load_agent
-from heads import ResidualHead
-from learning import init_params
-from network import make_network
-from results import load_results
-from spaces import (
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl import cells as cells_module
+from trxl import encoders
+from trxl.cells import cells_product, find_entries
+from trxl.config import ConfigError
+from trxl.encoders import FeatureEncoder
+from trxl.heads import ResidualHead
+from trxl.learning import init_params
+from trxl.results import load_results
+from trxl.spaces import (
     Discrete,
     Grid,
     ObsSpace,
@@ -26,7 +27,6 @@ from spaces import (
     restore_obs,
     store_obs,
 )
-from trainer_PPO_trXL import PPO
 
 GRIDS = {
     "one part": Grid(0, 2, 3, ((5, 1, 1, 2),)),

@@ -10,9 +10,9 @@ from PIL import Image
 from support import QUICK, run
 
 import evaluate_PPO_trXL as evaluate
-from config import ConfigError
 from evaluate_PPO_trXL import load_agent
-from host.attention import by_step, check_attention, record, view
+from trxl.config import ConfigError
+from trxl.runs.attention import by_step, check_attention, record, view
 
 SOLVED = "results_gymnax/memory_length_20/MemoryChain-bsuite"
 

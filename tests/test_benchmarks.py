@@ -28,13 +28,14 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.naive import NAIVE_PPO, make_naive_network
-from config import ConfigError
-from encoders import Convolution
-from environments import Discrete, make_env
-from learning import collect, init_params, make_init_and_update
-from network import make_network
-from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
+from transformerXL import make_network
+from trxl.config import ConfigError
+from trxl.encoders import Convolution
+from trxl.environments import Discrete
+from trxl.learning import collect, init_params, make_init_and_update
+from trxl.spaces import ObsSpace, obs_space
+from wrappers import make_env
 
 pytestmark = pytest.mark.slow
 

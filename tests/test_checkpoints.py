@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from config import ConfigError
-from host.checkpoints import FullCheckpoints, LearnerCheckpoints
-from host.curves import CurveFile
+from trxl.config import ConfigError
+from trxl.runs.checkpoints import FullCheckpoints, LearnerCheckpoints
+from trxl.runs.curves import CurveFile
 
 
 def full(folder):

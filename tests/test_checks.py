@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import pytest
 from support import QUICK, run
 
-from config import ConfigError, read_overrides, shortened
-from environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_env, make_own
-from environments.checks import check_environment
-from host.capacity import check_capacity, device_memory, in_units, least_needs
-from host.failures import explained
-from host.program import Program
-from host.record import NotFiniteError
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError, read_overrides, shortened
+from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_own
+from trxl.environments.checks import check_environment
+from trxl.runs.capacity import check_capacity, device_memory, in_units, least_needs
+from trxl.runs.failures import explained
+from trxl.runs.program import Program
+from trxl.runs.record import NotFiniteError
+from wrappers import make_env
 
 
 class Right(SingleEnvironment):
@@ -131,7 +132,7 @@ def test_a_method_that_is_none_is_named(attributes, message):
 OWN = """
 import sys
 import jax.numpy as jnp
-from environments import Discrete, SingleEnvironment
+from trxl.environments import Discrete, SingleEnvironment
 
 class Own(SingleEnvironment):
     action_space = Discrete(2)

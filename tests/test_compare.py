@@ -8,9 +8,9 @@ import pytest
 from support import SMALL
 
 from benchmarks import compare, curves, how_far_back, replaced_action, study
-from config import ConfigError
-from host.agent import Agent
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.runs.agent import Agent
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "status": 0, "mmer": value + 0.1 * seed})

@@ -6,9 +6,9 @@ import pytest
 import train_Muesli_trXL
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from config import SETTINGS, ConfigError, num_updates, read_overrides
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
+from trxl.config import SETTINGS, ConfigError, num_updates, read_overrides
 
 
 @pytest.mark.parametrize("script", [train_PPO_trXL, train_PPO_trXL_pmap])

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from support import QUICK
 
-import learning
-import reductions
 import trainer_PPO_trXL as trainer
-from host.program import Program
-from learning import make_init_and_update
 from trainer_PPO_trXL import PPO
+from trxl import learning, reductions
+from trxl.learning import make_init_and_update
+from trxl.runs.program import Program
 
 pytestmark = pytest.mark.slow
 

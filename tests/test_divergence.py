@@ -13,11 +13,11 @@ import pytest
 from support import QUICK, main, resumed_config, run, whole_checkpoints
 
 from benchmarks import study
-from config import ConfigError
-from host import experiment, progress
-from host.program import Program
-from host.record import NotFiniteError
-from results import load_results
+from trxl.config import ConfigError
+from trxl.results import load_results
+from trxl.runs import experiment, progress
+from trxl.runs.program import Program
+from trxl.runs.record import NotFiniteError
 
 pytestmark = pytest.mark.slow
 

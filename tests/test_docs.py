@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.study import read_study
-from config import ConfigError, read_overrides
 from docs.keys_page import PAGE, keys_page
 from evaluate_PPO_trXL import OPTIONS
-from keys import LAUNCH_KEYS
-from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import KEYS
+from trxl.config import ConfigError, read_overrides
+from trxl.keys import LAUNCH_KEYS
+from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from environments import craftax
-from environments.elementwise import LARGEST_READ, LARGEST_WRITTEN, LONGEST_LOOP, elementwise
+from trxl.environments import craftax
+from trxl.environments.elementwise import LARGEST_READ, LARGEST_WRITTEN, LONGEST_LOOP, elementwise
 
 
 def primitives(function, *args):

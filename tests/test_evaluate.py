@@ -13,15 +13,16 @@ from PIL import Image
 from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
 
 import evaluate_PPO_trXL as evaluate
-from config import ConfigError
-from environments import Discrete, make_env
-from host import episodes, film, report
-from host.agent import Agent
-from host.results_files import save_seed
-from learning import init_params
-from network import make_network
-from spaces import ObsSpace, obs_space
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.config import ConfigError
+from trxl.environments import Discrete
+from trxl.learning import init_params
+from trxl.runs import episodes, film, report
+from trxl.runs.agent import Agent
+from trxl.runs.results_files import save_seed
+from trxl.spaces import ObsSpace, obs_space
+from wrappers import make_env
 
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 

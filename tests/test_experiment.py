@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from support import QUICK, main, run
 
-from host import experiment
-from host.failures import RunError
-from host.program import Program
+from trxl.runs import experiment
+from trxl.runs.failures import RunError
+from trxl.runs.program import Program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
@@ -201,9 +201,9 @@ def test_what_fails_before_the_first_update_leaves_no_folder(monkeypatch, tmp_pa
 
 STOPPED_IN_ITS_MAKING = """
 import os, signal, sys
-from host import record
-from host.experiment import run
-from host.tracking import NoTracker
+from trxl.runs import record
+from trxl.runs.experiment import run
+from trxl.runs.tracking import NoTracker
 from trainer_PPO_trXL import PPO
 
 number, moment, root = int(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from support import QUICK, resumed_config, run, whole_checkpoints
 
-from config import ConfigError
-from host import record, results_files
-from host.checkpoints import FullCheckpoints
-from host.failures import RunError
-from host.lock import FolderLock
-from host.progress import Progress
-from host.tracking import CarefulTracker, NoTracker
-from results import load_results
+from trxl.config import ConfigError
+from trxl.results import load_results
+from trxl.runs import record, results_files
+from trxl.runs.checkpoints import FullCheckpoints
+from trxl.runs.failures import RunError
+from trxl.runs.lock import FolderLock
+from trxl.runs.progress import Progress
+from trxl.runs.tracking import CarefulTracker, NoTracker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]

@@ -8,9 +8,9 @@ from support import QUICK, SMALL, resumed_config, run
 from two_forms import CHAIN, GRIDDED, largest_ratio_error, two_rollouts
 
 from evaluate_PPO_trXL import load_agent, play
-from gru import GRULayer, orthogonal_blocks
-from results import load_results
 from trainer_PPO_trXL import PPO
+from trxl.gru import GRULayer, orthogonal_blocks
+from trxl.results import load_results
 
 WIDTH = 6
 

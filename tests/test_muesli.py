@@ -11,20 +11,21 @@ import optax
 import pytest
 from support import SMALL, random_params
 
-import replay
 import trainer_Muesli_trXL as muesli
-from categorical import Bins, squash, unsquash
-from config import ConfigError
-from environments import make_env
 from evaluate_PPO_trXL import load_agent, play
-from host import experiment
-from host.run_config import resumed_config
-from host.states import filled_fields
-from learning import collect, make_init_and_update
-from results import load_results
-from rollout import Rollout, Transition
-from spaces import Discrete, obs_space, restore_obs
-from targets import (
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
+from trxl import replay
+from trxl.categorical import Bins, squash, unsquash
+from trxl.config import ConfigError
+from trxl.learning import collect, make_init_and_update
+from trxl.results import load_results
+from trxl.rollout import Rollout, Transition
+from trxl.runs import experiment
+from trxl.runs.run_config import resumed_config
+from trxl.runs.states import filled_fields
+from trxl.spaces import Discrete, obs_space, restore_obs
+from trxl.targets import (
     PolicyTarget,
     Steps,
     clipped_mpo,
@@ -34,8 +35,7 @@ from targets import (
     sampled_mpo_weights,
     see_advantages,
 )
-from trainer_Muesli_trXL import MUESLI
-from trainer_PPO_trXL import PPO
+from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")
 TINY = {**SMALL, "num_layers": 1, "MODEL_SIZE": 16, "VALUE_BINS": 11, "VALUE_LIMIT": 5.0}

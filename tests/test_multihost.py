@@ -16,9 +16,10 @@ import pytest
 from jax.errors import JaxRuntimeError
 from support import QUICK, main, whole_checkpoints
 
-from config import ConfigError, check_values
-from host import experiment
-from host.multihost import (
+from trxl.config import ConfigError, check_values
+from trxl.keys import LAUNCH_KEYS
+from trxl.runs import experiment
+from trxl.runs.multihost import (
     TRY_AGAIN,
     check_shared,
     connect,
@@ -26,7 +27,6 @@ from host.multihost import (
     gather_texts,
     in_all,
 )
-from keys import LAUNCH_KEYS
 
 pytestmark = pytest.mark.slow
 

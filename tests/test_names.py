@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from support import QUICK, run
 
-import environments
-from config import ConfigError
-from environments import brax, make_env, navix, resolve_name
-from results import load_results
 from trainer_PPO_trXL import PPO
+from trxl import environments
+from trxl.config import ConfigError
+from trxl.environments import brax, navix, resolve_name
+from trxl.results import load_results
+from wrappers import make_env
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CORRIDOR = next(
@@ -48,7 +49,7 @@ def test_a_name_has_one_suite(name, resolved):
 
 def test_no_suite_is_imported_for_a_bare_name():
     code = (
-        "import sys; from environments import resolve_name; resolve_name('ant'); "
+        "import sys; from trxl.environments import resolve_name; resolve_name('ant'); "
         "print([s for s in ('gymnax', 'craftax', 'brax', 'jumanji', 'jaxmarl', 'navix',"
         " 'xminigrid') if s in sys.modules])"
     )
@@ -93,7 +94,7 @@ def test_a_name_that_was_registered_by_hand_is_found_in_its_suite(monkeypatch):
 
 
 A_SUITE = """
-from spaces import Discrete
+from trxl.spaces import Discrete
 from wrappers import SingleEnvironment
 import jax.numpy as jnp
 
@@ -129,7 +130,7 @@ def toy_suite(tmp_path, monkeypatch):
     (tmp_path / "coins.py").write_text(A_SUITE)
     monkeypatch.setattr(environments, "__path__", [*environments.__path__, str(tmp_path)])
     yield
-    sys.modules.pop("environments.coins", None)
+    sys.modules.pop("trxl.environments.coins", None)
     vars(environments).pop("coins", None)
 
 
@@ -147,7 +148,7 @@ def test_a_suite_is_one_file_more(toy_suite):
 
 def test_a_suites_file_and_the_suite_itself_are_two_modules():
     for name, module in environments.suites().items():
-        assert module.__name__ == f"environments.{name}"
+        assert module.__name__ == f"trxl.environments.{name}"
         assert Path(module.__file__).parent == REPOSITORY / "environments"
         suite = importlib.util.find_spec(name)
         assert suite is None or suite.origin != module.__file__

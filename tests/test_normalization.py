@@ -9,10 +9,10 @@ import numpy as np
 from support import QUICK, run
 
 import evaluate_PPO_trXL as evaluate
-from environments import make_env
-from learning import collect, make_init_and_update
-from network import make_network
-from normalization import (
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.learning import collect, make_init_and_update
+from trxl.normalization import (
     add_rows,
     as_float,
     exact_count,
@@ -23,10 +23,10 @@ from normalization import (
     update_moments,
     update_normalizer,
 )
-from results import load_results
-from rollout import empty_memory, take_reward
-from spaces import ObsSpace, obs_space
-from trainer_PPO_trXL import PPO
+from trxl.results import load_results
+from trxl.rollout import empty_memory, take_reward
+from trxl.spaces import ObsSpace, obs_space
+from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")
 PENDULUM = {**QUICK, "ENV_NAME": "Pendulum-v1", "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}

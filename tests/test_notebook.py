@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from results import load_results
+from trxl.results import load_results
 
 pytestmark = pytest.mark.slow
 

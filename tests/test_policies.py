@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from policies import make_policy, sample_each, sample_uniformly
-from spaces import Box, Discrete, MultiDiscrete, encode_action, mask_size
+from trxl.policies import make_policy, sample_each, sample_uniformly
+from trxl.spaces import Box, Discrete, MultiDiscrete, encode_action, mask_size
 
 ROWS = 4000
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from support import QUICK, random_params, run
 
-import popart
 import trainer_PPO_trXL as trainer
-from environments import make_env
-from learning import collect, init_params, make_init_and_update
-from network import make_network
-from reductions import root_mean_square
-from results import load_results
-from spaces import Discrete, ObsSpace, obs_space, store_obs
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl import popart
+from trxl.learning import collect, init_params, make_init_and_update
+from trxl.reductions import root_mean_square
+from trxl.results import load_results
+from trxl.spaces import Discrete, ObsSpace, obs_space, store_obs
+from wrappers import make_env
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "NORMALIZE_VALUE": True}
 THOUSANDS = {

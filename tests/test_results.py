@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from results import UnsafeFileError, load_results
+from trxl.results import UnsafeFileError, load_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(REPOSITORY.glob("results_*/**/*.npy"))

@@ -18,11 +18,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from support import OWN_ENVIRONMENT, QUICK, main, resumed_config, run, whole_checkpoints
 
-from config import ConfigError
-from host import checkpoints, run_config
-from host.checkpoints import FullCheckpoints, LearnerCheckpoints
-from host.record import NotFiniteError, Record
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.runs import checkpoints, run_config
+from trxl.runs.checkpoints import FullCheckpoints, LearnerCheckpoints
+from trxl.runs.record import NotFiniteError, Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}

@@ -12,11 +12,12 @@ from PIL import Image
 from support import QUICK, run
 
 import evaluate_PPO_trXL as evaluate
-from config import ConfigError
-from environments import make_env, rulesets
-from environments.xminigrid import load_rulesets, split_rulesets
-from results import unpickle_arrays
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.environments import rulesets
+from trxl.environments.xminigrid import load_rulesets, split_rulesets
+from trxl.results import unpickle_arrays
+from wrappers import make_env
 
 xminigrid = pytest.importorskip("xminigrid")
 from xminigrid.benchmarks import load_benchmark_from_path  # noqa: E402

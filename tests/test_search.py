@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from support import OWN_ENVIRONMENT, QUICK
 
-from config import ConfigError
-from results import load_results
-from rollout import Rollout, Transition
-from search import evolution, main, plan, population, proposals, record, strategies
-from search.loop import Loop
-from search.population import Programs, Row
-from search.proposals import make_algorithm
-from search.report import command_line, interval
-from search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
-from search.strategies import Member, Round, Search
-from search.trials import Running, Trial, from_line
+from search_trXL import TRAINERS
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
+from trxl.config import ConfigError
+from trxl.results import load_results
+from trxl.rollout import Rollout, Transition
+from trxl.search import evolution, main, plan, population, proposals, record, strategies
+from trxl.search.loop import Loop
+from trxl.search.population import Programs, Row
+from trxl.search.proposals import make_algorithm
+from trxl.search.report import command_line, interval
+from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
+from trxl.search.strategies import Member, Round, Search
+from trxl.search.trials import Running, Trial, from_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOYS = Path(__file__).with_name("toys.py")
@@ -259,7 +260,7 @@ def config_of(**changes):
 
 
 def train_alone(config, seed, updates):
-    from learning import make_init_and_update
+    from trxl.learning import make_init_and_update
 
     init, update = make_init_and_update(config, PPO)
     state, metrics = jax.jit(init)(jax.random.key(seed)), []
@@ -516,7 +517,8 @@ def test_a_whole_search_and_one_that_is_killed_again_and_again(tmp_path, monkeyp
 
     # A checkpoint after every update, and an end by SIGTERM after a few.
     code = (
-        "import os, signal, sys; from search import main, record, loop; record.SAVE_SECONDS = 0\n"
+        "import os, signal, sys\n"
+        "from trxl.search import main, record, loop; record.SAVE_SECONDS = 0\n"
         "import search_trXL\n"
         "note, left = loop.Loop._note, [int(sys.argv.pop())]\n"
         "def counted(*args):\n"
@@ -524,7 +526,7 @@ def test_a_whole_search_and_one_that_is_killed_again_and_again(tmp_path, monkeyp
         "    if not left[0]: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    if left[0] == -1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "loop.Loop._note = counted\n"
-        "main.main(search_trXL.config)\n"
+        "main.main(search_trXL.config, search_trXL.TRAINERS)\n"
     )
     start = [sys.executable, "-c", code, *map(str, command(*SEARCHED)[2:])]
     options = [f"RESULTS_DIR={tmp_path / 'killed'}", "STRATEGY=pbt", "INTERVALS=3"]
@@ -544,7 +546,7 @@ def start(tmp_path, monkeypatch, **asked):
     monkeypatch.chdir(tmp_path)
     sizes = {name: value for name, value in SIZES.items() if name in MUESLI.keys}
     config = {**sizes, "TOTAL_TIMESTEPS": 256, "REPORT_SEEDS": 0, **asked}
-    assert main.start(config, []) is None
+    assert main.start(config, TRAINERS, []) is None
     return trials_of(tmp_path / "runs" / "search_gymnax" / "CartPole-v1")
 
 
@@ -596,7 +598,7 @@ def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monke
     sizes = [f"{name}={value}" for name, value in SIZES.items()]
     given = arguments if arguments[0].startswith("RESUME") else [*sizes, *arguments]
     with pytest.raises(ConfigError, match=message) as error:
-        main.start(search_trXL.config, given)
+        main.start(search_trXL.config, TRAINERS, given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -606,17 +608,19 @@ def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path, monkeypat
     own = tmp_path / "corridor.py"
     own.write_text(OWN_ENVIRONMENT)
     searched = {**SIZES, "ENV_NAME": f"{own}:Corridor", "LR": "1e-4..1e-3", "POPULATION": 2}
-    assert main.start({**searched, "REPORT_SEEDS": 0}, []) is None
+    assert main.start({**searched, "REPORT_SEEDS": 0}, TRAINERS, []) is None
     (tmp_path / "ran").unlink()
     (folder,) = (tmp_path / "runs").glob("search_*/*")
     with pytest.raises(
         ConfigError, match=f"a file that is run only if you name it: add ENV_NAME={own}"
     ):
-        main.start({}, [f"RESUME={folder}"])
+        main.start({}, TRAINERS, [f"RESUME={folder}"])
     with pytest.raises(ConfigError, match="ENV_NAME can't change"):
-        main.start({}, [f"RESUME={folder}", "ENV_NAME=CartPole-v1"])
+        main.start({}, TRAINERS, [f"RESUME={folder}", "ENV_NAME=CartPole-v1"])
     assert not (tmp_path / "ran").exists()
-    assert main.start({}, [f"RESUME={folder}", f"ENV_NAME={own}:Corridor"]) is None  # it is done
+    assert (
+        main.start({}, TRAINERS, [f"RESUME={folder}", f"ENV_NAME={own}:Corridor"]) is None
+    )  # it is done
 
 
 # ------------------------------------------------------------------ evolution
@@ -629,7 +633,7 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     options = {"TRAIN": "evolution", "STRATEGY": "Sep_CMA_ES", "POPULATION": 8, "ES_STD": 0.1}
     config = {**SIZES, **options, "BUDGET": 8 * 64 * 4, "seed": 3}
-    assert main.start({**config, "RESULTS_DIR": "whole"}, []) is None
+    assert main.start({**config, "RESULTS_DIR": "whole"}, TRAINERS, []) is None
     whole = Path("whole/CartPole-v1")
     metrics = load_results(whole / "3_metrics.npy")
     assert len(metrics["returned_episode_returns"]) == 4
@@ -649,8 +653,8 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(record.EvolutionRecord, "note", killed)
         with pytest.raises(KeyboardInterrupt):
-            main.start({**config, "RESULTS_DIR": "killed"}, [])
-    assert main.start({}, ["RESUME=killed/CartPole-v1"]) is None
+            main.start({**config, "RESULTS_DIR": "killed"}, TRAINERS, [])
+    assert main.start({}, TRAINERS, ["RESUME=killed/CartPole-v1"]) is None
     again = load_results(Path("killed/CartPole-v1/3_metrics.npy"))
     for name, values in metrics.items():
         np.testing.assert_array_equal(again[name], values)

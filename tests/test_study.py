@@ -14,7 +14,7 @@ import pytest
 from support import QUICK
 
 from benchmarks import study, sweep
-from results import load_results
+from trxl.results import load_results
 
 TEXT = """
 common LR=1e-3   # of both

@@ -17,15 +17,16 @@ import pytest
 from support import QUICK
 
 import trainer_PPO_trXL as trainer
-from config import ConfigError
-from environments import make_env, suites
 from evaluate_PPO_trXL import load_agent, play, random_agent, report
-from host.results_files import save_seed
-from learning import collect, init_params, make_init_and_update
-from network import make_network
-from policies import sample_uniformly
-from spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.config import ConfigError
+from trxl.environments import suites
+from trxl.learning import collect, init_params, make_init_and_update
+from trxl.policies import sample_uniformly
+from trxl.runs.results_files import save_seed
+from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
+from wrappers import make_env
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,10 @@ from two_forms import CHAIN, GRIDDED, largest_ratio_error, setup, two_rollouts
 
 import trainer_PPO_trXL as trainer
 import transformerXL
-from learning import collect, episode_metrics, learning_rate, make_init_and_update
-from rollout import Rollout, Transition, empty_memory
-from spaces import obs_space, restore_obs
 from trainer_PPO_trXL import PPO
+from trxl.learning import collect, episode_metrics, learning_rate, make_init_and_update
+from trxl.rollout import Rollout, Transition, empty_memory
+from trxl.spaces import obs_space, restore_obs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from toys import Team
 
-from resets import AutoReset, OptimisticReset, WorldPool
-from spaces import Box, Discrete, mask_size
-from wrappers import AgentRows, LogEpisodes, PreviousActionReward, SingleEnvironment
+from trxl.spaces import Box, Discrete, mask_size
+from wrappers import (
+    AgentRows,
+    AutoReset,
+    LogEpisodes,
+    OptimisticReset,
+    PreviousActionReward,
+    SingleEnvironment,
+    WorldPool,
+)
 
 B = 6
 

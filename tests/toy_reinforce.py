@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from keys import Key, with_shared
-from learning import (
+from transformerXL import make_network
+from trxl.keys import Key, with_shared
+from trxl.learning import (
     Algorithm,
     Minibatch,
     clipped_adam,
@@ -20,8 +21,8 @@ from learning import (
     learning_rate,
     minibatch_rows,
 )
-from network import make_network
-from rollout import by_environment, window_memory
+from trxl.rollout import by_environment, window_memory
+from wrappers import make_env
 
 KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})
 
@@ -72,4 +73,6 @@ def reinforce_loss(network, window_grad, baseline_coef, params, batch):
     return loss, {"policy_loss": policy_loss, "baseline_loss": baseline_loss}
 
 
-REINFORCE = Algorithm("REINFORCE", KEYS, make_network, init, learn, ("policy_loss", "param_norm"))
+REINFORCE = Algorithm(
+    "REINFORCE", KEYS, make_env, make_network, init, learn, ("policy_loss", "param_norm")
+)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from environments import Discrete, SingleEnvironment
-from spaces import Grid
+from trxl.environments import Discrete, SingleEnvironment
+from trxl.spaces import Grid
 
 
 class Team(SingleEnvironment):

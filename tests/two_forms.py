@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from support import SMALL, random_params
 
 import trainer_PPO_trXL as trainer
-from environments import make_env
-from learning import collect, make_init_and_update
-from network import make_network
-from spaces import obs_space
 from trainer_PPO_trXL import PPO
+from transformerXL import make_network
+from trxl.learning import collect, make_init_and_update
+from trxl.spaces import obs_space
+from wrappers import make_env
 
 # Episodes of four steps: several end inside every window of the rollout.
 CHAIN = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}

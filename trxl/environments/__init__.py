@@ -1,0 +1,87 @@
+"""Single environments by name: the suites and one's own.
+
+A suite is one file of this folder, and whatever file has `NAMES` is one. None imports its suite
+before it has to. A suite's file holds:
+
+- `NAMES`, its registered environments, so that a bare name is found without importing any suite;
+- `registered()`, the names that the installed suite knows;
+- `make(name, env_kwargs)`, a `SingleEnvironment`;
+- `full_name(name)`, where names have other spellings: what the name stands for.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from trxl.config import ConfigError, did_you_mean, shortened
+from trxl.environments.adapting import check_numbers
+from trxl.environments.base import SingleEnvironment
+from trxl.environments.checks import check_environment
+from trxl.environments.own import file_and_class, is_own, located, make_own, named_by_user
+from trxl.spaces import Box, Discrete, MultiDiscrete
+
+__all__ = [
+    "Box",
+    "Discrete",
+    "MultiDiscrete",
+    "SingleEnvironment",
+    "is_own",
+    "located",
+    "make_own",
+    "named_by_user",
+    "resolve_name",
+    "suites",
+]
+
+
+def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """A suite's environment through its adapter, or one's own."""
+    if is_own(name):
+        return make_own(name, env_kwargs)
+    suite, full_name = resolve_name(name)
+    check_numbers(env_kwargs)
+    env = suites()[suite].make(full_name, env_kwargs)
+    if env_kwargs:
+        check_environment(f"{full_name} with {shortened(env_kwargs)}", env)
+    return env
+
+
+def suites() -> dict[str, ModuleType]:
+    """The suites' files in this folder, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "NAMES")}
+
+
+def resolve_name(name: str) -> tuple[str, str]:
+    """The suite and the full name of an environment; of one's own the file's name and the class.
+
+    Args:
+      name: `<suite>/<name>`, or the bare name where only one suite has it, or `<file.py>:<class>`.
+
+    Raises:
+      ConfigError: there is none of that name, or several, or it is one of pixels; names candidates.
+    """
+    if is_own(name):
+        path, class_name = file_and_class(name)
+        return path.stem, class_name
+    every = suites()
+    suite, slash, bare = name.rpartition("/")
+    if slash and suite not in every:
+        raise ConfigError(
+            f"unknown suite {shortened(suite)} in {shortened(name)}; there are"
+            f" {', '.join(every)}, and <file.py>:<class> for an environment of your own"
+        )
+    asked = {suite: every[suite]} if slash else every
+    full = {s: getattr(module, "full_name", str)(bare) for s, module in asked.items()}
+    having = [s for s, module in asked.items() if full[s] in module.NAMES]
+    if slash and not having and full[suite] in asked[suite].registered():
+        having = [suite]  # registered by hand, or by a later version of the suite
+    if len(having) == 1:
+        return having[0], full[having[0]]
+    if having:
+        candidates = " or ".join(f"{s}/{bare}" for s in having)
+        raise ConfigError(f"several suites have {shortened(bare)}; say {candidates}")
+    known = [n for module in asked.values() for n in module.NAMES]
+    raise ConfigError(f"unknown environment {shortened(name)}{did_you_mean(bare, known)}")

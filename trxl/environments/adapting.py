@@ -1,0 +1,208 @@
+"""What the suites' adapters share: importing a suite, its arguments, spaces and observations.
+
+An adapter is a `wrappers.SingleEnvironment` that calls the suite's own reset and step and says what
+they mean. Observations leave it as flat float32 vectors.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import re
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.config import ConfigError, did_you_mean, shortened
+from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete
+
+
+def each(pattern: str, parts: str) -> list[str]:
+    """Names that differ in one part: `each("{}-v0", "Maze Tetris")`."""
+    return [pattern.format(part) for part in parts.split()]
+
+
+def import_suite(module: str) -> ModuleType:
+    """Imports a module of a suite, and keeps what it prints to itself.
+
+    Raises:
+      ConfigError: the suite, or what it needs, is not installed; says what to install.
+    """
+    package = module.partition(".")[0]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{package} is not installed ({error}): pip install {package}, or all suites:"
+            " pip install -r requirements-envs.txt"
+        ) from error
+
+
+def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
+    """Calls a function that makes an environment; any error becomes a `ConfigError` of one line."""
+
+    def make(function: Callable) -> Any:
+        try:
+            return function()
+        except ConfigError:
+            raise
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # suites check by assertion, download, or don't check at all
+            given = f" with {shortened(env_kwargs)}" if env_kwargs else ""
+            raise ConfigError(f"{name} can't be made{given}: {one_line(error)}") from error
+
+    return make
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a suite or of a file says, without its line breaks."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
+    """The object of that name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    public = [name for name in by_name if not name.startswith("_")]
+    if value not in public:
+        raise ConfigError(
+            f"ENV_KWARGS: {key} is {shortened(value)}{did_you_mean(str(value), public)}"
+        )
+    return by_name[value]
+
+
+COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)")
+"""Names of arguments that count something or say how long something is."""
+
+ENDS = re.compile("max_(time)?steps|episode_length|time_limit")
+"""Names of those that end an episode."""
+
+
+def check_numbers(env_kwargs: dict[str, Any]) -> None:
+    """Raises a ConfigError for a number that no suite can mean; hardly one looks itself.
+
+    That is a negative count, with which an episode never ends, say, one that no array can have, and
+    an infinite number.
+    """
+    for key, value in env_kwargs.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        for number in numbers:
+            if isinstance(number, float) and not np.isfinite(number):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
+            if type(number) is int and number < 0 and COUNTS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
+            if number == 0 and ENDS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is 0: there would be no step")
+            if type(number) is int and number >= 2**31 and COUNTS.search(key):
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, beyond 2**31 - 1")
+
+
+def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) -> None:
+    """Raises a ConfigError for a name that ENV_KWARGS can't set; the message says which exist."""
+    for key in env_kwargs:
+        if key not in known:
+            raise ConfigError(
+                f"{name} has no {shortened(key)} for ENV_KWARGS to set; it has:"
+                f" {', '.join(known) or 'none'}"
+            )
+
+
+def split_env_kwargs(
+    name: str, env_kwargs: dict[str, Any], fields: list[str], arguments: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ENV_KWARGS, split into fields of the environment's parameters and constructor arguments.
+
+    Raises:
+      ConfigError: a name that is neither; the message says which exist.
+    """
+    check_env_kwargs(name, env_kwargs, [*fields, *(a for a in arguments if a not in fields)])
+    of_params = {key: value for key, value in env_kwargs.items() if key in fields}
+    of_constructor = {key: value for key, value in env_kwargs.items() if key not in fields}
+    return of_params, of_constructor
+
+
+def replace_fields(params: Any, values: dict[str, Any]) -> Any:
+    """A dataclass with some fields replaced, each by a value of the type that was there.
+
+    Raises:
+      ConfigError: a value of another type or shape.
+    """
+    converted: dict[str, Any] = {}
+    for field, value in values.items():
+        default = getattr(params, field)
+        wrong = ConfigError(
+            f"ENV_KWARGS: {field} is {shortened(value)}, but must be like {shortened(default)}"
+        )
+        if isinstance(default, jax.Array | np.ndarray):
+            try:
+                converted[field] = jnp.asarray(value, default.dtype)
+            except (TypeError, ValueError) as error:
+                raise wrong from error
+            if converted[field].shape != default.shape:
+                raise wrong
+        elif isinstance(default, tuple):
+            if not isinstance(value, tuple | list) or len(value) != len(default):
+                raise wrong
+            converted[field] = tuple(value)
+        elif isinstance(default, float) and type(value) in (int, float):
+            converted[field] = float(value)
+        elif type(value) is type(default):
+            converted[field] = value
+        else:
+            raise wrong
+    return dataclasses.replace(params, **converted)
+
+
+def read_action_space(name: str, space: Any) -> ActionSpace:
+    """A suite's action space as ours, told apart by its fields.
+
+    Raises:
+      ConfigError: it is of no kind that this agent has a policy for.
+    """
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    if hasattr(space, "num_categories"):
+        return MultiDiscrete(tuple(map(int, space.num_categories)))
+    if hasattr(space, "low"):
+        return make_box(space.low, space.high, space.shape)
+    raise ConfigError(
+        f"{name} has an action space that is neither discrete nor a box: {shortened(space)}"
+    )
+
+
+def make_box(low: Any, high: Any, shape: tuple[int, ...]) -> Box:
+    """A box of that shape, flattened."""
+    low, high = (np.broadcast_to(bound, shape).ravel() for bound in (low, high))
+    return Box(tuple(map(float, low)), tuple(map(float, high)))
+
+
+def is_bool(x: Any) -> bool:
+    """Whether it is an array or a number of bools."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.bool_)
+
+
+def flatten_obs(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Arrays of any shapes as one float32 vector."""
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in arrays])
+
+
+def field_names(params: Any) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(params)]
+
+
+def argument_names(environment_class: type) -> list[str]:
+    """The names of its constructor's arguments."""
+    parameters = inspect.signature(environment_class).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]

@@ -1,0 +1,144 @@
+"""Craftax and Craftax-Classic.
+
+Matthews et al. 2024, "Craftax" (arXiv 2402.16801).
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.config import ConfigError
+from trxl.environments.adapting import field_names, import_suite, replace_fields, split_env_kwargs
+from trxl.environments.base import SingleEnvironment
+from trxl.environments.elementwise import elementwise
+from trxl.spaces import Discrete, Grid
+
+NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]
+
+SPELLINGS = {"craftax": NAMES[0], **{name.lower(): name for name in NAMES}}
+
+BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
+
+
+def registered() -> list[str]:
+    """Nothing beyond `NAMES`: Craftax keeps no list."""
+    return []
+
+
+def full_name(name: str) -> str:
+    """The name that a name in lower case, or `craftax`, stands for; any other as it is.
+
+    Raises:
+      ConfigError: it is one of pixels.
+    """
+    lower = name.lower()
+    if lower.startswith("craftax") and "pixels" in lower:
+        raise ConfigError(
+            f"{name} observes pixels, which this network has no encoder for: its input is a flat"
+            " vector; use the same game's Symbolic variant"
+        )
+    return SPELLINGS.get(lower, name)
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """Craftax or Craftax-Classic."""
+    return CraftaxAdapter(name, env_kwargs)
+
+
+def map_in_view(module: Any) -> Grid:
+    """The grid that Craftax's observations begin with.
+
+    A cell of Craftax: its block, its item, by class the creature (melee, passive, ranged) that
+    stands there, all projectiles, which may share a cell, and whether it is lit; in the dark the
+    rest is 0. Of Craftax-Classic: its block and the four kinds of creatures.
+    """
+    rows, columns, channels = module.get_map_obs_shape()
+    blocks = len(module.BlockType)
+    if hasattr(module, "ItemType"):
+        items, types = len(module.ItemType), 8
+        projectiles_and_light = channels - blocks - items - 3 * types
+        groups = (blocks, items, types, types, types, *(1,) * projectiles_and_light)
+    else:
+        groups = (blocks, *(1,) * (channels - blocks))
+    return Grid(0, rows, columns, (groups,))
+
+
+@contextmanager
+def choosing_at_once() -> Iterator[None]:
+    """While Craftax is traced, `jax.random.choice` is `choice`."""
+    with mock.patch.object(jax.random, "choice", choice):
+        yield
+
+
+def choice(key: jax.Array, a: Any, shape: Any = (), replace: bool = True, p: Any = None, **more):
+    """`jax.random.choice`, the same numbers, but draws by weights are made without a loop.
+
+    JAX looks for a draw among the summed weights by bisection, a loop of some 60 kernels on a GPU;
+    here it is compared with all of them at once.
+    """
+    if p is None or not replace or jnp.ndim(a) != 1 or more:
+        return jax_choice(key, a, shape, replace, p, **more)
+    sums = jnp.cumsum(jnp.asarray(p, jnp.result_type(p, float)))
+    draws = sums[-1] * (1 - jax.random.uniform(key, shape, dtype=sums.dtype))
+    return jnp.take(a, jnp.searchsorted(sums, draws, method="compare_all"))
+
+
+jax_choice = jax.random.choice
+
+
+class CraftaxAdapter(SingleEnvironment):
+    """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
+
+    Craftax reports its step limit as an end like any other, so no step is truncated.
+    """
+
+    default_reset_strategy = "pool"
+    can_truncate = False
+
+    def __init__(self, name: str, env_kwargs: dict[str, Any]):
+        make_craftax_env_from_name = import_suite("craftax.craftax_env").make_craftax_env_from_name
+        env = make_craftax_env_from_name(name, auto_reset=False)
+        static_params = env.default_static_params()
+        of_params, of_static_params = split_env_kwargs(
+            name, env_kwargs, field_names(env.default_params), field_names(static_params)
+        )
+        self._env = type(env)(replace_fields(static_params, of_static_params))
+        self._params = replace_fields(env.default_params, of_params)
+        self.action_space = Discrete(env.num_actions)
+        self._step = self._step_as_written
+        if jax.default_backend() != "cpu":
+            self._step = elementwise(self._step_as_written)
+        obs, _, _, _, info = jax.eval_shape(self._first_step, jax.random.key(0))
+        self.obs_size = obs.size
+        self.grid = map_in_view(importlib.import_module(type(env).__module__))
+        self.num_binary = self.grid.size
+        self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
+
+    def reset(self, key: jax.Array):
+        with choosing_at_once():
+            return self._env.reset_env(key, self._params)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, done, info = self._step(key, state, action)
+        return obs, state, reward, done, jnp.zeros_like(done), info
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by Craftax itself."""
+        package = "craftax_classic" if "Classic" in self._env.name else "craftax"
+        module = importlib.import_module(f"craftax.{package}.renderer")
+        render = jax.jit(module.make_craftax_pixel_renderer(BLOCK_PIXELS))
+        return lambda state: np.asarray(render(state)).astype(np.uint8)
+
+    def _step_as_written(self, key: jax.Array, state: Any, action: jax.Array):
+        with choosing_at_once():
+            return self._env.step_env(key, state, action, self._params)
+
+    def _first_step(self, key: jax.Array):
+        _, state = self._env.reset_env(key, self._params)
+        return self._step_as_written(key, state, jnp.int32(0))

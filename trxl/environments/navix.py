@@ -1,0 +1,82 @@
+"""Navix: MiniGrid in JAX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from trxl.environments.adapting import (
+    check_env_kwargs,
+    choose,
+    each,
+    field_names,
+    flatten_obs,
+    import_suite,
+    making,
+    read_action_space,
+)
+from trxl.environments.base import SingleEnvironment
+
+NAMES = [
+    *each("Navix-Empty-{}-v0", "5x5 6x6 8x8 16x16"),
+    *each("Navix-Empty-Random-{}-v0", "5x5 6x6 8x8 16x16"),
+    *each("Navix-DoorKey-{}-v0", "5x5 6x6 8x8 16x16"),
+    *each("Navix-DoorKey-Random-{}-v0", "5x5 6x6 8x8 16x16"),
+    *each("Navix-KeyCorridor{}-v0", "S3R1 S3R2 S3R3 S4R3 S5R3 S6R3"),
+    *each("Navix-LavaGap{}-v0", "S5 S6 S7"),
+    *each("Navix-SimpleCrossing{}-v0", "S9N1 S9N2 S9N3 S11N5"),
+    *each("Navix-Dynamic-Obstacles-{}-v0", "5x5 6x6 8x8 16x16 5x5-Random 6x6-Random"),
+    *each("Navix-GoToDoor-{}-v0", "5x5 6x6 8x8"),
+    *("Navix-FourRooms-v0", "Navix-DistShift1-v0", "Navix-DistShift2-v0"),
+]
+
+
+def registered() -> list[str]:
+    """The names that the installed Navix knows."""
+    return list(import_suite("navix").registry())
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """An environment of Navix."""
+    return NavixAdapter(name, env_kwargs)
+
+
+class NavixAdapter(SingleEnvironment):
+    """An environment of Navix, whose own step is not given the chance to reset.
+
+    ENV_KWARGS: `max_steps` and other fields of Navix's `Environment`; functions such as
+    `observation_fn` go by their name in Navix's module of that kind ("symbolic_first_person").
+    """
+
+    def __init__(self, name: str, env_kwargs: dict[str, Any]):
+        navix = import_suite("navix")
+        modules = {
+            "observation_fn": navix.observations,
+            "reward_fn": navix.rewards,
+            "termination_fn": navix.terminations,
+        }
+        check_env_kwargs(name, env_kwargs, field_names(navix.environments.Environment))
+        env_kwargs = {
+            key: choose(key, value, vars(modules[key])) if key in modules else value
+            for key, value in env_kwargs.items()
+        }
+        attempt = making(name, env_kwargs)
+        self._env = attempt(lambda: navix.make(name, **env_kwargs))
+        self.action_space = read_action_space(name, self._env.action_space)
+        self.obs_size = attempt(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
+        self._draw = jax.jit(navix.observations.rgb)
+
+    def reset(self, key: jax.Array):
+        timestep = self._env.reset(key)
+        return flatten_obs([timestep.observation]), timestep
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        # `step` resets instead where the timestep before was a last one: never here.
+        timestep = self._env._step(state, action)
+        ends = timestep.is_termination(), timestep.is_truncation()
+        return flatten_obs([timestep.observation]), timestep, timestep.reward, *ends, {}
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by Navix itself."""
+        return lambda timestep: np.asarray(self._draw(timestep.state))

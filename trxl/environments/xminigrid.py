@@ -1,0 +1,253 @@
+"""XLand-MiniGrid: its MiniGrid tasks, and meta-reinforcement-learning on its rulesets.
+
+Nikulin et al. 2024, "XLand-MiniGrid" (arXiv 2312.12044).
+"""
+
+import bz2
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.config import ConfigError, shortened
+from trxl.environments.adapting import (
+    check_env_kwargs,
+    each,
+    field_names,
+    flatten_obs,
+    import_suite,
+    making,
+    one_line,
+)
+from trxl.environments.base import SingleEnvironment
+from trxl.results import unpickle_arrays
+from trxl.spaces import Discrete, Grid
+
+NAMES = [
+    *each("XLand-MiniGrid-R1-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R2-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R4-{0}x{0}", "9 11 13 15 17"),
+    *each("XLand-MiniGrid-R6-{0}x{0}", "13 17 19"),
+    *each("XLand-MiniGrid-R9-{0}x{0}", "16 19 25"),
+    *each("MiniGrid-DoorKey-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-Empty-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-EmptyRandom-{0}x{0}", "5 6 8 16"),
+    *each("MiniGrid-MemoryS{}", "8 16 32 64 128"),
+    *each("MiniGrid-{}", "BlockedUnlockPickUp FourRooms LockedRoom Playground Unlock"),
+    "MiniGrid-UnlockPickUp",
+]
+
+OF_A_TRIAL: dict[str, Any] = {
+    "benchmark": "",
+    "episodes_per_trial": 10,
+    "held_out": 0.0,
+    "split": "train",
+    "show_episode": False,
+}
+
+SPLITS = ("train", "held_out")
+
+
+def registered() -> list[str]:
+    """The names that the installed XLand-MiniGrid knows."""
+    return list(import_suite("xminigrid").registered_environments())
+
+
+def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
+    """A MiniGrid task, or trials of XLand-MiniGrid.
+
+    ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`; of a trial `benchmark`, the name of one
+    of xminigrid's benchmarks or the path of a file like theirs, `episodes_per_trial` (10),
+    `show_episode` (False), whether the observation has the episode's number in its trial, and
+    `held_out` (0.0), the share of the rulesets that is kept for evaluation: `split` is "train", for
+    the others, or "held_out".
+
+    Raises:
+      ConfigError: it can't be made so.
+    """
+    return (Trials if name.startswith("XLand-") else Task)(name, env_kwargs)
+
+
+class Task(SingleEnvironment):
+    """A registered MiniGrid task: one-hot tiles and colours of what is in view, and the direction.
+
+    Logs `success`: 1 for an episode that ended with a reward, else 0.
+    """
+
+    episode_metrics: tuple[str, ...] = ("success",)
+    extra: tuple[str, ...] = ()
+    """What ENV_KWARGS can set besides xminigrid's parameters."""
+
+    def __init__(self, name: str, env_kwargs: dict[str, Any]):
+        xminigrid = import_suite("xminigrid")
+        constants = import_suite("xminigrid.core.constants")
+        known = field_names(import_suite("xminigrid.environment").EnvParams)
+        check_env_kwargs(name, env_kwargs, [*(k for k in known if k != "render_mode"), *self.extra])
+        attempt = making(name, env_kwargs)
+        of_params = {key: value for key, value in env_kwargs.items() if key in known}
+        self._env, self._params = attempt(lambda: xminigrid.make(name, **of_params))
+        self._categories = constants.NUM_TILES, constants.NUM_COLORS
+        self.action_space = Discrete(self._env.num_actions(self._params))
+        self.obs_size = attempt(lambda: jax.eval_shape(self.reset, jax.random.key(0)))[0].size
+        self.num_binary = self.obs_size
+        view = self._params.view_size
+        self.grid = Grid(0, view, view, tuple((n,) for n in self._categories))
+
+    def reset(self, key: jax.Array):
+        timestep = self._env.reset(self._params, key)
+        return self._observe(timestep), timestep
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        return self._step(self._params, state, action)
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a state to its picture (height, width, 3), uint8, by xminigrid itself."""
+        return lambda state: np.asarray(self._env.render(self._params, state))
+
+    def _step(self, params: Any, timestep: Any, action: jax.Array):
+        timestep = self._env.step(params, timestep, action)
+        terminated = timestep.last() & (timestep.discount == 0)
+        truncated = timestep.last() & ~terminated
+        info = {"success": (timestep.reward > 0).astype(jnp.float32)}
+        obs = self._observe(timestep)
+        return obs, timestep, timestep.reward, terminated, truncated, info
+
+    def _observe(self, timestep: Any) -> jax.Array:
+        tiles, colors = (
+            jax.nn.one_hot(timestep.observation[..., layer], categories)
+            for layer, categories in enumerate(self._categories)
+        )
+        return flatten_obs([tiles, colors, jax.nn.one_hot(timestep.state.agent.direction, 4)])
+
+
+class Trial(NamedTuple):
+    """Where a trial stands."""
+
+    ruleset: Any
+    episode: jax.Array  # () int32, from 0
+    timestep: Any
+
+
+class Trials(Task):
+    """Meta-reinforcement-learning: several episodes under a ruleset that the agent isn't shown.
+
+    A trial draws a ruleset (goal, rules, objects) from the benchmark; its episodes differ in where
+    things are. The memory boundary is the trial's end. The observation also says whether it is an
+    episode's first, and the previous action and reward are part of it unless PREV_ACTION_REWARD is
+    False (Duan et al. 2016, "RL^2", arXiv 1611.02779). Logs `trial_return/episode_<i>`, i from 1:
+    the return of a trial's i-th episode.
+    """
+
+    previous_action_reward = True
+    extra = tuple(OF_A_TRIAL)
+
+    def __init__(self, name: str, env_kwargs: dict[str, Any]):
+        chosen = OF_A_TRIAL | {key: value for key, value in env_kwargs.items() if key in OF_A_TRIAL}
+        self.episodes_per_trial = chosen["episodes_per_trial"]
+        if type(self.episodes_per_trial) is not int or self.episodes_per_trial < 1:
+            raise ConfigError("ENV_KWARGS: episodes_per_trial must be a whole number from 1 on")
+        self._shows = bool(chosen["show_episode"])
+        rulesets = load_rulesets(name, chosen["benchmark"])
+        self._rulesets = split_rulesets(rulesets, chosen["held_out"], chosen["split"])
+        super().__init__(name, env_kwargs)
+        self.episode_metrics += tuple(map(self._metric, range(self.episodes_per_trial)))
+
+    def reset(self, key: jax.Array):
+        ruleset_key, key = jax.random.split(key)
+        return self._start(key, self._rulesets.sample_ruleset(ruleset_key), jnp.int32(0))
+
+    def next_episode(self, key: jax.Array, state: Trial):
+        """The trial's next episode, or the first of the next trial."""
+        ruleset_key, key = jax.random.split(key)
+        episode = (state.episode + 1) % self.episodes_per_trial
+        fresh = self._rulesets.sample_ruleset(ruleset_key)
+        ruleset = jax.tree.map(lambda a, b: jnp.where(episode, a, b), state.ruleset, fresh)
+        return self._start(key, ruleset, episode)
+
+    def step(self, key: jax.Array, state: Trial, action: jax.Array):
+        params = self._params.replace(ruleset=state.ruleset)
+        obs, timestep, reward, terminated, truncated, info = self._step(
+            params, state.timestep, action
+        )
+        obs = self._with_episode(obs, state.episode)
+        # The reward comes with the end alone, so it is the episode's return.
+        for episode in range(self.episodes_per_trial):
+            info[self._metric(episode)] = jnp.where(state.episode == episode, reward, jnp.nan)
+        last = state.episode == self.episodes_per_trial - 1
+        info["memory_boundary"] = (terminated | truncated) & last
+        state = state._replace(timestep=timestep)
+        return obs, state, reward, terminated, truncated, info
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """As a task's, of the trial's running episode."""
+        render = super().renderer()
+        return lambda trial: render(trial.timestep)
+
+    def _start(self, key: jax.Array, ruleset: Any, episode: jax.Array):
+        timestep = self._env.reset(self._params.replace(ruleset=ruleset), key)
+        obs = self._with_episode(self._observe(timestep), episode)
+        return obs, Trial(ruleset, episode, timestep)
+
+    def _with_episode(self, obs: jax.Array, episode: jax.Array) -> jax.Array:
+        shown = [jax.nn.one_hot(episode, self.episodes_per_trial)] if self._shows else []
+        return jnp.concatenate([obs, *shown])
+
+    def _observe(self, timestep: Any) -> jax.Array:
+        return flatten_obs([super()._observe(timestep), timestep.first()])
+
+    def _metric(self, episode: int) -> str:
+        return f"trial_return/episode_{episode + 1}"
+
+
+def load_rulesets(name: str, benchmark: str) -> Any:
+    """xminigrid's `Benchmark` of that name, downloaded by xminigrid, or from a file.
+
+    Raises:
+      ConfigError: there is none, or it can't be loaded, or the file holds something else.
+    """
+    benchmarks = import_suite("xminigrid.benchmarks")
+    names = benchmarks.registered_benchmarks()
+    if benchmark in names:
+        return making(name, {"benchmark": benchmark})(lambda: benchmarks.load_benchmark(benchmark))
+    if not benchmark or not Path(benchmark).is_file():
+        raise ConfigError(
+            f"{name} needs rulesets: ENV_KWARGS={{'benchmark': ...}} with one of"
+            f" {', '.join(names)} or the path of a file; {shortened(benchmark)} is neither"
+        )
+    try:
+        with bz2.open(benchmark) as file:
+            content = unpickle_arrays(file)
+        arrays = {key: jnp.asarray(content[key]) for key in benchmarks.Benchmark.__annotations__}
+    except Exception as error:  # a broken file raises almost anything
+        raise ConfigError(f"{benchmark} is not a file of rulesets: {one_line(error)}") from error
+    return benchmarks.Benchmark(**arrays)
+
+
+def split_rulesets(rulesets: Any, held_out: float, split: str) -> Any:
+    """The part of a `Benchmark` that is for training, or the one that is kept for evaluation.
+
+    Which rulesets are in which depends on their number and the share alone, so that training never
+    sees what any evaluation plays.
+
+    Raises:
+      ConfigError: it is no share, or a part would be empty.
+    """
+    share = isinstance(held_out, int | float) and 0 <= held_out < 1
+    if not share:
+        raise ConfigError(f"ENV_KWARGS: held_out is {shortened(held_out)}, but must be in [0, 1)")
+    if split not in SPLITS:
+        raise ConfigError(
+            f"ENV_KWARGS: split is {shortened(split)}, not one of {', '.join(SPLITS)}"
+        )
+    number = rulesets.num_rulesets()
+    kept = round(number * held_out)
+    shuffled = np.random.default_rng(0).permutation(number)  # the same in every process
+    chosen = np.sort(shuffled[:kept] if split == "held_out" else shuffled[kept:])
+    if not len(chosen):
+        raise ConfigError(
+            f"ENV_KWARGS: held_out={held_out} of {number} rulesets leaves none to {split}"
+        )
+    return jax.tree.map(lambda x: x[chosen], rulesets)

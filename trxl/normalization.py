@@ -1,0 +1,136 @@
+"""Running means and variances of observations and of returns, as PureJaxRL keeps them.
+
+Lu et al. 2022, PureJaxRL's continuous-control script; the same as Gym's NormalizeObservation and
+NormalizeReward but for the last reward of an episode (`rollout.take_reward`). Chan et al. 1979 give
+the way to join two means and variances.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.reductions import sum_over_devices, where_counted
+
+EPSILON = 1e-8
+
+LARGEST_OBS = 10.0
+"""In deviations: an entry that was always 0 so far would blow up when it first is not."""
+
+PRIOR_COUNT = 1e-4
+"""What the first mean 0 and variance 1 count: almost nothing."""
+
+
+class Moments(NamedTuple):
+    """Of everything seen so far."""
+
+    mean: jax.Array
+    variance: jax.Array
+    # How many rows, as high 2^32 + low, so that no sum is ever rounded.
+    count: jax.Array  # type: ignore[assignment]  # (2,) uint32; hides tuple's method
+
+
+Normalizer = dict[str, Moments]
+"""The statistics of a run by name: "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD."""
+
+
+def first_moments(shape: tuple[int, ...]) -> Moments:
+    """Before anything was seen: mean 0 and variance 1, which count almost nothing."""
+    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(2, jnp.uint32))
+
+
+def init_normalizer(config: dict[str, Any], env: Any) -> Normalizer:
+    """The statistics that the config asks for; entries that are always 0 or 1 have none."""
+    normalizer = {}
+    if config["NORMALIZE_OBS"]:
+        normalizer["obs"] = first_moments((env.obs_size - env.num_binary,))
+    if config["NORMALIZE_REWARD"]:
+        normalizer["reward"] = first_moments(())
+    return normalizer
+
+
+def update_normalizer(
+    normalizer: Normalizer,
+    name: str,
+    batch: jax.Array,
+    active: jax.Array | None,
+    axis_name: str | None,
+) -> Normalizer:
+    """Takes a batch (B, ...) into the statistics of that name, where there are any."""
+    if name not in normalizer:
+        return normalizer
+    return normalizer | {name: update_moments(normalizer[name], batch, active, axis_name)}
+
+
+def update_moments(
+    moments: Moments, batch: jax.Array, active: jax.Array | None, axis_name: str | None
+) -> Moments:
+    """Takes the rows of a batch (B, ...) of every device into account.
+
+    Args:
+      active: (B,) bool, which rows count; None for all.
+      axis_name: of the devices.
+    """
+    counted = jnp.ones(len(batch), bool) if active is None else active
+    mask = counted.reshape(-1, *(1,) * (batch.ndim - 1))
+
+    def total(x: jax.Array) -> jax.Array:
+        return sum_over_devices(jnp.sum(x, axis=0), axis_name)
+
+    rows = total(counted.astype(jnp.uint32))
+    count = rows.astype(jnp.float32)
+    divisor = jnp.maximum(count, 1)
+    mean = total(where_counted(batch, mask)) / divisor
+    variance = total(where_counted((batch - mean) ** 2, mask)) / divisor
+    before = as_float(moments.count)
+    joint = before + count
+    delta = mean - moments.mean
+    squares = moments.variance * before + variance * count + delta**2 * before * count / joint
+    return Moments(
+        moments.mean + delta * count / joint, squares / joint, add_rows(moments.count, rows)
+    )
+
+
+def as_float(count: jax.Array) -> jax.Array:
+    """An exact count and the prior's as float32."""
+    high, low = count.astype(jnp.float32)
+    return high * 2.0**32 + low + PRIOR_COUNT
+
+
+def add_rows(count: jax.Array, rows: jax.Array) -> jax.Array:
+    """An exact count (2,) and () uint32 more."""
+    high, low = count[0], count[1] + rows
+    return jnp.stack([high + (low < rows), low])
+
+
+def exact_count(count: Any) -> np.ndarray:
+    """A saved count (..., 2); earlier versions saved it as one float32 (...)."""
+    count = np.asarray(count)
+    if count.dtype == np.uint32:
+        return count
+    whole = np.rint(count.astype(np.float64)).astype(np.uint64)
+    return np.stack([whole >> 32, whole & 0xFFFFFFFF], axis=-1).astype(np.uint32)
+
+
+def restored_normalizer(saved: dict[str, dict[str, Any]]) -> Normalizer:
+    """The statistics of a `<seed>_params.npy`."""
+    return {name: Moments(**{**x, "count": exact_count(x["count"])}) for name, x in saved.items()}
+
+
+def network_input(normalizer: Normalizer, obs: jax.Array) -> jax.Array:
+    """Observations (..., obs_size) as the network gets them: normalised, where asked."""
+    return normalise_obs(normalizer["obs"], obs) if "obs" in normalizer else obs
+
+
+def normalise_obs(moments: Moments, obs: jax.Array) -> jax.Array:
+    """obs (..., obs_size); its leading entries that `moments` does not have are left alone."""
+    binary, real = jnp.split(obs, [obs.shape[-1] - moments.mean.size], axis=-1)
+    real = (real - moments.mean) / jnp.sqrt(moments.variance + EPSILON)
+    real = jnp.clip(real, -LARGEST_OBS, LARGEST_OBS)
+    return jnp.concatenate([binary, real], axis=-1)
+
+
+def scale_reward(moments: Moments, reward: jax.Array) -> jax.Array:
+    """By the deviation of the discounted returns that `moments` has seen."""
+    return reward / jnp.sqrt(moments.variance + EPSILON)

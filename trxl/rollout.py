@@ -1,0 +1,382 @@
+"""A rollout: T steps of B environments with any algorithm's network.
+
+Letters: B environments on one device, or all of their agents, T = NUM_STEPS, M = WINDOW_MEM,
+L layers, E = EMBED_SIZE.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from trxl.batching import anywhere
+from trxl.normalization import Normalizer, network_input, scale_reward, update_normalizer
+from trxl.policies import sample_each
+from trxl.spaces import StoredObs, obs_space, store_obs
+
+Config = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Actor(NamedTuple):
+    """What acts, with its parameters as an argument: they need not be the ones that are trained.
+
+    start(params, memory (B, M, L, E)) -> caches, once per rollout.
+
+    act(params, obs (B, obs_size), caches, t (), reach (B,)) -> (policy over (B,), extras, caches,
+    hidden (B, L, E)). Extras are whatever the algorithm wants to keep of a step, leaves (B, ...).
+    """
+
+    start: Callable
+    act: Callable
+
+
+def network_actor(network: Any) -> Actor:
+    """A Flax module's `start_rollout` and `step`."""
+    return Actor(
+        start=partial(network.apply, method="start_rollout"),
+        act=partial(network.apply, method="step"),
+    )
+
+
+class Memory(NamedTuple):
+    """What the agent carries from rollout to rollout."""
+
+    hidden: jax.Array  # (B, M, L, E), oldest first
+    reach: jax.Array  # (B,) int32, how many of the newest are still valid, 0..M
+
+
+class RolloutState(NamedTuple):
+    """Where the environments stand, everything by row."""
+
+    env_state: Any
+    obs: jax.Array  # (B, obs_size), not normalised
+    discounted_return: jax.Array  # (B,), what NORMALIZE_REWARD looks at
+    memory: Memory
+    env_keys: jax.Array  # (B,), each environment's random stream, its actions included
+
+
+class Transition(NamedTuple):
+    """One step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
+
+    obs: StoredObs  # (B, obs_size)
+    action: jax.Array  # (B,), (B, choices) or (B, action_size)
+    log_prob: jax.Array  # (B,)
+    extras: Any  # (B, ...), the algorithm's own
+    reward: jax.Array  # (B,)
+    done: jax.Array  # (B,), see `Ends`
+    terminated: jax.Array  # (B,)
+    truncated: jax.Array  # (B,), and not terminated
+    final_extras: Any  # (B, ...), of the final observation; mean something where truncated
+    hidden: jax.Array  # (B, L, E), what each layer saw
+    reach: jax.Array  # (B,) int32, how many steps before this one it attends to
+    active: jax.Array | None  # (B,), whether the step counts; None where all do
+    returned_episode: jax.Array  # (B,), whether the episode's metrics are to be counted
+    episode_metrics: Any  # {name: (B,)}, where an episode returned; while scanned: `together`
+
+
+class Rollout(NamedTuple):
+    """What an algorithm learns from."""
+
+    trajectory: Transition  # leaves (T, B, ...)
+    last_extras: Any  # (B, ...), of the last observation, given the memory of that very step
+    last_active: jax.Array | None  # (B,), whether the step from the last observation would count
+    memory: jax.Array  # (B, M, L, E), hidden states from before the rollout, oldest first
+    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `learning.Algorithm`
+
+
+class Carry(NamedTuple):
+    """What a step of the rollout hands to the next."""
+
+    env_state: Any
+    obs: jax.Array  # (B, obs_size), not normalised
+    discounted_return: jax.Array  # (B,)
+    caches: Any  # the memory as the network's step form reads it
+    reach: jax.Array  # (B,) int32
+    env_keys: jax.Array  # (B,)
+    normalizer: Normalizer
+
+
+class Decision(NamedTuple):
+    """What the agent did of an observation."""
+
+    action: jax.Array  # (B, ...)
+    log_prob: jax.Array  # (B,)
+    extras: Any  # (B, ...)
+    hidden: jax.Array  # (B, L, E)
+
+
+def rollout(
+    config: Config,
+    env: Any,
+    actor: Actor,
+    params: Any,
+    state: RolloutState,
+    normalizer: Normalizer,
+    axis_name: str | None = None,
+) -> tuple[RolloutState, Normalizer, Rollout]:
+    """T steps of every environment.
+
+    Args:
+      params: of the actor, fixed over the rollout.
+      normalizer: the running statistics, which the rollout's observations and rewards join.
+      axis_name: of the devices.
+
+    Returns:
+      the state after the steps, the statistics, and what was collected.
+    """
+    step = partial(take_step, config, env, actor, params, axis_name)
+    with jax.named_scope("agent"):
+        caches = actor.start(params, state.memory.hidden)
+    carry = Carry(
+        env_state=state.env_state,
+        obs=state.obs,
+        discounted_return=state.discounted_return,
+        caches=caches,
+        reach=state.memory.reach,
+        env_keys=state.env_keys,
+        normalizer=normalizer,
+    )
+    carry, trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
+    metrics = apart(trajectory.episode_metrics)
+    metrics = {name: metrics[name] for name in env.episode_metrics}
+    trajectory = trajectory._replace(episode_metrics=metrics)
+    last_obs = network_input(carry.normalizer, carry.obs)
+    with jax.named_scope("bootstrap"):
+        _, last_extras, _, _ = actor.act(
+            params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach
+        )
+    last_active = active_rows(env, carry.env_state)
+    collected = Rollout(trajectory, last_extras, last_active, state.memory.hidden)
+    return state_after(carry, collected), carry.normalizer, collected
+
+
+def take_step(
+    config: Config,
+    env: Any,
+    actor: Actor,
+    params: Any,
+    axis_name: str | None,
+    carry: Carry,
+    t: jax.Array,
+) -> tuple[Carry, Transition]:
+    """Step t () of the rollout in every environment."""
+    env_keys, action_keys, step_keys = split_each(carry.env_keys, 3)
+    obs = network_input(carry.normalizer, carry.obs)
+    decision, caches = decide(actor, params, obs, carry, t, action_keys)
+    active = active_rows(env, carry.env_state)
+    next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, decision.action)
+    ends = learning_ends(config, done, info)
+    next_active = active_rows(env, env_state)
+    normalizer = take_obs(env, carry.normalizer, next_obs, next_active, axis_name)
+    discounted_return, normalizer, reward = take_reward(
+        config["GAMMA"], carry, normalizer, reward, ends.done, active, axis_name
+    )
+    # The episode's next step would see this one too.
+    next_reach = jnp.minimum(carry.reach + 1, config["WINDOW_MEM"])
+    ended = Carry(env_state, next_obs, discounted_return, caches, next_reach, env_keys, normalizer)
+    with jax.named_scope("storage"):
+        stored = store_obs(obs, obs_space(env))
+    transition = Transition(
+        obs=stored,
+        action=decision.action,
+        log_prob=decision.log_prob,
+        extras=decision.extras,
+        reward=reward,
+        done=ends.done,
+        terminated=ends.terminated,
+        truncated=ends.truncated,
+        final_extras=final_extras(env, actor, params, ended, t, ends.truncated, info, decision),
+        hidden=decision.hidden,
+        reach=carry.reach,
+        active=active,
+        returned_episode=info.get("returned_episode", done),
+        episode_metrics=together({name: info[name] for name in env.episode_metrics}),
+    )
+    boundary = info.get("memory_boundary", done)
+    return ended._replace(reach=jnp.where(boundary, 0, next_reach)), transition
+
+
+class Ends(NamedTuple):
+    """What an algorithm takes for the ends of episodes, each (B,) bool."""
+
+    done: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array  # and not terminated
+
+
+def learning_ends(config: Config, done: jax.Array, info: dict[str, jax.Array]) -> Ends:
+    """The environment's own ends; in a trial of several episodes that of the trial alone.
+
+    An episode of a trial goes on in the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779):
+    what is found out in the first is worth what it brings in the later ones. How the last one ends,
+    by a time limit say, makes no difference to what comes after it, which is nothing.
+    """
+    if "memory_boundary" in info and config["TRIAL_CREDIT"]:
+        boundary = info["memory_boundary"]
+        return Ends(boundary, boundary, jnp.zeros_like(boundary))
+    truncated = info["truncated"] & ~info["terminated"]
+    return Ends(done, info["terminated"], truncated)
+
+
+@jax.named_scope("agent")
+def decide(
+    actor: Actor, params: Any, obs: jax.Array, carry: Carry, t: jax.Array, keys: jax.Array
+) -> tuple[Decision, Any]:
+    """One action per row, sampled with the row's own key in (B,); and the caches with this step."""
+    policy: distrax.Distribution
+    policy, extras, caches, hidden = actor.act(params, obs, carry.caches, t, carry.reach)
+    action = sample_each(policy, keys)
+    return Decision(action, policy.log_prob(action), extras, hidden), caches
+
+
+@jax.named_scope("statistics")
+def take_obs(
+    env: Any,
+    normalizer: Normalizer,
+    obs: jax.Array,
+    active: jax.Array | None,
+    axis_name: str | None,
+) -> Normalizer:
+    """The statistics with observations (B, obs_size), of which the leading 0s and 1s have none."""
+    return update_normalizer(normalizer, "obs", obs[:, env.num_binary :], active, axis_name)
+
+
+@jax.named_scope("statistics")
+def take_reward(
+    gamma: float,
+    carry: Carry,
+    normalizer: Normalizer,
+    reward: jax.Array,
+    done: jax.Array,
+    active: jax.Array | None,
+    axis_name: str | None,
+) -> tuple[jax.Array, Normalizer, jax.Array]:
+    """Updates the statistics of discounted returns, and scales the rewards by them.
+
+    Gym's NormalizeReward and PureJaxRL forget the return before they add the last reward of an
+    episode, which the next episode then inherits; here it is forgotten after that.
+
+    Returns:
+      the discounted return (B,) that the next step continues, the statistics, the rewards (B,).
+    """
+    if "reward" not in normalizer:
+        return carry.discounted_return, normalizer, reward
+    discounted_return = gamma * carry.discounted_return + reward
+    normalizer = update_normalizer(normalizer, "reward", discounted_return, active, axis_name)
+    reward = scale_reward(normalizer["reward"], reward)
+    return discounted_return * (1 - done), normalizer, reward
+
+
+@jax.named_scope("bootstrap")
+def final_extras(
+    env: Any,
+    actor: Actor,
+    params: Any,
+    ended: Carry,
+    t: jax.Array,
+    truncated: jax.Array,
+    info: dict[str, jax.Array],
+    decision: Decision,
+) -> Any:
+    """What the network says of final observations, evaluated as step t + 1 of the old episode.
+
+    Args:
+      ended: the carry after step t, before memories are emptied.
+      truncated: (B,); the network runs only in steps where one is.
+      decision: of step t, for the shapes.
+    """
+    nothing = jax.tree.map(jnp.zeros_like, decision.extras)
+    if not env.can_truncate:
+        return nothing
+    obs = network_input(ended.normalizer, info["final_observation"])
+
+    def act() -> Any:
+        _, extras, _, _ = actor.act(params, obs, ended.caches, t + 1, ended.reach)
+        return extras
+
+    return jax.lax.cond(anywhere(truncated), act, lambda: nothing)
+
+
+def state_after(carry: Carry, collected: Rollout) -> RolloutState:
+    """Where the environments stand after a rollout, the memory with what its steps saw."""
+    seen = by_environment(collected.trajectory.hidden)  # (B, T, L, E)
+    hidden = jnp.concatenate([collected.memory, seen], axis=1)
+    memory = Memory(hidden[:, seen.shape[1] :], carry.reach)
+    return RolloutState(carry.env_state, carry.obs, carry.discounted_return, memory, carry.env_keys)
+
+
+def init_rollout(
+    config: Config, env: Any, envs_key: jax.Array, first_row: jax.Array | int
+) -> RolloutState:
+    """Every environment's first observation, and an empty memory.
+
+    Args:
+      envs_key: of the run, the same on every device.
+      first_row: the global index of this device's first row, from which the rows' streams follow.
+    """
+    rows = first_row + jnp.arange(env.num_rows)
+    env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
+    env_keys, reset_keys = split_each(env_keys, 2)
+    obs, env_state = env.reset(reset_keys)
+    memory = empty_memory(config, env.num_rows)
+    nothing = jnp.zeros(env.num_rows)
+    return RolloutState(strongly_typed(env_state), obs, nothing, memory, env_keys)
+
+
+def strongly_typed(env_state: Any) -> Any:
+    """A reset's state as steps leave it, nothing weakly typed: what takes it is compiled once."""
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
+
+
+def empty_memory(config: Config, num_rows: int) -> Memory:
+    """The memory before the first step of a run."""
+    shape = (num_rows, config["WINDOW_MEM"], config["num_layers"], config["EMBED_SIZE"])
+    return Memory(jnp.zeros(shape), jnp.zeros(num_rows, jnp.int32))
+
+
+def window_memory(config: Config, collected: Rollout) -> jax.Array:
+    """(B, M+T-W, L, E): hidden states of the steps -M .. T-W-1, as the window form reads them."""
+    before_last_window = config["NUM_STEPS"] - config["WINDOW_GRAD"]
+    recent = by_environment(collected.trajectory.hidden[:before_last_window])
+    return jnp.concatenate([collected.memory, recent], axis=1)
+
+
+@jax.named_scope("keys")
+def split_each(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
+    """Splits every key of (B,) into `num` of them: a tuple of `num` arrays (B,)."""
+    pieces = jax.vmap(lambda key: jax.random.split(key, num))(keys)
+    return tuple(pieces[:, i] for i in range(num))
+
+
+def together(arrays: dict[str, jax.Array]) -> dict[tuple[str, ...], jax.Array]:
+    """Arrays of one shape and type as one, {their names: (..., their number)}.
+
+    A scan then stores them at once: Craftax's 67 achievements would be as many kernels in every
+    step on a GPU.
+    """
+    alike: dict[Any, list[str]] = {}
+    for name, x in arrays.items():
+        alike.setdefault((jnp.shape(x), jnp.result_type(x)), []).append(name)
+    return {
+        tuple(names): jnp.stack([arrays[name] for name in names], axis=-1)
+        for names in alike.values()
+    }
+
+
+def apart(stacked: dict[tuple[str, ...], jax.Array]) -> dict[str, jax.Array]:
+    """Undoes `together`."""
+    return {name: x[..., i] for names, x in stacked.items() for i, name in enumerate(names)}
+
+
+def active_rows(env: Any, env_state: Any) -> jax.Array | None:
+    """(B,) bool, which rows the step from this state counts for; None where it does for all."""
+    return env.active(env_state) if env.num_agents is not None else None
+
+
+def by_environment(tree: Any) -> Any:
+    """(T, B, ...) to (B, T, ...)."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

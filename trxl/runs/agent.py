@@ -1,0 +1,193 @@
+"""A saved agent, for a loop of one's own."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.config import ConfigError
+from trxl.environments import named_by_user
+from trxl.learning import Algorithm, init_params
+from trxl.normalization import init_normalizer, network_input, restored_normalizer
+from trxl.policies import sample_each, sample_uniformly
+from trxl.results import load_results
+from trxl.rollout import empty_memory, network_actor
+from trxl.spaces import obs_space
+
+ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
+
+
+class AgentMemory(NamedTuple):
+    """The keys and values of the last steps, and how many of them are of the running episode."""
+
+    caches: Any
+    t: jax.Array  # () int32, the slot that the next step writes
+    reach: jax.Array  # (B,) int32
+
+
+class Agent(NamedTuple):
+    """A trained agent for a loop of one's own; both functions are jitted.
+
+    initial_memory(batch) -> memory of `batch` environments, empty.
+
+    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
+    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
+    in the step before, so that the observation is a new episode's first and the memory is to be
+    emptied.
+
+    look(memory, obs, done, key) -> (action, memory, attention) is `act`, and how much of each
+    head's attention is on the step itself and on those 1 .. M before it, (batch, L, H, M+1); L is 0
+    where nothing attends.
+
+    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
+    every episode.
+    """
+
+    initial_memory: Callable
+    act: Callable
+    config: dict[str, Any]
+    look: Callable
+    make_env: Callable
+
+    def environment(self, num_envs: int = 1) -> Any:
+        """Returns the batched environment of the agent's config."""
+        return self.make_env(self.config, num_envs)
+
+
+def load_agent(
+    folder: str | Path,
+    known: Mapping[str, Algorithm],
+    seed: int = 0,
+    greedy: bool = False,
+    algorithm: Algorithm | None = None,
+    environment: str | None = None,
+) -> Agent:
+    """The agent that a run saved.
+
+    Args:
+      folder: of the run.
+      known: algorithms by the name in a saved config.
+      seed: of the agent.
+      greedy: takes the most probable action instead of sampling one.
+      algorithm: that trained it; None: the known one that the run names.
+      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
+        be a stranger's, so that no file is run that is not named here.
+
+    Raises:
+      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
+        environment is a file that `environment` doesn't name.
+    """
+    config, params = read_agent(folder, seed)
+    algorithm = resolve_algorithm(config.pop("ALGORITHM", "PPO"), known, algorithm)
+    config = algorithm.check(config)
+    config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
+    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    env = algorithm.make_env(config, 1)
+    network = algorithm.make_network(config, env.action_space, obs_space(env))
+    window_mem = config["WINDOW_MEM"]
+    normalizer = restored_normalizer(params.pop("normalizer", {}))
+
+    expected = expected_shapes(config, env, network, algorithm)
+    if jax.tree.map(jnp.shape, (params, normalizer)) != expected:
+        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
+    if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params)):
+        raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
+
+    def initial_memory(batch: int) -> AgentMemory:
+        hidden, reach = empty_memory(config, batch)
+        caches = network_actor(network).start(params, hidden)
+        return AgentMemory(caches, jnp.int32(0), reach)
+
+    def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        reach = jnp.where(done, 0, memory.reach)
+        (policy, _, caches, _), seen = network.apply(
+            params,
+            *(network_input(normalizer, obs), memory.caches, memory.t, reach),
+            method="step",
+            mutable=["intermediates"],
+        )
+        keys = jax.random.split(key, len(obs))
+        action = policy.mode() if greedy else sample_each(policy, keys)
+        t = (memory.t + 1) % (window_mem + 1)
+        memory = AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
+        return action, memory, attention_of(seen)
+
+    def act(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return look(memory, obs, done, key)[:2]
+
+    functions = jax.jit(initial_memory, static_argnums=0), jax.jit(act), jax.jit(look)
+    return Agent(functions[0], functions[1], config, functions[2], algorithm.make_env)
+
+
+def resolve_algorithm(
+    name: str, known: Mapping[str, Algorithm], given: Algorithm | None = None
+) -> Algorithm:
+    """Returns the algorithm that a run was trained with.
+
+    Args:
+      name: in the saved config.
+      known: algorithms by name.
+      given: one of the user's own.
+
+    Raises:
+      ConfigError: the run was trained with another one, or with one that isn't known here.
+    """
+    if given is not None and given.name != name:
+        raise ConfigError(f"the run was trained by {name}, not by {given.name}")
+    if given is None and name not in known:
+        raise ConfigError(
+            f"the run was trained by {name}, which is none of {', '.join(known)}; give it as"
+            " the argument `algorithm`"
+        )
+    return given or known[name]
+
+
+def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Any:
+    """Of the parameters that act and the normaliser, as trees of tuples."""
+
+    def fresh() -> Any:
+        params = init_params(config, network, env.obs_size, jax.random.key(0))
+        acting = algorithm.acting_params(algorithm.init(config, params))
+        return acting, init_normalizer(config, env)
+
+    return jax.tree.map(jnp.shape, jax.eval_shape(fresh))
+
+
+def attention_of(seen: Any) -> jax.Array:
+    """What a network's layers said of their attention, (B, L, H, M+1), layer by layer."""
+    layers = seen.get("intermediates", {}).get("transformer", {})
+    weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
+    return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
+
+
+def read_agent(folder: str | Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the parameters of a seed, as they were saved.
+
+    Raises:
+      ConfigError: there are none, or they are broken.
+    """
+    try:
+        config, params = (
+            load_results(Path(folder) / f"{seed}_{name}.npy") for name in ("config", "params")
+        )
+    except OSError as error:
+        raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return config, params
+
+
+def random_agent(agent: Agent) -> Agent:
+    """An agent for the same environment that takes every legal action with equal probability."""
+    action_space = agent.environment().action_space
+
+    def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return sample_uniformly(action_space, obs, jax.random.split(key, len(obs))), memory
+
+    def look(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
+        return *act(memory, obs, done, key), attention_of({})
+
+    return Agent(lambda batch: (), act, agent.config, look, agent.make_env)

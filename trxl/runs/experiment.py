@@ -1,0 +1,288 @@
+"""The host side of a run: the command line, and the loop over jitted updates."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trxl.config import ConfigError, check_values, num_updates, read_overrides
+from trxl.environments import is_own, located
+from trxl.runs.capacity import check_capacity
+from trxl.runs.failures import RunError, explained
+from trxl.runs.help import help_text
+from trxl.runs.multihost import check_same_config, connect, in_all, is_main, say, status_of
+from trxl.runs.parameters import saved_params
+from trxl.runs.program import Program
+from trxl.runs.progress import Progress
+from trxl.runs.record import NotFiniteError, Record
+from trxl.runs.results_files import save_results
+from trxl.runs.run_config import how_to_go_on, resumed_config
+from trxl.runs.signals import StopOnSignal
+from trxl.runs.streams import lasting_output
+from trxl.keys import LAUNCH_KEYS, defaults
+from trxl.learning import Algorithm, RunnerState, TrainState
+from trxl.rollout import Metrics
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> None:
+    """What an entry script does: reads the overrides, trains, and writes the files of the run.
+
+    Args:
+      config: the script's settings; KEY=VALUE arguments of the command line override them.
+      algorithm: that trains.
+      all_devices: trains on every device of every process with `jax.pmap` instead of on one.
+
+    Exits with one line and status 1 where the config can't be run or an error ends the run, with
+    one for each seed that diverged, with status `TRY_AGAIN` where another of several processes was
+    lost, and with 128 + its number after a signal.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_help(config, algorithm, all_devices)
+        return
+    enable_compilation_cache()
+    with lasting_output():
+        try:
+            stopped_by = start(config, algorithm, all_devices)
+        except (ConfigError, NotFiniteError, RunError) as error:
+            lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
+            sys.exit(lines if is_main() else 1)
+        except Exception as error:
+            if jax.process_count() == 1:
+                sys.exit(f"error: {explained(error)}")
+            # An orderly exit would wait for the other processes, and they for this one.
+            traceback.print_exc()
+            os._exit(status_of(error))
+    if stopped_by:
+        sys.exit(128 + stopped_by)
+
+
+def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> int | None:
+    """Reads the command line and runs, see `main`."""
+    launch, overrides = read_command_line(algorithm, all_devices)
+    if all_devices:
+        connect(launch)
+    config = in_all(lambda: started_config(config, overrides, algorithm))
+    check_same_config(config)
+    return run(config, algorithm, all_devices)
+
+
+def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
+    """Lists the keys of the command line with their values, group by group."""
+    print(f"usage: {sys.argv[0]} [@SETTINGS] [KEY=VALUE ...]\n\nthe keys, with their values here:")
+    keys = {**algorithm.keys, **(LAUNCH_KEYS if all_devices else {})}
+    print(help_text(keys, check_values(config, keys)))
+
+
+def read_command_line(
+    algorithm: Algorithm, all_devices: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where this process stands among others, `LAUNCH_KEYS`, and the overrides of the config.
+
+    The former may be environment variables too; both are for the script of all devices only.
+
+    Raises:
+      ConfigError: an argument that can't be read.
+    """
+    if not all_devices:
+        return defaults(LAUNCH_KEYS), read_overrides(sys.argv[1:], algorithm.keys)
+    variables = [f"{name}={os.environ[name]}" for name in LAUNCH_KEYS if name in os.environ]
+    given = read_overrides(variables + sys.argv[1:], {**algorithm.keys, **LAUNCH_KEYS})
+    overrides = {name: value for name, value in given.items() if name in algorithm.keys}
+    launch = {name: value for name, value in given.items() if name in LAUNCH_KEYS}
+    return check_values(launch, LAUNCH_KEYS), overrides
+
+
+def started_config(
+    config: dict[str, Any], overrides: dict[str, Any], algorithm: Algorithm
+) -> dict[str, Any]:
+    """The config of a run that starts, or goes on with RESUME.
+
+    Raises:
+      ConfigError: a value that can't be, or a run that can't go on so.
+    """
+    own = {key: config[key] for key in ["ENV_NAME"] if is_own(str(config.get(key)))}
+    config = {**config, **overrides}
+    if config.get("RESUME") is not None:
+        check_values({"RESUME": config["RESUME"]}, {"RESUME": algorithm.keys["RESUME"]})
+        # A script's settings give way to the run's, but an environment of its own is named in it.
+        return resumed_config(Path(config["RESUME"]), own | overrides, algorithm)
+    return check_values(config, algorithm.keys)
+
+
+def enable_compilation_cache() -> None:
+    """Turns JAX's persistent compilation cache on, so that a second start is quick."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
+
+
+def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> int | None:
+    """Trains with a config and writes the files of the run, whole or after a signal.
+
+    Returns:
+      The number of the signal that stopped it, None where it ran to its end.
+
+    Raises:
+      ConfigError: the config can't be run or its results folder can't be written; nothing was
+        compiled, and no folder is left behind.
+      NotFiniteError: a loss or a parameter stopped being finite; of one seed of several, after
+        the others' run, whose files are written.
+      RunError: anything else went wrong in a run of one process; what was learnt is saved.
+    """
+    num_devices = jax.device_count() if all_devices else 1
+    config = algorithm.check(config, num_devices)
+    config["ENV_NAME"] = located(config["ENV_NAME"])
+    if all_devices and config["NUM_SEEDS"] > 1:
+        raise ConfigError(
+            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_{algorithm.name}_trXL.py: the pmap"
+            " script spreads one seed over all devices"
+        )
+    check_capacity(config, num_devices)
+    program = Program(config, algorithm, num_devices if all_devices else None)
+    check_capacity(config, num_devices, *program.row_bytes())
+    with StopOnSignal() as stop:
+        record = Record(config, algorithm, program.seeds)
+        stop.watch(record)
+        with closing(record), failing_in_one_line(record):
+            state = train(config, program, record, stop)
+            train_states = program.per_seed(state.train_state)
+            if is_main():
+                save(config, algorithm, record, program.seeds, train_states, stop.signal)
+    if stop.signal:
+        say(how_to_go_on(record.folder, config["ENV_NAME"]))
+    elif record.diverged:
+        raise NotFiniteError("\n".join(record.divergences(record.diverged)))
+    return stop.signal
+
+
+@contextmanager
+def failing_in_one_line(record: Record) -> Iterator[None]:
+    """In a run of one process, turns errors that nothing foresaw into a `RunError`."""
+    try:
+        yield
+    except (ConfigError, NotFiniteError):
+        raise
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise
+        raise RunError(explained(error, record)) from error
+
+
+def save(
+    config: dict[str, Any],
+    algorithm: Algorithm,
+    record: Record,
+    seeds: list[int],
+    train_states: list[TrainState],
+    stopped_by: int | None,
+) -> None:
+    """Writes the files of every seed, the parameters only of those that did not diverge."""
+    whole = [seed not in record.diverged for seed in seeds]
+    curves = record.curves()
+    params = [
+        saved_params(config, algorithm, train_state) if ok else None
+        for train_state, ok in zip(train_states, whole, strict=True)
+    ]
+    saved_config = {**config, "ALGORITHM": algorithm.name}
+    save_results(record.folder, saved_config, seeds, curves, params)
+    lost = f"; {len(record.diverged)} of {len(seeds)} seeds diverged" if record.diverged else ""
+    print(summary(config, list(compress(curves, whole)), stopped_by) + lost)
+    print(f"saved to {record.folder}")
+
+
+def train(
+    config: dict[str, Any], program: Program, record: Record, stop: StopOnSignal
+) -> RunnerState:
+    """Runs the updates, with a bar, until they are done or a signal asks to stop.
+
+    Returns:
+      the last state; its checkpoint is written, and the metrics are in the record.
+    """
+    # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
+    # can still take signals.
+    worker = ThreadPoolExecutor(1)
+    total = num_updates(config)
+    parameters = f"{program.num_parameters():,} parameters"
+    say(f"{config['ENV_NAME']}, {parameters}, {total} updates, to {record.folder}")
+    say(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
+    start = time.perf_counter()
+    state = worker.submit(record.first_state, program).result()
+    update = worker.submit(program.compile, state).result()
+    say(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    stop.training = True
+    try:
+        with Progress(total, record.updates) as progress:
+            while record.updates < total and not stop.signal:
+                start = time.perf_counter()
+                state, metrics = update(state)
+                metrics = worker.submit(program.per_seed, metrics).result()
+                note(config, program, record, progress, metrics, time.perf_counter() - start)
+                if record.updates % config["CHECKPOINT_EVERY"] == 0 or record.owes_checkpoint():
+                    record.save_checkpoint(program, state)
+                worker.submit(stop.agree).result()
+    except NotFiniteError:
+        raise
+    except Exception:
+        if jax.process_count() == 1 and is_whole(state, record.updates):
+            record.save_last(program, state)
+        raise
+    record.save_last(program, state)
+    return state
+
+
+def note(
+    config: dict[str, Any],
+    program: Program,
+    record: Record,
+    progress: Progress,
+    metrics: list[Metrics],
+    seconds: float,
+) -> None:
+    """Puts an update's metrics into the record and into the progress.
+
+    Raises:
+      NotFiniteError: no seed has a whole agent any more.
+    """
+    steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
+    extra = {
+        "steps_per_second": steps_per_update / seconds,
+        "env_steps": (record.updates + 1) * steps_per_update,
+    }
+    record.append([one_seed | extra for one_seed in metrics])
+    returns = [
+        one_seed["returned_episode_returns"]
+        for seed, one_seed in zip(program.seeds, metrics, strict=True)
+        if seed not in record.diverged
+    ]
+    progress.advance(extra["steps_per_second"], returns)
+
+
+def is_whole(state: RunnerState, updates: int) -> bool:
+    """Whether a state is there, not given away to an update that failed, and after so many."""
+    leaves = jax.tree.leaves(state)
+    if any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array)):
+        return False
+    return bool(np.all(jax.device_get(state.train_state.updates) == updates))
+
+
+def summary(
+    config: dict[str, Any], curves: list[dict[str, np.ndarray]], stopped_by: int | None
+) -> str:
+    """One line on how the run went."""
+    done, total = len(curves[0]["env_steps"]), num_updates(config)
+    tenth = max(1, done // 10)
+    returns = np.array([curve["returned_episode_returns"][-tenth:] for curve in curves])
+    result = f"{np.nanmean(returns):.4f}" if np.any(np.isfinite(returns)) else "none ended"
+    how = f"stopped after {done} of {total} updates" if stopped_by else f"{total} updates"
+    return f"{how}; mean return over the last {tenth}: {result}"

@@ -1,0 +1,256 @@
+"""Many processes as one run: how they find each other, agree, and fail together.
+
+The same script is started once per node; JAX's distributed runtime joins the processes. What every
+process would do alike but only one may (printing, writing files) is left to process 0, see
+`is_main`. In a run of a single process all of this does nothing.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from trxl.config import ConfigError, shortened
+
+TRY_AGAIN = os.EX_TEMPFAIL
+"""The status, 75, of a process that ends for want of another: the same run may do next time."""
+
+HOPELESS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+"""What a JaxRuntimeError starts with that another start would meet again."""
+
+
+def connect(launch: dict[str, Any]) -> None:
+    """Joins this process to the others of its run, if there are others.
+
+    Args:
+      launch: checked values of `keys.LAUNCH_KEYS`; without COORDINATOR a SLURM step of several
+        tasks is recognised.
+
+    Raises:
+      ConfigError: settings that don't fit together, an address that can't be taken, processes with
+        different numbers of devices.
+
+    Ends the process with one line and status `TRY_AGAIN` where the others don't appear in time.
+    """
+    where = _from_settings(launch) or _from_slurm()
+    if not where:
+        return
+    # Python's own handler would wait until everybody is there.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    timer = threading.Timer(launch["CONNECT_TIMEOUT"], _nobody_came, [launch])
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=launch["CONNECT_TIMEOUT"] + 60,  # it aborts without a word
+            heartbeat_timeout_seconds=launch["HEARTBEAT_TIMEOUT"],
+        )
+    except RuntimeError as error:
+        address = launch["COORDINATOR"] or "the port that JAX takes from SLURM_JOB_ID"
+        raise ConfigError(
+            f"process 0 can't listen at {address} ({str(error).splitlines()[0]}); is it in use?"
+        ) from error
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, handler)
+    if launch["COORDINATOR"] is None:
+        _take_all_gpus()
+    if not is_main():  # process 0 alone says what Orbax thinks of the disk's speed
+        logging.getLogger("absl").setLevel(logging.ERROR)
+    _check_devices()
+
+
+def status_of(error: Exception) -> int:
+    """With which status a process of several ends: `TRY_AGAIN` where an exchange failed, else 1."""
+    failed = isinstance(error, jax.errors.JaxRuntimeError)
+    return TRY_AGAIN if failed and not str(error).startswith(HOPELESS) else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints in process 0."""
+    if is_main():
+        print(text, flush=True)
+
+
+def tell(text: str) -> None:
+    """Prints to the standard error in process 0, above the bar."""
+    if is_main():
+        tqdm.write(text, file=sys.stderr)
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process's text, by process; all processes must call it."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(max(lengths.max(), 1), np.uint8)
+    padded[: data.size] = data
+    gathered = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes().decode() for row, length in zip(gathered, lengths, strict=True)]
+
+
+def in_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
+    """Calls `act` in every process; what is wrong in one is raised in all of them.
+
+    Args:
+      kind: of error that `act` may raise.
+
+    Returns:
+      what `act` returns.
+
+    Raises:
+      kind: `act` raised it in this process or in another; with the first process's message.
+    """
+    result, message = None, ""
+    try:
+        result = act()
+    except kind as error:
+        message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    messages = [text for text in gather_texts(message) if text]
+    if messages:
+        raise kind(messages[0])
+    return result
+
+
+def from_main(act: Callable[[], str]) -> str:
+    """Calls `act` in process 0 alone: what it returns there, in every process.
+
+    Raises:
+      ConfigError: `act` raised it.
+    """
+    return gather_texts(in_all(lambda: act() if is_main() else ""))[0]
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def check_same_config(config: dict[str, Any]) -> None:
+    """Makes sure that all processes were started with the same config.
+
+    Raises:
+      ConfigError: names the keys that differ, with their values.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = (json.loads(text) for text in gather_texts(json.dumps(config, default=repr)))
+    for process, other in enumerate(others, start=1):
+        differing = [key for key in first if other[key] != first[key]]
+        if differing:
+            values = ", ".join(
+                f"{key} is {shortened(first[key])} in process 0"
+                f" and {shortened(other[key])} in process {process}"
+                for key in differing
+            )
+            raise ConfigError(f"the processes were started with different configs: {values}")
+
+
+def check_shared(folder: Path, patience: float = 10.0) -> None:
+    """Makes sure that every process sees the run's folder, which process 0 may have just made.
+
+    Args:
+      patience: seconds that a network file system may take to show it.
+
+    Raises:
+      ConfigError: one does not.
+    """
+
+    def see() -> None:
+        end = time.monotonic() + patience
+        while not folder.is_dir():
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"process {jax.process_index()} does not see the folder {folder} of process 0;"
+                    " set RESULTS_DIR to a file system that all nodes share"
+                )
+            time.sleep(0.1)
+
+    in_all(see)
+
+
+def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments for `jax.distributed.initialize`, None without COORDINATOR."""
+    names = ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID")
+    given = [name for name in names if launch[name] is not None]
+    if not given:
+        return None
+    if len(given) < len(names):
+        missing = " and ".join(name for name in names if name not in given)
+        raise ConfigError(f"{', '.join(names)} go together: {missing} is missing")
+    address, processes, process = (launch[name] for name in names)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"COORDINATOR must be host:port, not {shortened(address)}")
+    if not 0 <= process < processes:
+        raise ConfigError(
+            f"PROCESS_ID must be from 0 to NUM_PROCESSES - 1 = {processes - 1}, not {process}"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": processes,
+        "process_id": process,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _from_slurm() -> dict[str, Any] | None:
+    """The same in a step that `srun` started with several tasks, which JAX can read itself."""
+    if "SLURM_STEP_NODELIST" not in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1:
+        return None
+    return {"cluster_detection_method": "slurm"}
+
+
+def _take_all_gpus() -> None:
+    """Undoes that JAX gives a SLURM task one GPU, where it is its node's only task."""
+    if os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES"):
+        for kind in ("cuda", "rocm"):
+            jax.config.update(f"jax_{kind}_visible_devices", "all")
+
+
+def _nobody_came(launch: dict[str, Any]) -> None:
+    """Ends a process that has waited too long; an orderly exit would go on waiting."""
+    if launch["COORDINATOR"] is None:
+        which = f"all {os.environ['SLURM_NTASKS']} tasks of the SLURM step"
+        check = "look at the output of the others"
+    else:
+        which = f"all {launch['NUM_PROCESSES']} processes"
+        check = (
+            f"start each with its own PROCESS_ID and see that {launch['COORDINATOR']} can be"
+            " reached from every node"
+        )
+    print(
+        f"error: not {which} were there after CONNECT_TIMEOUT = {launch['CONNECT_TIMEOUT']} s;"
+        f" {check}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(TRY_AGAIN)
+
+
+def _check_devices() -> None:
+    """Raises a ConfigError where the processes have different numbers of devices."""
+    counts = Counter(device.process_index for device in jax.devices())
+    for process, count in sorted(counts.items()):
+        if count != counts[0]:
+            raise ConfigError(
+                f"process 0 has {counts[0]} devices and process {process} has {count}; give every"
+                " process the same number"
+            )

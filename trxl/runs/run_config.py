@@ -1,0 +1,107 @@
+"""The config of a run beside its checkpoints, `run.json`, and what a resumed run may change."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from trxl.config import ConfigError, shortened
+from trxl.environments import is_own, named_by_user
+from trxl.learning import Algorithm
+
+
+def save_run_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes the config that `resumed_config` reads."""
+    partial = folder / "run.json.partial"
+    partial.write_text(json.dumps(as_saved({**config, "RESUME": None}), indent=1))
+    os.replace(partial, folder / "run.json")
+
+
+def as_saved(value: Any) -> Any:
+    """What is left of a config or a value of it in JSON: tuples are lists, NumPy's arrays too.
+
+    Raises:
+      ConfigError: JSON has nothing like it.
+    """
+
+    def plain(x: Any) -> Any:
+        if hasattr(x, "tolist"):  # an array or a scalar of NumPy's or JAX's
+            return x.tolist()
+        raise ConfigError(
+            f"{shortened(x)} can't be saved with the run; use numbers, texts, lists and dicts"
+        )
+
+    try:
+        return json.loads(json.dumps(value, default=plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{shortened(value)} can't be saved with the run: {error}") from error
+
+
+def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm) -> dict[str, Any]:
+    """The config of the run in `folder`, with the overrides of the command line.
+
+    Raises:
+      ConfigError: there is no run, or one of another algorithm, or an override that would change
+        the meaning of its state, or its environment is a file that the overrides don't name.
+    """
+    saved = read_run_config(folder)
+    trained_by = saved.pop("ALGORITHM", "PPO")
+    if trained_by != algorithm.name:
+        raise ConfigError(
+            f"RESUME: {folder} was trained by {str(trained_by)[:80]}, and this script trains"
+            f" {algorithm.name}"
+        )
+    try:
+        saved = algorithm.check(saved)
+    except ConfigError as error:
+        raise ConfigError(
+            f"RESUME: {folder / 'run.json'}: {error}; is it another version's?"
+        ) from error
+    if overrides.get("PARAMS") is not None:
+        raise ConfigError("RESUME: the run goes on from its own parameters; leave PARAMS out")
+    asked = algorithm.check({**saved, **overrides})
+    given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
+    try:
+        saved["ENV_NAME"] = named_by_user(saved["ENV_NAME"], given, "ENV_NAME={}")
+    except ConfigError as error:
+        raise ConfigError(f"RESUME: {error}") from error
+    changed = [
+        name
+        for name, key in algorithm.keys.items()
+        if not key.resumable and as_saved(asked[name]) != saved[name]
+    ]
+    if changed:
+        was = ", ".join(f"{key} = {shortened(saved[key])}" for key in changed)
+        raise ConfigError(f"RESUME: {', '.join(changed)} can't change; the run has {was}")
+    return asked
+
+
+def how_to_go_on(folder: Path, env_name: str) -> str:
+    """The line that a run leaves which was stopped; a file of one's own has to be named again."""
+    return f"go on with RESUME={folder}" + (f" ENV_NAME={env_name}" if is_own(env_name) else "")
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """What `save_run_config` wrote.
+
+    Raises:
+      ConfigError: it wrote nothing there, or what is there is broken.
+    """
+    path = folder / "run.json"
+    where = " ".join(str(folder)[:200].split("\n"))
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if os.path.isdir(folder) and any(folder.glob("*_params.npy")):
+            raise ConfigError(
+                f"RESUME: {folder} has results but no run.json and no checkpoint;"
+                f" PARAMS={folder} starts a new run from its parameters"
+            ) from error
+        raise ConfigError(f"RESUME: no run in {where}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"RESUME: {path} is broken: {error}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"RESUME: {path} is broken: it holds no config but {shortened(saved)}")
+    return saved

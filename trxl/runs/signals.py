@@ -1,0 +1,75 @@
+"""Ctrl-C, SIGTERM and SIGHUP: a run that is asked to stop saves first."""
+
+import os
+import signal
+from typing import Any, Protocol
+
+from trxl.runs.multihost import largest, tell
+
+
+class Closed(Protocol):
+    """What is closed before the process ends: a run's record, or a search's."""
+
+    def close(self) -> None: ...
+
+    def discard_if_empty(self) -> None: ...
+
+
+class StopOnSignal:
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second ends it all.
+
+    SIGHUP comes when the terminal goes; under nohup it is left alone.
+
+    `signal` is the number of the signal to stop for, or None. Of several processes all must stop
+    after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
+    to save, so the first one ends the process too, as soon as there is a record to close.
+    """
+
+    def __init__(self):
+        self._record: Closed | None = None
+        self._own = 0
+        self.signal = None
+        self.training = False
+
+    def watch(self, record: Closed) -> None:
+        """From now on this record is closed before the process ends, or now if it is to end."""
+        self._record = record
+        if self._own:
+            self._quit(self._own)
+
+    def agree(self) -> None:
+        """Sets `signal` to what any of the processes got; all of them call it after an update."""
+        self.signal = largest(self._own) or None
+        if self.signal and not self._own:
+            tell("stopping: another process was asked to")
+
+    def __enter__(self):
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        again, self._own = self._own, self._own or number
+        if again:
+            self._quit(number, patient=False)
+        elif self._record is None:
+            return  # half made: `watch` will close it
+        elif not self.training:
+            self._quit(number)
+        else:
+            tell("stopping after this update (once more to quit at once)")
+
+    def _quit(self, number: int, patient: bool = True) -> None:
+        """Ends the process; closing the record may wait for the receiver of live metrics."""
+        tell("stopped at once")
+        if self._record:
+            (self._record.close if patient else self._record.discard_if_empty)()
+        # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
+        os._exit(128 + number)

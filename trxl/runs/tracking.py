@@ -1,0 +1,122 @@
+"""Live metrics in Weights & Biases or TensorBoard: what `TRACK` asks for.
+
+Neither package is needed, or imported, unless it is asked for.
+"""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trxl.config import ConfigError
+from trxl.runs.failures import first_line
+from trxl.runs.multihost import tell
+
+
+class NoTracker:
+    """Sends nothing anywhere."""
+
+    def log(self, metrics: list[dict[str, Any]]) -> None:
+        """Takes an update's metrics, one dict per seed; those that are not finite are left out."""
+
+    def close(self) -> None:
+        """Sends what is still waiting."""
+
+
+class TensorBoardTracker(NoTracker):
+    """Event files in the run's `tensorboard/<seed>`, over environment steps."""
+
+    def __init__(self, folder: Path, seeds: list[int]):
+        try:
+            from tensorboard.summary import Writer
+        except ImportError as error:
+            raise ConfigError("TRACK=tensorboard needs it: pip install tensorboard") from error
+        self._writers = [Writer(str(folder / "tensorboard" / str(seed))) for seed in seeds]
+
+    def log(self, metrics: list[dict[str, Any]]) -> None:
+        for writer, one_seed in zip(self._writers, metrics, strict=True):
+            for name, value in finite(one_seed).items():
+                writer.add_scalar(name, value, step=one_seed["env_steps"])
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class WandbTracker(NoTracker):
+    """A run in Weights & Biases; several seeds share it, as `seed_<seed>/<metric>`.
+
+    A resumed run goes on with the same one, whose id stands in the folder's `wandb_id`. WANDB_MODE,
+    WANDB_PROJECT and its other variables work as always.
+    """
+
+    def __init__(self, folder: Path, seeds: list[int], config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("TRACK=wandb needs it: pip install wandb") from error
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
+        self._prefixes = [f"seed_{seed}/" if len(seeds) > 1 else "" for seed in seeds]
+        try:
+            self._run = wandb.init(
+                name=folder.name,
+                id=id_file.read_text(),
+                resume="allow",
+                dir=folder,
+                config=config,
+            )
+        except wandb.Error as error:
+            raise ConfigError(f"TRACK=wandb: {str(error).splitlines()[0]}") from error
+
+    def log(self, metrics: list[dict[str, Any]]) -> None:
+        row = {
+            prefix + name: value
+            for prefix, one_seed in zip(self._prefixes, metrics, strict=True)
+            for name, value in finite(one_seed).items()
+        }
+        self._run.log(row, step=int(metrics[0]["env_steps"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class CarefulTracker(NoTracker):
+    """A tracker that is given up, with one line, when it fails; the run goes on without."""
+
+    def __init__(self, tracker: NoTracker):
+        self._tracker = tracker
+
+    def log(self, metrics: list[dict[str, Any]]) -> None:
+        self._try(lambda: self._tracker.log(metrics))
+
+    def close(self) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # of a package that is not ours
+            tell(f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on")
+            self._tracker = NoTracker()
+
+
+def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTracker:
+    """The tracker that a checked config asks for.
+
+    Raises:
+      ConfigError: its package is not installed.
+    """
+    if config["TRACK"] == "wandb":
+        return CarefulTracker(WandbTracker(folder, seeds, config))
+    if config["TRACK"] == "tensorboard":
+        return CarefulTracker(TensorBoardTracker(folder, seeds))
+    return NoTracker()
+
+
+def finite(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
