@@ -11,20 +11,18 @@ from typing import Any
 
 import jax
 
-from trainer_Muesli_trXL import MUESLI
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError, check_values, read_overrides
-from trxl.keys import Key, defaults
-from trxl.learning import Algorithm
+from trxl.config import Key, check_values, defaults, read_overrides
+from trxl.errors import ConfigError, explained
 from trxl.runs import agent as agents
 from trxl.runs.agent import Agent, random_agent
-from trxl.runs.attention import check_attention, draw, record
-from trxl.runs.episodes import MAX_STEPS, check_gif, enough_episodes, play, save_gif
-from trxl.runs.experiment import enable_compilation_cache
-from trxl.runs.failures import explained
-from trxl.runs.film import check_writable
+from trxl.runs.evaluation import MAX_STEPS, OF_A_TRIAL, enough_episodes, play, plot_trials, report
 from trxl.runs.help import key_lines
-from trxl.runs.report import OF_A_TRIAL, plot_trials, report
+from trxl.runs.pictures import check_attention, check_gif, check_writable, draw, record, save_gif
+from trxl.runs.run import enable_compilation_cache
+from trxl.training import Algorithm
+
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
 
 OPTIONS = {
     "seed": Key(0, "of the agent", low=0, high=2**32 - 1),

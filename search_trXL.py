@@ -3,11 +3,12 @@
 python search_trXL.py ENV_NAME=CartPole-v1 POPULATION=64 LR=1e-5..1e-2 num_layers=1,2
 """
 
+from trxl.search.main import main
+
 import train_Muesli_trXL
 import train_PPO_trXL
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
-from trxl.search.main import main
 
 config = {
     "ALGORITHM": "PPO",  # whose trainer and default config: PPO or Muesli

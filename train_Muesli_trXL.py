@@ -1,7 +1,8 @@
 """Muesli with a gated Transformer-XL: `python train_Muesli_trXL.py [KEY=VALUE ...]`."""
 
+from trxl.runs.run import main
+
 from trainer_Muesli_trXL import MUESLI
-from trxl.runs.experiment import main
 
 config = {
     "ENV_NAME": "MemoryChain-bsuite",  # <suite>/<name>, or a name of one suite alone

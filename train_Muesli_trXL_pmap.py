@@ -4,9 +4,10 @@ Its settings are those of `train_Muesli_trXL.py`, with those of one process of s
 (docs/scaling.md).
 """
 
+from trxl.runs.run import main
+
 from train_Muesli_trXL import config
 from trainer_Muesli_trXL import MUESLI
-from trxl.runs.experiment import main
 
 if __name__ == "__main__":
     main(config, MUESLI, all_devices=True)

@@ -1,7 +1,8 @@
 """PPO with a gated Transformer-XL, on one device: `python train_PPO_trXL.py [KEY=VALUE ...]`."""
 
+from trxl.runs.run import main
+
 from trainer_PPO_trXL import PPO
-from trxl.runs.experiment import main
 
 config = {
     "ENV_NAME": "MemoryChain-bsuite",  # <suite>/<name>, or a name of one suite alone

@@ -3,8 +3,9 @@
 The config is the published one for Craftax with 1e9 steps.
 """
 
+from trxl.runs.run import main
+
 from trainer_PPO_trXL import PPO
-from trxl.runs.experiment import main
 
 config = {
     "ENV_NAME": "Craftax-Symbolic-v1",  # <suite>/<name>, or a name of one suite alone

@@ -14,12 +14,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformerXL import make_body
-from trxl import learning
-from trxl import replay as replays
-from trxl.categorical import Bins
-from trxl.keys import ADVANTAGE_FLOOR, Key, with_shared
-from trxl.learning import (
+from trxl import training
+from trxl.collectives import normalise_weight, root_mean_square, weighted_mean
+from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.muesli import (
+    Bins,
+    Imagined,
+    ModelNetwork,
+    PolicyTarget,
+    Replay,
+    Steps,
+    Variance,
+    add_rollout,
+    clipped_mpo,
+    divergence,
+    draw_rows,
+    empty_replay,
+    every_action,
+    no_variance,
+    retrace,
+    sampled_mpo_weights,
+    see_advantages,
+)
+from trxl.rollout import Config, Metrics, Rollout, by_environment, together, window_memory
+from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
+from trxl.training import (
     Algorithm,
     TrainState,
     gradient_step,
@@ -27,22 +46,8 @@ from trxl.learning import (
     mean_metrics,
     minibatch_rows,
 )
-from trxl.model import Imagined, ModelNetwork, every_action
-from trxl.reductions import normalise_weight, root_mean_square, weighted_mean
-from trxl.replay import Replay
-from trxl.rollout import Config, Metrics, Rollout, by_environment, together, window_memory
-from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
-from trxl.targets import (
-    PolicyTarget,
-    Steps,
-    Variance,
-    clipped_mpo,
-    divergence,
-    no_variance,
-    retrace,
-    sampled_mpo_weights,
-    see_advantages,
-)
+
+from transformerXL import make_body
 from wrappers import make_env
 
 KEYS = with_shared(
@@ -117,7 +122,7 @@ class Targets(NamedTuple):
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
     """A whole training run as one function, see `trainer_PPO_trXL.make_train`."""
-    return learning.make_train(config, MUESLI, axis_name)
+    return training.make_train(config, MUESLI, axis_name)
 
 
 def make_network(
@@ -144,7 +149,7 @@ def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters; theta' starts as theta."""
     del config
     extra = Learner(params, no_variance())
-    return learning.fresh_train_state(params, make_optimizer(), extra)
+    return training.fresh_train_state(params, make_optimizer(), extra)
 
 
 def learn(
@@ -174,7 +179,7 @@ def learn(
         key, replay_key = jax.random.split(key)
         minibatch = jax.tree.map(lambda x: x[rows], batch)
         if replay is not None:
-            replayed = replays.draw(replay, num_replayed(config, len(rows)), replay_key)
+            replayed = draw_rows(replay, num_replayed(config, len(rows)), replay_key)
             minibatch = jax.tree.map(
                 lambda *x: jnp.concatenate(x), minibatch, without_old_values(replayed)
             )
@@ -220,8 +225,8 @@ def keep(config: Config, kept: Replay | None, collected: Rollout) -> Replay | No
         return None
     fresh = make_batch(config, collected)
     if kept is None:
-        kept = replays.empty(fresh, config["REPLAY_ROLLOUTS"])
-    return replays.put(kept, fresh)
+        kept = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
+    return add_rollout(kept, fresh)
 
 
 def without_old_values(batch: Batch) -> Batch:

@@ -12,12 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformerXL import ActorCriticTransformer, make_network
-from trxl import learning
-from trxl.config import piece
-from trxl.heads import LAST_LAYER
-from trxl.keys import ADVANTAGE_FLOOR, Key, with_shared
-from trxl.learning import (
+from trxl import training
+from trxl.collectives import (
+    moments,
+    normalise_weight,
+    root_mean_square,
+    weighted_mean,
+    where_counted,
+)
+from trxl.config import ADVANTAGE_FLOOR, Key, piece, with_shared
+from trxl.layers import LAST_LAYER
+from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
+from trxl.spaces import StoredObs
+from trxl.statistics import Scale, absorb_scale, no_returns, preserve_outputs, scale_of, see_returns
+from trxl.training import (
     Algorithm,
     Minibatch,
     TrainState,
@@ -26,23 +34,8 @@ from trxl.learning import (
     learning_rate,
     minibatch_rows,
 )
-from trxl.popart import (
-    Scale,
-    absorb_scale,
-    no_returns,
-    preserve_outputs,
-    scale_of,
-    see_returns,
-)
-from trxl.reductions import (
-    moments,
-    normalise_weight,
-    root_mean_square,
-    weighted_mean,
-    where_counted,
-)
-from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
-from trxl.spaces import StoredObs
+
+from transformerXL import ActorCriticTransformer, make_network
 from wrappers import make_env
 
 KEYS = with_shared(
@@ -104,13 +97,13 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
     Raises:
       config.ConfigError: the config can't be run.
     """
-    return learning.make_train(config, PPO, axis_name)
+    return training.make_train(config, PPO, axis_name)
 
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
     extra = no_returns() if config["NORMALIZE_VALUE"] else None
-    return learning.fresh_train_state(params, make_optimizer(config), extra)
+    return training.fresh_train_state(params, make_optimizer(config), extra)
 
 
 def make_optimizer(config: Config):

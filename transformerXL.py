@@ -27,11 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from trxl.config import piece
-from trxl.dense import Dense, Norm, standardise
+from trxl.distributions import make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
-from trxl.gru import GRULayer
-from trxl.heads import Head, ResidualHead
-from trxl.policies import make_policy
+from trxl.layers import Dense, GRULayer, Head, Norm, ResidualHead, standardise
 from trxl.spaces import ActionSpace, Box, Obs, ObsSpace
 
 

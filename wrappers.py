@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.batching import anywhere
-from trxl.config import ConfigError
+from trxl.collectives import anywhere
 from trxl.environments import make_single_env
-from trxl.environments.adapting import making
+from trxl.environments.adapters import making
 from trxl.environments.base import SingleEnvironment
+from trxl.errors import ConfigError
 from trxl.spaces import Box, encode_action, mask_size
 
 

@@ -16,13 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 
+from trxl.config import Keys, read_overrides
+from trxl.errors import ConfigError
+from trxl.training import Algorithm, make_init_and_update
+
 import train_Muesli_trXL
 import train_PPO_trXL
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError, read_overrides
-from trxl.keys import Keys
-from trxl.learning import Algorithm, make_init_and_update
 
 SCRIPTS = ((PPO, train_PPO_trXL.config), (MUESLI, train_Muesli_trXL.config))
 ROUNDS = 7

@@ -23,12 +23,13 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import evaluate_PPO_trXL as evaluate  # noqa: E402
 from benchmarks.wrong_input import SMALL, Case, cases  # noqa: E402
+from trxl.runs import memory_check  # noqa: E402
+from trxl.runs.compiled import Program  # noqa: E402
+from trxl.runs.run import run  # noqa: E402
+
+import evaluate_PPO_trXL as evaluate  # noqa: E402
 from trainer_PPO_trXL import PPO  # noqa: E402
-from trxl.runs import capacity  # noqa: E402
-from trxl.runs.experiment import run  # noqa: E402
-from trxl.runs.program import Program  # noqa: E402
 
 MEMORY = 2 * 10**8
 """Bytes that the device is said to have, so that no case takes long."""
@@ -51,7 +52,7 @@ def attempt(case: Case, folder: Path) -> str:
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
         mock.patch.object(sys, "argv", ["script.py", *case.arguments]),
-        mock.patch.object(capacity, "device_memory", return_value=MEMORY),
+        mock.patch.object(memory_check, "device_memory", return_value=MEMORY),
         mock.patch.object(Program, "init", traced_init),
         mock.patch.object(Program, "compile", trace_and_accept),
         mock.patch.object(evaluate, "play", accept),

@@ -103,9 +103,10 @@ def resume_error(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from trainer_PPO_trXL import PPO
     from trxl.runs.checkpoints import FullCheckpoints
-    from trxl.runs.program import Program
+    from trxl.runs.compiled import Program
+
+    from trainer_PPO_trXL import PPO
 
     small = {**TINY, "NUM_ENVS": 64, "NUM_STEPS": 32, "WINDOW_GRAD": 32, "TOTAL_TIMESTEPS": 8192}
     program = Program(published({**small, **changes}), PPO, None)
@@ -137,10 +138,11 @@ def rollout(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Steps per second of rollouts."""
     import jax
 
+    from trxl.spaces import obs_space
+    from trxl.training import collect, make_init_and_update
+
     from trainer_PPO_trXL import PPO
     from transformerXL import make_network
-    from trxl.learning import collect, make_init_and_update
-    from trxl.spaces import obs_space
     from wrappers import make_env
 
     config = published(changes)
@@ -155,8 +157,9 @@ def update(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Steps per second of whole updates."""
     import jax
 
+    from trxl.training import make_init_and_update
+
     from trainer_PPO_trXL import PPO
-    from trxl.learning import make_init_and_update
 
     config = published(changes)
     init, update = make_init_and_update(config, PPO)
@@ -195,8 +198,9 @@ def profile(_: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The kernels and the gaps of a few updates."""
     import jax
 
+    from trxl.training import make_init_and_update
+
     from trainer_PPO_trXL import PPO
-    from trxl.learning import make_init_and_update
 
     config = published(changes)
     init, update = make_init_and_update(config, PPO)

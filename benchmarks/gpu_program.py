@@ -32,10 +32,12 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from trxl.config import read_overrides
+from trxl.errors import ConfigError
+from trxl.training import Algorithm, make_init_and_update
+
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError, read_overrides
-from trxl.learning import Algorithm, make_init_and_update
 
 H100 = """gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from benchmarks.throughput import median_seconds, memory_bytes, progress, read_config
+from trxl.errors import ConfigError
+from trxl.spaces import obs_space
+from trxl.training import collect, make_init_and_update
+
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl.config import ConfigError
-from trxl.learning import collect, make_init_and_update
-from trxl.spaces import obs_space
 from wrappers import make_env
 
 VALUES = {

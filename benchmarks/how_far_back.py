@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import train_PPO_trXL  # noqa: E402
 from benchmarks import algorithms, compare  # noqa: E402
 from benchmarks.curves import band  # noqa: E402
 from benchmarks.study import read_study  # noqa: E402
-from trainer_PPO_trXL import PPO  # noqa: E402
 from trxl.config import read_overrides  # noqa: E402
+
+import train_PPO_trXL  # noqa: E402
+from trainer_PPO_trXL import PPO  # noqa: E402
 
 Returns = dict[str, dict[int, list[float]]]
 """model: {length: the return of each seed}."""

@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 
 from benchmarks.throughput import memory_bytes, read_config
+from trxl.errors import ConfigError
+from trxl.training import make_init_and_update
+
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
-from trxl.learning import make_init_and_update
 
 
 def main() -> None:

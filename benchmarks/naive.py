@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from trxl.layers import LAYER_NORM_EPSILON
+
 from trainer_PPO_trXL import PPO
 from transformerXL import (
     Gate,
@@ -22,7 +24,6 @@ from transformerXL import (
     relative_shift,
     sinusoid,
 )
-from trxl.dense import LAYER_NORM_EPSILON
 
 
 class NaiveLayer(TransformerXLLayer):

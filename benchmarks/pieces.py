@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
-from trainer_PPO_trXL import PPO
-from trxl.dense import matmul
 from trxl.encoders import CELL_WIDTH, Convolution, LinearEncoder
+from trxl.layers import matmul
 from trxl.rollout import split_each
 from trxl.spaces import ObsSpace, StoredObs, obs_space, restore_obs, store_obs
+
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 ENVIRONMENTS, STEPS, WIDTH = 8, 128, 256

@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from trxl.config import read_overrides
+from trxl.errors import ConfigError
+from trxl.search.population import Programs, Row
+
 from train_PPO_trXL import config as defaults
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError, read_overrides
-from trxl.search.population import Programs, Row
 
 RUNS = 16
 CHUNKS = (16, 8, 4, 2, 1)  # members; each divides RUNS

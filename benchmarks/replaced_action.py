@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluate_PPO_trXL import load_agent
-from trxl.config import ConfigError
 from trxl.environments import Discrete
+from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
-from trxl.runs.episodes import make_loop
+from trxl.runs.evaluation import make_loop
+
+from evaluate_PPO_trXL import load_agent
 from wrappers import make_env
 
 ENVS = 32

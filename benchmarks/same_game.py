@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.environments import craftax
-from trxl.environments.elementwise import elementwise
+from trxl.environments.craftax_gpu import elementwise
 
 NUM_ENVS, CHUNK = 128, 100
 

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.throughput import median_seconds, progress, read_config
+from trxl.errors import ConfigError
+from trxl.training import make_init_and_update
+
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
-from trxl.learning import make_init_and_update
 
 
 def main() -> None:

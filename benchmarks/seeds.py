@@ -19,12 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
+from trxl import encoders, rollout
+from trxl.config import read_overrides
+from trxl.errors import ConfigError
+from trxl.training import make_init_and_update
+
 import wrappers
 from train_PPO_trXL import config as defaults
 from trainer_PPO_trXL import PPO
-from trxl import cells, rollout
-from trxl.config import ConfigError, read_overrides
-from trxl.learning import make_init_and_update
 
 ROUNDS = 15  # of one call of each, of which the medians are taken
 WARM_UP_CALLS = 3
@@ -50,7 +52,7 @@ def measure(config: dict[str, Any]) -> dict[str, float]:
     """Median seconds of an update either way."""
     updates = {"together_s": compile_update(config)}
     with ExitStack() as patches:
-        for module in (cells, wrappers, rollout):
+        for module in (encoders, wrappers, rollout):
             patches.enter_context(mock.patch.object(module, "anywhere", jnp.any))
         updates["apart_s"] = compile_update(config)
     seeds = jnp.arange(config["NUM_SEEDS"]) + config["seed"]

@@ -28,11 +28,11 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.gpu_program import read_script  # noqa: E402
 from benchmarks.study import Run, read_study, summary, taken_of  # noqa: E402
-from trxl.learning import Algorithm, TrainState  # noqa: E402
+from trxl.runs.outputs import save_seed  # noqa: E402
 from trxl.runs.parameters import saved_params  # noqa: E402
-from trxl.runs.results_files import save_seed  # noqa: E402
-from trxl.runs.run_config import as_saved  # noqa: E402
+from trxl.runs.saved_config import as_saved  # noqa: E402
 from trxl.search.population import Chunk, Programs, Row  # noqa: E402
+from trxl.training import Algorithm, TrainState  # noqa: E402
 
 
 class Trained(NamedTuple):

@@ -24,13 +24,15 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.naive import NAIVE_PPO
-from trainer_PPO_trXL import PPO
-from transformerXL import make_network
-from trxl.config import ConfigError, read_overrides
-from trxl.learning import collect, make_init_and_update
-from trxl.policies import sample_uniformly
+from trxl.config import read_overrides
+from trxl.distributions import sample_uniformly
+from trxl.errors import ConfigError
 from trxl.rollout import split_each
 from trxl.spaces import obs_space
+from trxl.training import collect, make_init_and_update
+
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
 from wrappers import make_env
 
 CALLS = 5  # of which the median is taken

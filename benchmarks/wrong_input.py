@@ -13,10 +13,11 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from trxl.environments import suites  # noqa: E402
+from trxl.runs.run import main  # noqa: E402
+
 import evaluate_PPO_trXL as evaluate  # noqa: E402
 from trainer_PPO_trXL import PPO  # noqa: E402
-from trxl.environments import suites  # noqa: E402
-from trxl.runs.experiment import main  # noqa: E402
 
 SMALL = {
     "ENV_NAME": "MemoryChain-bsuite",

@@ -8,15 +8,16 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from trxl.config import GROUPS, LAUNCH_KEYS, SHARED_KEYS, Keys, defaults  # noqa: E402
+from trxl.runs.help import in_group  # noqa: E402
+from trxl.search.settings import SEARCH_KEYS  # noqa: E402
+
 import search_trXL  # noqa: E402
 import train_Muesli_trXL  # noqa: E402
 import train_PPO_trXL  # noqa: E402
 import train_PPO_trXL_pmap  # noqa: E402
 from trainer_Muesli_trXL import MUESLI  # noqa: E402
 from trainer_PPO_trXL import PPO  # noqa: E402
-from trxl.keys import GROUPS, LAUNCH_KEYS, SHARED_KEYS, Keys, defaults  # noqa: E402
-from trxl.runs.help import in_group  # noqa: E402
-from trxl.search.settings import SEARCH_KEYS  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "keys.md"
 MARKER = "<!-- keys -->\n"

@@ -9,7 +9,7 @@ reward alone.
 import random
 from pathlib import Path
 
-from trxl.environments.rulesets import GOALS, KINDS, NEAR, draw_ruleset, save
+from trxl.environments.xminigrid_rulesets import GOALS, KINDS, NEAR, draw_ruleset, save
 
 NUMBER = 20_000
 

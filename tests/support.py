@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
+from trxl.environments import Discrete
+from trxl.runs import run as runs
+from trxl.runs import saved_config
+from trxl.spaces import ObsSpace
+
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl.environments import Discrete
-from trxl.runs import experiment, run_config
-from trxl.spaces import ObsSpace
 
 SMALL = {
     "NUM_ENVS": 4,
@@ -128,17 +130,17 @@ def whole_checkpoints(folder):
 
 def run(config, all_devices=False):
     """`host.experiment.run` with PPO."""
-    return experiment.run(config, PPO, all_devices)
+    return runs.run(config, PPO, all_devices)
 
 
 def main(config, all_devices=False):
     """`host.experiment.main` with PPO."""
-    experiment.main(config, PPO, all_devices)
+    runs.main(config, PPO, all_devices)
 
 
 def resumed_config(folder, overrides):
     """`host.run_config.resumed_config` of a run of PPO."""
-    return run_config.resumed_config(folder, overrides, PPO)
+    return saved_config.resumed_config(folder, overrides, PPO)
 
 
 def random_case(changes):

@@ -8,13 +8,14 @@ import pytest
 from support import QUICK
 from toy_reinforce import REINFORCE
 
+from trxl.errors import ConfigError
+from trxl.results import load_results
+from trxl.runs.run import main, run
+from trxl.runs.saved_config import resumed_config
+from trxl.training import make_train
+
 from evaluate_PPO_trXL import ALGORITHMS, load_agent, play
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
-from trxl.learning import make_train
-from trxl.results import load_results
-from trxl.runs.experiment import main, run
-from trxl.runs.run_config import resumed_config
 
 CHAIN = {
     **{key: value for key, value in QUICK.items() if key in REINFORCE.keys},

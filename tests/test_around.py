@@ -7,16 +7,11 @@ import oracle
 import pytest
 from support import QUICK, random_params, run
 
-from evaluate_PPO_trXL import load_agent
-from trainer_PPO_trXL import PPO
-from transformerXL import make_network
-from trxl import cells as cells_module
 from trxl import encoders
-from trxl.cells import cells_product, find_entries
-from trxl.config import ConfigError
-from trxl.encoders import FeatureEncoder
-from trxl.heads import ResidualHead
-from trxl.learning import init_params
+from trxl import encoders as cells_module
+from trxl.encoders import FeatureEncoder, cells_product, find_entries
+from trxl.errors import ConfigError
+from trxl.layers import ResidualHead
 from trxl.results import load_results
 from trxl.spaces import (
     Discrete,
@@ -27,6 +22,11 @@ from trxl.spaces import (
     restore_obs,
     store_obs,
 )
+from trxl.training import init_params
+
+from evaluate_PPO_trXL import load_agent
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
 
 GRIDS = {
     "one part": Grid(0, 2, 3, ((5, 1, 1, 2),)),

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from support import QUICK, run
 
+from trxl.errors import ConfigError
+from trxl.runs.pictures import by_step, check_attention, record, view
+
 import evaluate_PPO_trXL as evaluate
 from evaluate_PPO_trXL import load_agent
-from trxl.config import ConfigError
-from trxl.runs.attention import by_step, check_attention, record, view
 
 SOLVED = "results_gymnax/memory_length_20/MemoryChain-bsuite"
 

@@ -8,9 +8,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from support import QUICK
 
+from trxl.collectives import anywhere
+from trxl.training import make_init_and_update
+
 from trainer_PPO_trXL import PPO
-from trxl.batching import anywhere
-from trxl.learning import make_init_and_update
 
 ERRAND = {
     **QUICK,

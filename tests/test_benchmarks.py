@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from support import QUICK, SMALL
 
-import train_PPO_trXL
-import train_PPO_trXL_pmap
 from benchmarks import (
     algorithms,
     gpu_program,
@@ -28,13 +26,16 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.naive import NAIVE_PPO, make_naive_network
-from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
-from transformerXL import make_network
-from trxl.config import ConfigError
 from trxl.encoders import Convolution
 from trxl.environments import Discrete
-from trxl.learning import collect, init_params, make_init_and_update
+from trxl.errors import ConfigError
 from trxl.spaces import ObsSpace, obs_space
+from trxl.training import collect, init_params, make_init_and_update
+
+import train_PPO_trXL
+import train_PPO_trXL_pmap
+from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
+from transformerXL import make_network
 from wrappers import make_env
 
 pytestmark = pytest.mark.slow

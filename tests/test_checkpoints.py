@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.runs.checkpoints import FullCheckpoints, LearnerCheckpoints
-from trxl.runs.curves import CurveFile
+from trxl.runs.metrics import CurveFile
 
 
 def full(folder):

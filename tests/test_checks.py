@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import pytest
 from support import QUICK, run
 
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError, read_overrides, shortened
+from trxl.config import read_overrides
 from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_own
-from trxl.environments.checks import check_environment
-from trxl.runs.capacity import check_capacity, device_memory, in_units, least_needs
-from trxl.runs.failures import explained
-from trxl.runs.program import Program
-from trxl.runs.record import NotFiniteError
+from trxl.environments.validation import check_environment
+from trxl.errors import ConfigError, explained, shortened
+from trxl.runs.compiled import Program
+from trxl.runs.memory_check import check_capacity, device_memory, in_units, least_needs
+from trxl.runs.run_folder import NotFiniteError
+
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 

@@ -8,9 +8,11 @@ import pytest
 from support import SMALL
 
 from benchmarks import compare, curves, how_far_back, replaced_action, study
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
+
+from trainer_PPO_trXL import PPO
+from wrappers import make_env
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "status": 0, "mmer": value + 0.1 * seed})
@@ -216,7 +218,7 @@ def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
         return jnp.where(first, obs[:, 5:].argmax(-1), obs[:, 1:5].argmax(-1)), memory
 
     config = PPO.check({**SMALL, "ENV_NAME": "popgym/RepeatFirstEasy", "NUM_MINIBATCHES": 1})
-    agent = Agent(lambda batch: (), repeat_yourself, config, None)
+    agent = Agent(lambda batch: (), repeat_yourself, config, None, make_env)
     rewards = replaced_action.rewards(agent, 20)
     assert rewards.shape == (20, 32)
     assert (rewards > 0).all()
@@ -228,4 +230,4 @@ def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
 def test_of_other_actions_than_one_discrete_none_can_be_replaced():
     config = PPO.check({**SMALL, "ENV_NAME": "Pendulum-v1"})
     with pytest.raises(ConfigError, match="Pendulum-v1 has other actions"):
-        replaced_action.rewards(Agent(None, None, config, None), 3, 1)
+        replaced_action.rewards(Agent(None, None, config, None, make_env), 3, 1)

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from trxl.config import SETTINGS, num_updates, read_overrides
+from trxl.errors import ConfigError
+
 import train_Muesli_trXL
 import train_PPO_trXL
 import train_PPO_trXL_pmap
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
-from trxl.config import SETTINGS, ConfigError, num_updates, read_overrides
 
 
 @pytest.mark.parametrize("script", [train_PPO_trXL, train_PPO_trXL_pmap])

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from support import QUICK
 
+from trxl import collectives, training
+from trxl.runs.compiled import Program
+from trxl.training import make_init_and_update
+
 import trainer_PPO_trXL as trainer
 from trainer_PPO_trXL import PPO
-from trxl import learning, reductions
-from trxl.learning import make_init_and_update
-from trxl.runs.program import Program
 
 pytestmark = pytest.mark.slow
 
@@ -144,15 +145,15 @@ def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
 @pytest.mark.parametrize("of_gradients", [True, False], ids=["gradients", "advantages"])
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", "not reduced"])
 def test_a_wrong_reduction_would_be_seen(of_gradients, summed, monkeypatch):
-    right, expected = reductions.mean_over_devices, without_pmap("one agent")
+    right, expected = collectives.mean_over_devices, without_pmap("one agent")
 
     def reduce(tree, axis_name):
         if isinstance(tree, tuple) != of_gradients:  # (gradients, metrics), or an array
             return right(tree, axis_name)
         return jax.lax.psum(tree, axis_name) if summed else tree
 
-    monkeypatch.setattr(reductions, "mean_over_devices", reduce)
-    monkeypatch.setattr(learning, "mean_over_devices", reduce)
+    monkeypatch.setattr(collectives, "mean_over_devices", reduce)
+    monkeypatch.setattr(training, "mean_over_devices", reduce)
     assert largest_difference(trained(2)[0], expected[0]) > 100 * TOLERANCE
 
 

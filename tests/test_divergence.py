@@ -13,11 +13,12 @@ import pytest
 from support import QUICK, main, resumed_config, run, whole_checkpoints
 
 from benchmarks import study
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.results import load_results
-from trxl.runs import experiment, progress
-from trxl.runs.program import Program
-from trxl.runs.record import NotFiniteError
+from trxl.runs import progress
+from trxl.runs import run as runs
+from trxl.runs.compiled import Program
+from trxl.runs.run_folder import NotFiniteError
 
 pytestmark = pytest.mark.slow
 
@@ -197,13 +198,13 @@ def test_a_stopped_run_in_which_one_diverged_ends_with_the_signals_status(
     tmp_path, breaks, monkeypatch
 ):
     breaks({1: 3})
-    original = experiment.Record.append
+    original = runs.Record.append
 
     def append(self, metrics):
         original(self, metrics)
         if self.updates == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(experiment.Record, "append", append)
+    monkeypatch.setattr(runs.Record, "append", append)
     assert run({**CONFIG, "RESULTS_DIR": str(tmp_path)}) == signal.SIGTERM
     assert statuses_in_a_study(tmp_path / "MemoryChain-bsuite", 143) == [143, 143]

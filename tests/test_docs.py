@@ -14,12 +14,13 @@ import pytest
 from benchmarks import gpu
 from benchmarks.study import read_study
 from docs.keys_page import PAGE, keys_page
+from trxl.config import LAUNCH_KEYS, read_overrides
+from trxl.errors import ConfigError
+from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
+
 from evaluate_PPO_trXL import OPTIONS
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import KEYS
-from trxl.config import ConfigError, read_overrides
-from trxl.keys import LAUNCH_KEYS
-from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
@@ -103,6 +104,8 @@ def check_settings(script: str, arguments: list[str]) -> None:
     elif script in ("benchmarks/study.py", "benchmarks/sweep.py"):
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
+    elif script == "benchmarks/compare.py":
+        assert (REPOSITORY / arguments[0]).exists()
     elif script == "benchmarks/gpu.py":
         assert all(argument.partition("=")[0] in gpu.ARGUMENTS for argument in arguments)
     elif script == "benchmarks/fuzz.py":
@@ -194,34 +197,10 @@ def test_the_page_on_programs_names_the_keys_that_may_be_traced():
     assert set(re.findall(r"`(\w+)`", sentence[1])) == traced
 
 
-def files_in_order() -> list[str]:
-    """The Python files and folders of the page on architecture, in its tables' order."""
-    page = (REPOSITORY / "docs/architecture.md").read_text().partition("## The seams")[0]
-    cells = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
-    return [file for cell in cells for file in re.findall(r"`(\S+?(?:\.py|/))`", cell)]
-
-
-def imported(path: Path) -> set[str]:
-    """The modules that a file imports, also within its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def test_every_file_has_its_place_and_imports_run_downwards():
-    order = files_in_order()
-    ours = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "host").glob("*.py")]
-    ours = {name(path) for path in ours if path.name != "__init__.py"}
-    assert ours <= set(order), ours - set(order)
-    assert all((REPOSITORY / file).exists() for file in order if "*" not in file)
-    modules = [file.removesuffix(".py").removesuffix("/").replace("/", ".") for file in order]
-    for i, file in enumerate(order[: order.index("docs/")]):
-        path = REPOSITORY / file
-        for source in path.glob("*.py") if path.is_dir() else [path]:
-            above = imported(source) & set(modules[:i])
-            assert not above, f"{name(source)} imports {above}"
+def test_the_page_on_architecture_links_to_functions_that_are_there():
+    page = REPOSITORY / "docs/architecture.md"
+    links = re.findall(r"\[`(\w+)`\]\(([^)]*\.py)\)", page.read_text())
+    assert len(links) > 15
+    for function, path in links:
+        text = (page.parent / path).read_text()
+        assert re.search(rf"^ *(def|class) {function}\b", text, re.MULTILINE), (function, path)

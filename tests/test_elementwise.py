@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trxl.environments import craftax
-from trxl.environments.elementwise import LARGEST_READ, LARGEST_WRITTEN, LONGEST_LOOP, elementwise
+from trxl.environments.craftax_gpu import LARGEST_READ, LARGEST_WRITTEN, LONGEST_LOOP, elementwise
 
 
 def primitives(function, *args):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from craftax.craftax_env import make_craftax_env_from_name
 
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
 from trxl.environments import Box, Discrete, craftax, resolve_name
+from trxl.errors import ConfigError
 from trxl.spaces import obs_space, restore_obs, store_obs
+
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"

@@ -12,16 +12,18 @@ import pytest
 from PIL import Image
 from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
 
+from trxl.environments import Discrete
+from trxl.errors import ConfigError
+from trxl.runs import evaluation
+from trxl.runs.agent import Agent
+from trxl.runs.outputs import save_seed
+from trxl.runs.pictures import CAPTION_PIXELS
+from trxl.spaces import ObsSpace, obs_space
+from trxl.training import init_params
+
 import evaluate_PPO_trXL as evaluate
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl.config import ConfigError
-from trxl.environments import Discrete
-from trxl.learning import init_params
-from trxl.runs import episodes, film, report
-from trxl.runs.agent import Agent
-from trxl.runs.results_files import save_seed
-from trxl.spaces import ObsSpace, obs_space
 from wrappers import make_env
 
 CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
@@ -78,7 +80,7 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
 
 
 def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
-    monkeypatch.setattr(episodes, "MOST_ENVIRONMENTS", 8)
+    monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", 8)
     results = evaluate.play(evaluate.load_agent(folder), 24, jax.random.key(0))
     assert results["returned_episode_returns"].shape == (24,)
     np.testing.assert_array_equal(results["returned_episode_lengths"], 5 - 1)
@@ -92,7 +94,7 @@ def test_the_loop_is_compiled_once(tmp_path):
     env = make_env(agent.config, 2)
     keys = jax.random.split(jax.random.key(0), 2)
     assert any(x.weak_type for x in jax.tree.leaves(jax.eval_shape(env.reset, keys)))
-    start, step = episodes.make_loop(agent, env)
+    start, step = evaluation.make_loop(agent, env)
     before = jax.eval_shape(start, jax.random.key(0))
     after, _ = jax.eval_shape(step, before, jax.random.key(1))
     assert jax.tree.map(str, before) == jax.tree.map(str, after)
@@ -165,7 +167,7 @@ def test_random_actions_are_no_better_than_chance(folder):
 
 
 def test_describe():
-    text = report.describe(np.array([0.0, 1.0, 2.0, 3.0, 100.0, 1.0, 2.0, 3.0]))
+    text = evaluation.describe(np.array([0.0, 1.0, 2.0, 3.0, 100.0, 1.0, 2.0, 3.0]))
     error = np.std([0, 1, 2, 3, 100, 1, 2, 3], ddof=1) / 8**0.5
     assert text == (f"mean 14.000 +- {error:.3f}, interquartile mean 2.000, min 0.000, max 100.000")
 
@@ -178,7 +180,7 @@ def test_report_gives_craftax_its_score_and_achievements():
         "Achievements/eat_cow": np.array([0.0, 100.0]),
         "Achievements/defeat_necromancer": np.array([0.0, 0.0]),
     }
-    text = report.report({"ENV_NAME": "craftax"}, results)
+    text = evaluation.report({"ENV_NAME": "craftax"}, results)
     assert "score: 10.00 % of the maximum 226" in text
     assert f"Crafter score: {(101 * 51 * 1) ** (1 / 3) - 1:.2f} %" in text
     assert text.index("100.00 %  collect_wood") < text.index("50.00 %  eat_cow")
@@ -201,12 +203,12 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
         gif.seek(index)
         pictures.append(np.asarray(gif.convert("L"), float))
     scene, caption = (
-        pictures[0][: -film.CAPTION_PIXELS],
-        pictures[0][-film.CAPTION_PIXELS :],
+        pictures[0][:-CAPTION_PIXELS],
+        pictures[0][-CAPTION_PIXELS:],
     )
     assert scene.std() > 10
     assert caption.max() > 200
-    assert (pictures[0] != pictures[1])[-film.CAPTION_PIXELS :].any()  # it counts
+    assert (pictures[0] != pictures[1])[-CAPTION_PIXELS:].any()  # it counts
 
 
 def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
@@ -289,11 +291,12 @@ def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn
     config = {"ENV_NAME": "x", "ENV_KWARGS": {"held_out": 0.1, "split": "train"}}
     agents = {"played": [], "drawn": []}
     for name, given in {
-        "load_agent": Agent(None, None, config, None),
+        "load_agent": Agent(
+            None, None, config, None, lambda *_: SimpleNamespace(episodes_per_trial=2)
+        ),
         "splits_to_play": played,
         **dict.fromkeys(["check_gif", "check_writable", "report", "plot_trials"]),
         "enough_episodes": 1000,
-        "make_env": SimpleNamespace(episodes_per_trial=2),
     }.items():
         monkeypatch.setattr(evaluate, name, lambda *_, given=given, **__: given)
     for name, kind in (("play", "played"), ("save_gif", "drawn")):
@@ -312,17 +315,16 @@ def test_what_is_drawn_is_of_the_part_of_the_rulesets_played_first(played, drawn
 @pytest.mark.parametrize(
     ("per_trial", "enough"), [(1, 1000), (2, 1000), (5, 1000), (6, 1200), (25, 2500)]
 )
-def test_unless_told_it_plays_a_thousand_or_of_trials_whole_hundreds(
-    per_trial, enough, monkeypatch
-):
+def test_unless_told_it_plays_a_thousand_or_of_trials_whole_hundreds(per_trial, enough):
     env = SimpleNamespace(episodes_per_trial=per_trial)
-    monkeypatch.setattr(episodes, "make_env", lambda *_: env)
-    assert episodes.enough_episodes(Agent(None, None, {}, None)) == enough
+    agent = Agent(None, None, {}, None, lambda *_: env)
+    assert evaluation.enough_episodes(agent) == enough
 
 
 def test_trials_without_returns_by_episode_have_nothing_to_plot():
     toys = Path(__file__).with_name("toys.py")
-    agent = Agent(None, None, PPO.check({**SMALL, "ENV_NAME": f"{toys}:Quest"}), None)
+    config = PPO.check({**SMALL, "ENV_NAME": f"{toys}:Quest"})
+    agent = Agent(None, None, config, None, make_env)
     assert evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": None}) == ["train"]
     with pytest.raises(ConfigError, match="Quest has no metrics trial_return"):
         evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": "a.png"})

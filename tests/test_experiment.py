@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from support import QUICK, main, run
 
-from trxl.runs import experiment
-from trxl.runs.failures import RunError
-from trxl.runs.program import Program
+from trxl.errors import RunError
+from trxl.runs import run as runs
+from trxl.runs.compiled import Program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  # 3 updates
@@ -201,8 +201,8 @@ def test_what_fails_before_the_first_update_leaves_no_folder(monkeypatch, tmp_pa
 
 STOPPED_IN_ITS_MAKING = """
 import os, signal, sys
-from trxl.runs import record
-from trxl.runs.experiment import run
+from trxl.runs import run_folder
+from trxl.runs.run import run
 from trxl.runs.tracking import NoTracker
 from trainer_PPO_trXL import PPO
 
@@ -220,8 +220,8 @@ def check_shared(folder):
     if moment == "folder":
         os.kill(os.getpid(), number)
 
-record.make_tracker = lambda *_: Tracker()
-record.check_shared = check_shared
+run_folder.make_tracker = lambda *_: Tracker()
+run_folder.check_shared = check_shared
 run({"RESULTS_DIR": root}, PPO)
 print("went on", flush=True)
 """
@@ -311,10 +311,10 @@ def test_the_compilation_cache_is_on_and_the_users_own_folder_wins(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        experiment.enable_compilation_cache()
+        runs.enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == str(REPOSITORY / ".jax_cache")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        experiment.enable_compilation_cache()
+        runs.enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == "elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from support import QUICK, resumed_config, run, whole_checkpoints
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError, RunError
 from trxl.results import load_results
-from trxl.runs import record, results_files
+from trxl.runs import outputs, run_folder
 from trxl.runs.checkpoints import FullCheckpoints
-from trxl.runs.failures import RunError
 from trxl.runs.lock import FolderLock
 from trxl.runs.progress import Progress
 from trxl.runs.tracking import CarefulTracker, NoTracker
@@ -210,7 +209,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(
     def empty(_seconds):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(record.time, "sleep", empty)
+    monkeypatch.setattr(run_folder.time, "sleep", empty)
     after_update(1, fill)
     try:
         run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
@@ -273,7 +272,7 @@ def test_a_plot_that_fails_costs_no_parameters(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr(results_files, "plot_returns", fail)
+    monkeypatch.setattr(outputs, "plot_returns", fail)
     run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
     assert "no plot of the returns: no fonts" in capsys.readouterr().err
     assert results_of(tmp_path / NAME)[1]["params"]

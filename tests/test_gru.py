@@ -7,10 +7,11 @@ import pytest
 from support import QUICK, SMALL, resumed_config, run
 from two_forms import CHAIN, GRIDDED, largest_ratio_error, two_rollouts
 
+from trxl.layers import GRULayer, orthogonal_blocks
+from trxl.results import load_results
+
 from evaluate_PPO_trXL import load_agent, play
 from trainer_PPO_trXL import PPO
-from trxl.gru import GRULayer, orthogonal_blocks
-from trxl.results import load_results
 
 WIDTH = 6
 

@@ -11,30 +11,33 @@ import optax
 import pytest
 from support import SMALL, random_params
 
-import trainer_Muesli_trXL as muesli
-from evaluate_PPO_trXL import load_agent, play
-from trainer_Muesli_trXL import MUESLI
-from trainer_PPO_trXL import PPO
-from trxl import replay
-from trxl.categorical import Bins, squash, unsquash
-from trxl.config import ConfigError
-from trxl.learning import collect, make_init_and_update
-from trxl.results import load_results
-from trxl.rollout import Rollout, Transition
-from trxl.runs import experiment
-from trxl.runs.run_config import resumed_config
-from trxl.runs.states import filled_fields
-from trxl.spaces import Discrete, obs_space, restore_obs
-from trxl.targets import (
+from trxl.errors import ConfigError
+from trxl.muesli import (
+    Bins,
     PolicyTarget,
     Steps,
     clipped_mpo,
     divergence,
+    draw_rows,
     no_variance,
     retrace,
     sampled_mpo_weights,
     see_advantages,
+    squash,
+    unsquash,
 )
+from trxl.results import load_results
+from trxl.rollout import Rollout, Transition
+from trxl.runs import run as runs
+from trxl.runs.checkpoints import filled_fields
+from trxl.runs.saved_config import resumed_config
+from trxl.spaces import Discrete, obs_space, restore_obs
+from trxl.training import collect, make_init_and_update
+
+import trainer_Muesli_trXL as muesli
+from evaluate_PPO_trXL import load_agent, play
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")
@@ -293,7 +296,7 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
         there = set(np.asarray(kept.rollouts.reward[:, : number + 1]).ravel().tolist())
         assert there == {float(n) for n in range(max(0, number - 2), number + 1)}
     keys = jax.random.split(jax.random.key(0), 200)
-    drawn = jax.vmap(lambda key: replay.draw(kept, 6, key))(keys)
+    drawn = jax.vmap(lambda key: draw_rows(kept, 6, key))(keys)
     assert drawn.reward.shape == (200, 6, 16)
     found = np.bincount(np.asarray(drawn.reward[..., 0], int).ravel(), minlength=5) / 1200
     assert found[:2].tolist() == [0, 0]
@@ -648,7 +651,7 @@ def test_it_trains_and_plays(name, tmp_path):
     if name == "agents":
         pytest.importorskip("jaxmarl")
     config = {**ENVIRONMENTS[name], "RESULTS_DIR": str(tmp_path)}
-    experiment.run(config, MUESLI)
+    runs.run(config, MUESLI)
     (folder,) = tmp_path.iterdir()
     metrics = load_results(folder / "0_metrics.npy")
     assert all(np.isfinite(metrics[key]).all() for key in MUESLI.must_be_finite)
@@ -666,11 +669,11 @@ def metrics_of(folder, seed=0):
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
     steps = CHAIN["NUM_ENVS"] * CHAIN["NUM_STEPS"]
     config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "ANNEAL_LR": False}
-    experiment.run({**config, "TOTAL_TIMESTEPS": 2 * steps}, MUESLI)
+    runs.run({**config, "TOTAL_TIMESTEPS": 2 * steps}, MUESLI)
     folder = tmp_path / "MemoryChain-bsuite"
     changes = {"TOTAL_TIMESTEPS": 4 * steps, "RESUME": str(folder)}
-    experiment.run(resumed_config(folder, changes, MUESLI), MUESLI)
-    experiment.run({**config, "TOTAL_TIMESTEPS": 4 * steps}, MUESLI)
+    runs.run(resumed_config(folder, changes, MUESLI), MUESLI)
+    runs.run({**config, "TOTAL_TIMESTEPS": 4 * steps}, MUESLI)
     whole = tmp_path / "MemoryChain-bsuite_2"
     jax.tree.map(np.testing.assert_array_equal, metrics_of(folder), metrics_of(whole))
     with pytest.raises(ConfigError, match="was trained by Muesli, and this script trains PPO"):
@@ -686,11 +689,9 @@ def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
 def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
     config |= {"REPLAY_SHARE": 0.0}  # what is replayed each device draws for itself
-    experiment.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
-    experiment.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
-    experiment.run(
-        {**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True
-    )
+    runs.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
+    runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
+    runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True)
     two, one, many = (
         metrics_of(tmp_path / name / "MemoryChain-bsuite", 1) for name in ("two", "one", "many")
     )
@@ -702,5 +703,5 @@ def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_pa
 def test_a_replay_that_no_device_holds_is_one_line_before_anything_compiles(tmp_path):
     config = {**CHAIN, "REPLAY_ROLLOUTS": 10**9, "RESULTS_DIR": str(tmp_path / "runs")}
     with pytest.raises(ConfigError, match="of it for what is kept of rollouts; lower REPLAY_ROLL"):
-        experiment.run(config, MUESLI)
+        runs.run(config, MUESLI)
     assert not list(tmp_path.iterdir())

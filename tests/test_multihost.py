@@ -16,17 +16,10 @@ import pytest
 from jax.errors import JaxRuntimeError
 from support import QUICK, main, whole_checkpoints
 
-from trxl.config import ConfigError, check_values
-from trxl.keys import LAUNCH_KEYS
-from trxl.runs import experiment
-from trxl.runs.multihost import (
-    TRY_AGAIN,
-    check_shared,
-    connect,
-    from_main,
-    gather_texts,
-    in_all,
-)
+from trxl.config import LAUNCH_KEYS, check_values
+from trxl.errors import ConfigError
+from trxl.runs import run as runs
+from trxl.runs.processes import TRY_AGAIN, check_shared, connect, from_main, gather_texts, in_all
 
 pytestmark = pytest.mark.slow
 
@@ -300,9 +293,9 @@ def test_a_process_of_several_says_by_its_status_whether_to_try_again(
     def end(with_status):
         raise EndedError(with_status)
 
-    monkeypatch.setattr(experiment, "run", fail)
-    monkeypatch.setattr(experiment, "check_same_config", lambda _: None)
-    monkeypatch.setattr(experiment, "in_all", lambda act: act())
+    monkeypatch.setattr(runs, "run", fail)
+    monkeypatch.setattr(runs, "check_same_config", lambda _: None)
+    monkeypatch.setattr(runs, "in_all", lambda act: act())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "argv", ["train_PPO_trXL_pmap.py"])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from support import QUICK, run
 
-from trainer_PPO_trXL import PPO
 from trxl import environments
-from trxl.config import ConfigError
 from trxl.environments import brax, navix, resolve_name
+from trxl.errors import ConfigError
 from trxl.results import load_results
+
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -149,7 +150,7 @@ def test_a_suite_is_one_file_more(toy_suite):
 def test_a_suites_file_and_the_suite_itself_are_two_modules():
     for name, module in environments.suites().items():
         assert module.__name__ == f"trxl.environments.{name}"
-        assert Path(module.__file__).parent == REPOSITORY / "environments"
+        assert Path(module.__file__).parent == REPOSITORY / "trxl" / "environments"
         suite = importlib.util.find_spec(name)
         assert suite is None or suite.origin != module.__file__
 

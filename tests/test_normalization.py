@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from support import QUICK, run
 
-import evaluate_PPO_trXL as evaluate
-from trainer_PPO_trXL import PPO
-from transformerXL import make_network
-from trxl.learning import collect, make_init_and_update
-from trxl.normalization import (
+from trxl.results import load_results
+from trxl.rollout import empty_memory, take_reward
+from trxl.spaces import ObsSpace, obs_space
+from trxl.statistics import (
     add_rows,
     as_float,
     exact_count,
@@ -23,9 +22,11 @@ from trxl.normalization import (
     update_moments,
     update_normalizer,
 )
-from trxl.results import load_results
-from trxl.rollout import empty_memory, take_reward
-from trxl.spaces import ObsSpace, obs_space
+from trxl.training import collect, make_init_and_update
+
+import evaluate_PPO_trXL as evaluate
+from trainer_PPO_trXL import PPO
+from transformerXL import make_network
 from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")

@@ -1,10 +1,16 @@
 """pyproject.toml, the requirements and the hooks say the same."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / ".ci"))
+import check_imports  # noqa: E402
+
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -46,3 +52,24 @@ def test_the_workflow_runs_ci_on_every_python_and_can_free_jax():
     assert "run: .ci/run" in workflow
     pattern = re.search(r"sed -i 's/(\^jax==)/", workflow)[1]
     assert re.search(pattern, (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("imports", "line"),
+    [
+        ("a: trxl.b, trxl.b: trxl.c, trxl.c:", None),
+        ("a:, trxl.b: a", "trxl.b imports a, a module of the root"),
+        ("trxl.b: trxl.c, trxl.c: trxl.b", "a circle: trxl.b -> trxl.c -> trxl.b"),
+        ("a: b, b: c, c: a, d: a", "a circle: a -> b -> c -> a"),
+    ],
+)
+def test_imports_that_run_up_or_round_are_seen(imports, line):
+    pairs = (pair.split(":") for pair in imports.split(", "))
+    graph = {module.strip(): set(others.split()) for module, others in pairs}
+    assert check_imports.broken_rules(graph) == ([line] if line else [])
+
+
+def test_imports_within_functions_count(tmp_path):
+    (tmp_path / "file.py").write_text("def f():\n    from trxl.runs import run\n    import a.b\n")
+    found = check_imports.imports_of(tmp_path / "file.py", {"trxl.runs.run", "trxl.runs", "a.b"})
+    assert found == {"trxl.runs.run", "a.b"}

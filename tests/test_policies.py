@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trxl.policies import make_policy, sample_each, sample_uniformly
+from trxl.distributions import make_policy, sample_each, sample_uniformly
 from trxl.spaces import Box, Discrete, MultiDiscrete, encode_action, mask_size
 
 ROWS = 4000

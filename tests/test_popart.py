@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from support import QUICK, random_params, run
 
+from trxl import statistics
+from trxl.collectives import root_mean_square
+from trxl.results import load_results
+from trxl.spaces import Discrete, ObsSpace, obs_space, store_obs
+from trxl.training import collect, init_params, make_init_and_update
+
 import trainer_PPO_trXL as trainer
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl import popart
-from trxl.learning import collect, init_params, make_init_and_update
-from trxl.reductions import root_mean_square
-from trxl.results import load_results
-from trxl.spaces import Discrete, ObsSpace, obs_space, store_obs
 from wrappers import make_env
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "NORMALIZE_VALUE": True}
@@ -29,8 +30,8 @@ THOUSANDS = {
 def test_the_scale_follows_the_returns_and_outputs_stay():
     """Moments against a loop; the critic says the same of everything when they have moved."""
     rng = np.random.default_rng(0)
-    moments, decay, mean, square, weight = popart.no_returns(), 0.9, 0.0, 0.0, 0.0
-    first = popart.scale_of(moments)
+    moments, decay, mean, square, weight = statistics.no_returns(), 0.9, 0.0, 0.0, 0.0
+    first = statistics.scale_of(moments)
     assert (float(first.mu), float(first.sigma)) == (0, 1)
     kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
     layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
@@ -39,11 +40,11 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
     for updates, scale in enumerate((1.0, 30.0, 1e-3)):
         returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
         counts = (rng.random((4, 5)) < 0.7) * 1.0
-        old = popart.scale_of(moments)
-        moments = popart.see_returns(
+        old = statistics.scale_of(moments)
+        moments = statistics.see_returns(
             moments, returns, jnp.asarray(counts), decay, jnp.int32(updates), None
         )
-        new = popart.scale_of(moments)
+        new = statistics.scale_of(moments)
         counted = returns[counts > 0]
         mean = decay * mean + (1 - decay) * counted.mean()
         square = decay * square + (1 - decay) * (counted**2).mean()
@@ -51,13 +52,13 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
         np.testing.assert_allclose(new.mu, mean / weight, rtol=1e-4)
         deviation = np.sqrt(square / weight - (mean / weight) ** 2)
         np.testing.assert_allclose(new.sigma, deviation, rtol=1e-3)
-        layer = popart.preserve_outputs(layer, old, new)
+        layer = statistics.preserve_outputs(layer, old, new)
         after = new.raw(x @ layer["kernel"] + layer["bias"])
         np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
-    still = popart.see_returns(
-        popart.no_returns(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
+    still = statistics.see_returns(
+        statistics.no_returns(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
     )
-    np.testing.assert_allclose(popart.scale_of(still).sigma, popart.LEAST_SIGMA, rtol=1e-5)
+    np.testing.assert_allclose(statistics.scale_of(still).sigma, statistics.LEAST_SIGMA, rtol=1e-5)
 
 
 @pytest.mark.parametrize("heads", ["mlp", "residual"])
@@ -74,7 +75,7 @@ def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_criti
 
     def values(state):
         x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
-        return popart.scale_of(state.extra).raw(x)
+        return statistics.scale_of(state.extra).raw(x)
 
     before = values(state)
     returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
@@ -101,19 +102,19 @@ def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
 def test_a_small_variance_beside_a_large_mean_is_exact():
     """E[x^2] - E[x]^2 is 0.001 to 0.22 here, another one after every update."""
     rng = np.random.default_rng(0)
-    moments = popart.no_returns()
+    moments = statistics.no_returns()
     for updates in range(60):
         returns = jnp.asarray(500 + 0.1 * rng.standard_normal((16, 64)), jnp.float32)
-        moments = popart.see_returns(moments, returns, None, 0.95, jnp.int32(updates), None)
-        np.testing.assert_allclose(popart.scale_of(moments).sigma, 0.1, rtol=0.06)
+        moments = statistics.see_returns(moments, returns, None, 0.95, jnp.int32(updates), None)
+        np.testing.assert_allclose(statistics.scale_of(moments).sigma, 0.1, rtol=0.06)
     assert float(moments.mean) == pytest.approx(500, abs=0.01)
 
 
 def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
     returns = np.random.default_rng(0).normal(3, 2, (5, 4, 6)).astype(np.float32)
-    moments = popart.no_returns()
+    moments = statistics.no_returns()
     for updates, batch in enumerate(returns):
-        moments = popart.see_returns(moments, batch, None, 1.0, jnp.int32(updates), None)
+        moments = statistics.see_returns(moments, batch, None, 1.0, jnp.int32(updates), None)
     np.testing.assert_allclose(moments, (returns.mean(), returns.var()), rtol=1e-4)
 
 
@@ -137,7 +138,7 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
     policy, value = network.apply(params, obs, no_memory, reach, 1, method="window")
     np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
     np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
-    scale = popart.scale_of(train_state.extra)
+    scale = statistics.scale_of(train_state.extra)
     assert 2500 < scale.mu < 3500
     assert 100 < scale.sigma < 400
 
@@ -191,7 +192,7 @@ def test_saved_parameters_predict_returns(heads):
     config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
     network = make_network(config, Discrete(3), ObsSpace(2))
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
-    scale = popart.ReturnMoments(jnp.float32(500.0), jnp.float32(400.0))
+    scale = statistics.ReturnMoments(jnp.float32(500.0), jnp.float32(400.0))
     state = PPO.init(config, params)._replace(extra=scale)
 
     def values(params):

@@ -9,10 +9,11 @@ import pytest
 from gymnasium import spaces
 from support import QUICK, run
 
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
 from trxl.environments import popgym, resolve_name
 from trxl.environments.popgym_boards import ship_places
+from trxl.errors import ConfigError
+
+from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 with warnings.catch_warnings():

@@ -18,11 +18,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from support import OWN_ENVIRONMENT, QUICK, main, resumed_config, run, whole_checkpoints
 
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
-from trxl.runs import checkpoints, run_config
+from trxl.errors import ConfigError
+from trxl.runs import checkpoints, saved_config
 from trxl.runs.checkpoints import FullCheckpoints, LearnerCheckpoints
-from trxl.runs.record import NotFiniteError, Record
+from trxl.runs.run_folder import NotFiniteError, Record
+
+from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
@@ -231,7 +232,7 @@ def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch
 
 def test_a_tuple_or_numpys_number_in_env_kwargs_is_the_one_that_was_saved(finished, tmp_path):
     kwargs = {"size": (3, np.int64(4)), "weights": np.float32([0.5, 2])}
-    run_config.save_run_config(tmp_path, PPO.check({**CHAIN, "ENV_KWARGS": kwargs}))
+    saved_config.save_run_config(tmp_path, PPO.check({**CHAIN, "ENV_KWARGS": kwargs}))
     assert resumed_config(tmp_path, {"ENV_KWARGS": kwargs})["ENV_KWARGS"] is kwargs
     as_read = {"size": [3, 4], "weights": [0.5, 2.0]}
     assert resumed_config(tmp_path, {})["ENV_KWARGS"] == as_read

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from support import QUICK, run
 
+from trxl.environments import xminigrid_rulesets
+from trxl.environments.xminigrid import load_rulesets, split_rulesets
+from trxl.errors import ConfigError
+from trxl.results import unpickle_arrays
+
 import evaluate_PPO_trXL as evaluate
 from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
-from trxl.environments import rulesets
-from trxl.environments.xminigrid import load_rulesets, split_rulesets
-from trxl.results import unpickle_arrays
 from wrappers import make_env
 
 xminigrid = pytest.importorskip("xminigrid")
@@ -24,10 +25,10 @@ from xminigrid.benchmarks import load_benchmark_from_path  # noqa: E402
 from xminigrid.core import goals, rules  # noqa: E402
 
 
-@pytest.fixture(scope="module", params=[*rulesets.KINDS])
+@pytest.fixture(scope="module", params=[*xminigrid_rulesets.KINDS])
 def drawn(request):
     """300 rulesets of a kind."""
-    return request.param, rulesets.draw_rulesets(request.param, 300, seed=1)
+    return request.param, xminigrid_rulesets.draw_rulesets(request.param, 300, seed=1)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def file(tmp_path, monkeypatch, capsys):
     """A file of 40 small rulesets, by the command line."""
     path = tmp_path / "small.bz2"
     monkeypatch.setattr(sys, "argv", ["rulesets", "small", "40", str(path), "3"])
-    rulesets.main()
+    xminigrid_rulesets.main()
     assert capsys.readouterr().out.startswith(f"40 rulesets in {path}: 0 to ")
     return path
 
@@ -78,33 +79,39 @@ def test_a_ruleset_that_can_not_be_solved_would_be_seen(drawn):
 def test_no_two_have_the_same_goal_and_rules_and_the_seed_decides(drawn):
     kind, several = drawn
     assert len({ruleset[:2] for ruleset in several}) == 300
-    assert rulesets.draw_rulesets(kind, 300, seed=1) == several
-    assert rulesets.draw_rulesets(kind, 300, seed=2) != several
+    assert xminigrid_rulesets.draw_rulesets(kind, 300, seed=1) == several
+    assert xminigrid_rulesets.draw_rulesets(kind, 300, seed=2) != several
 
 
 def test_goals_and_rules_are_encoded_as_xminigrid_does():
     numbers = {
-        rulesets.HOLD: ["AgentHold"],
-        rulesets.NEAR: [f"AgentNear{side}" for side in ("", "Up", "Down", "Left", "Right")],
-        rulesets.BESIDE: [f"TileNear{side}" for side in ("", "Up", "Down", "Left", "Right")],
+        xminigrid_rulesets.HOLD: ["AgentHold"],
+        xminigrid_rulesets.NEAR: [
+            f"AgentNear{side}" for side in ("", "Up", "Down", "Left", "Right")
+        ],
+        xminigrid_rulesets.BESIDE: [
+            f"TileNear{side}" for side in ("", "Up", "Down", "Left", "Right")
+        ],
     }
     a, b, c = (np.array(pair) for pair in [(3, 1), (6, 10), (12, 9)])
     for what, names in numbers.items():
-        of_two = what == rulesets.BESIDE
+        of_two = what == xminigrid_rulesets.BESIDE
         inputs = {"tile_a": a, "tile_b": b} if of_two else {"tile": a}
         pairs = [tuple(x.tolist()) for x in inputs.values()]
         for index, name in enumerate(names):
             goal = getattr(goals, f"{name}Goal")(**inputs).encode()
-            ours = rulesets.encode(rulesets.GOALS[what][index], tuple(pairs), 5)
+            ours = xminigrid_rulesets.encode(xminigrid_rulesets.GOALS[what][index], tuple(pairs), 5)
             assert ours == tuple(goal.tolist()), name
             rule = getattr(rules, f"{name}Rule")(**inputs, prod_tile=c).encode()
-            ours = rulesets.encode(rulesets.RULES[what][index], (*pairs, (12, 9)), 7)
+            ours = xminigrid_rulesets.encode(
+                xminigrid_rulesets.RULES[what][index], (*pairs, (12, 9)), 7
+            )
             assert ours == tuple(rule.tolist()), name
 
 
 def test_the_trees_are_as_deep_and_as_wide_as_the_kind_says(drawn):
     kind, several = drawn
-    of_kind = rulesets.KINDS[kind]
+    of_kind = xminigrid_rulesets.KINDS[kind]
     most = 2 ** (of_kind.depth + 1) - 2 + of_kind.distractor_rules
     assert max(len(ruleset.rules) for ruleset in several) <= most
     if of_kind.depth:
@@ -118,7 +125,7 @@ def test_a_file_loads_through_xminigrid_and_through_the_restricted_unpickler(fil
     ours = load_rulesets("XLand-MiniGrid-R1-9x9", str(file))
     jax.tree.map(np.testing.assert_array_equal, theirs, ours)
     assert ours.num_rulesets() == 40
-    expected = rulesets.as_arrays(rulesets.draw_rulesets("small", 40, seed=3))
+    expected = xminigrid_rulesets.as_arrays(xminigrid_rulesets.draw_rulesets("small", 40, seed=3))
     with bz2.open(file) as stream:
         jax.tree.map(np.testing.assert_array_equal, unpickle_arrays(stream), expected)
 
@@ -137,7 +144,7 @@ def test_a_file_loads_through_xminigrid_and_through_the_restricted_unpickler(fil
 def test_bad_input_is_one_line(arguments, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rulesets", *arguments])
     with pytest.raises(SystemExit) as exit:
-        rulesets.main()
+        xminigrid_rulesets.main()
     assert exit.value.code.startswith(message)
 
 

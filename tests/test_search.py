@@ -15,20 +15,21 @@ import numpy as np
 import pytest
 from support import OWN_ENVIRONMENT, QUICK
 
-from search_trXL import TRAINERS
-from trainer_Muesli_trXL import MUESLI
-from trainer_PPO_trXL import PPO
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
-from trxl.search import evolution, main, plan, population, proposals, record, strategies
+from trxl.search import evolution, evosax_strategies, main, plan, population, record, strategies
+from trxl.search.evosax_strategies import make_algorithm
 from trxl.search.loop import Loop
 from trxl.search.population import Programs, Row
-from trxl.search.proposals import make_algorithm
 from trxl.search.report import command_line, interval
 from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
 from trxl.search.strategies import Member, Round, Search
 from trxl.search.trials import Running, Trial, from_line
+
+from search_trXL import TRAINERS
+from trainer_Muesli_trXL import MUESLI
+from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOYS = Path(__file__).with_name("toys.py")
@@ -260,7 +261,7 @@ def config_of(**changes):
 
 
 def train_alone(config, seed, updates):
-    from trxl.learning import make_init_and_update
+    from trxl.training import make_init_and_update
 
     init, update = make_init_and_update(config, PPO)
     state, metrics = jax.jit(init)(jax.random.key(seed)), []
@@ -684,7 +685,7 @@ def test_the_curve_of_an_evolution_is_of_episodes_that_chose_nobody():
         return jnp.zeros(len(numbers))
 
     algorithm = make_algorithm("Sep_CMA_ES", 4, 3, 0.1, 0.1)
-    params, state = proposals.start(algorithm, jax.random.key(0), jnp.zeros(3), 0.1)
+    params, state = evosax_strategies.start(algorithm, jax.random.key(0), jnp.zeros(3), 0.1)
     first = evolution.Evolving(state, jax.random.key_data(jax.random.key(1)))
     task = evolution.Task(algorithm, params, first, None, evaluate)
     evolution.next_generation(task, first)

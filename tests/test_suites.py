@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 from support import QUICK
 
+from trxl.distributions import sample_uniformly
+from trxl.environments import suites
+from trxl.errors import ConfigError
+from trxl.runs.outputs import save_seed
+from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
+from trxl.training import collect, init_params, make_init_and_update
+
 import trainer_PPO_trXL as trainer
 from evaluate_PPO_trXL import load_agent, play, random_agent, report
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl.config import ConfigError
-from trxl.environments import suites
-from trxl.learning import collect, init_params, make_init_and_update
-from trxl.policies import sample_uniformly
-from trxl.runs.results_files import save_seed
-from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
 from wrappers import make_env
 
 pytestmark = pytest.mark.slow

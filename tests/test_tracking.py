@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import QUICK, run
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
 

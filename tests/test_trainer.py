@@ -13,12 +13,13 @@ import pytest
 from support import SMALL
 from two_forms import CHAIN, GRIDDED, largest_ratio_error, setup, two_rollouts
 
+from trxl.rollout import Rollout, Transition, empty_memory
+from trxl.spaces import obs_space, restore_obs
+from trxl.training import collect, episode_metrics, learning_rate, make_init_and_update
+
 import trainer_PPO_trXL as trainer
 import transformerXL
 from trainer_PPO_trXL import PPO
-from trxl.learning import collect, episode_metrics, learning_rate, make_init_and_update
-from trxl.rollout import Rollout, Transition, empty_memory
-from trxl.spaces import obs_space, restore_obs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -338,7 +339,8 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
     fields = dict.fromkeys(Transition._fields)
     for name in ("extras", "reward", "final_extras"):
         fields[name] = rng.standard_normal((steps, rows))
-    fields |= {"terminated": done, "done": done, "truncated": np.zeros_like(done), "active": active}
+    cut_off = done & (rng.random((steps, rows)) < 0.5)
+    fields |= {"terminated": done & ~cut_off, "done": done, "truncated": cut_off, "active": active}
     last_active = done[-1] | active[-1]
     last_value = np.where(last_active, rng.standard_normal(rows), 77.0)
 
@@ -346,8 +348,10 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
     for b in range(rows):
         value, advantage = last_value[b] if last_active[b] else 0.0, 0.0
         for t in reversed(range(steps)):
-            on = 0.0 if done[t, b] else 1.0
-            returns = fields["reward"][t, b] + on * gamma * (value + gae_lambda * advantage)
+            if done[t, b]:
+                advantage, known = 0.0, cut_off[t, b] and active[t, b]
+                value = fields["final_extras"][t, b] if known else 0.0
+            returns = fields["reward"][t, b] + gamma * (value + gae_lambda * advantage)
             value = fields["extras"][t, b] if active[t, b] else returns
             advantage = returns - value
             expected[t, b] = advantage
@@ -367,7 +371,9 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     config, network, state, (collected, _) = chain
     trajectory = collected.trajectory
     active = jnp.asarray(np.random.default_rng(0).random(trajectory.extras.shape) < 0.6)
-    collected = collected._replace(trajectory=trajectory._replace(active=active))
+    collected = collected._replace(
+        trajectory=trajectory._replace(active=active), last_active=active[-1]
+    )
     advantage = trainer.generalised_advantages(collected, 0.99, 0.8)
     batch = trainer.make_batch(config, collected, advantage)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support import SMALL
 
+from trxl.distributions import sample_uniformly
+
 from trainer_PPO_trXL import PPO
-from trxl.policies import sample_uniformly
 from wrappers import make_env
 
 QUEST = f"{Path(__file__).with_name('toys.py')}:Quest"

@@ -9,6 +9,7 @@ import pytest
 from toys import Team
 
 from trxl.spaces import Box, Discrete, mask_size
+
 from wrappers import (
     AgentRows,
     AutoReset,

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformerXL import make_network
-from trxl.keys import Key, with_shared
-from trxl.learning import (
+from trxl.config import Key, with_shared
+from trxl.rollout import by_environment, window_memory
+from trxl.training import (
     Algorithm,
     Minibatch,
     clipped_adam,
@@ -21,7 +21,8 @@ from trxl.learning import (
     learning_rate,
     minibatch_rows,
 )
-from trxl.rollout import by_environment, window_memory
+
+from transformerXL import make_network
 from wrappers import make_env
 
 KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from support import SMALL, random_params
 
+from trxl.spaces import obs_space
+from trxl.training import collect, make_init_and_update
+
 import trainer_PPO_trXL as trainer
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
-from trxl.learning import collect, make_init_and_update
-from trxl.spaces import obs_space
 from wrappers import make_env
 
 # Episodes of four steps: several end inside every window of the rollout.

@@ -1,16 +1,17 @@
-"""From its import on Ctrl-C ends a script of this repository at once, without a traceback.
+"""Transformer-XL agents in JAX: what the scripts, trainers and wrappers of the root are built on.
 
-Python's own handler raises KeyboardInterrupt wherever it is, in the middle of an import say, whose
-`except` may swallow it. A run has a handler of its own as soon as there is something to save,
-`host.signals`.
+Importing it makes Ctrl-C end a script of this repository without a traceback, before JAX is loaded.
+Python's own handler raises KeyboardInterrupt wherever the script is, say in an import, whose
+`except` may swallow it. A run has a handler of its own once there is something to save,
+`trxl.runs.interruption`.
 """
 
 import signal
 import sys
 from pathlib import Path
 
-script = getattr(sys.modules["__main__"], "__file__", None)
-of_this_repository = script and Path(script).resolve().parent == Path(__file__).resolve().parents[1]
-ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's wish for a job behind it
-if of_this_repository and not ignored:
+_script = getattr(sys.modules["__main__"], "__file__", None)
+_ours = _script and Path(_script).resolve().parent == Path(__file__).resolve().parents[1]
+_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's wish for a job behind it
+if _ours and not _ignored:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

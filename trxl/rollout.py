@@ -12,10 +12,10 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from trxl.batching import anywhere
-from trxl.normalization import Normalizer, network_input, scale_reward, update_normalizer
-from trxl.policies import sample_each
+from trxl.collectives import anywhere
+from trxl.distributions import sample_each
 from trxl.spaces import StoredObs, obs_space, store_obs
+from trxl.statistics import Normalizer, network_input, scale_reward, update_normalizer
 
 Config = dict[str, Any]
 Metrics = dict[str, jax.Array]

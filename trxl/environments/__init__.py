@@ -14,11 +14,11 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from trxl.config import ConfigError, did_you_mean, shortened
-from trxl.environments.adapting import check_numbers
+from trxl.environments.adapters import check_numbers
 from trxl.environments.base import SingleEnvironment
-from trxl.environments.checks import check_environment
-from trxl.environments.own import file_and_class, is_own, located, make_own, named_by_user
+from trxl.environments.custom import file_and_class, is_own, located, make_own, named_by_user
+from trxl.environments.validation import check_environment
+from trxl.errors import ConfigError, did_you_mean, shortened
 from trxl.spaces import Box, Discrete, MultiDiscrete
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.spaces import ActionSpace, Grid
 
 

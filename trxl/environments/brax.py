@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trxl.environments.adapting import (
+from trxl.environments.adapters import (
     argument_names,
     check_env_kwargs,
     flatten_obs,

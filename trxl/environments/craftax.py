@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.environments.adapting import field_names, import_suite, replace_fields, split_env_kwargs
+from trxl.environments.adapters import field_names, import_suite, replace_fields, split_env_kwargs
 from trxl.environments.base import SingleEnvironment
-from trxl.environments.elementwise import elementwise
+from trxl.environments.craftax_gpu import elementwise
+from trxl.errors import ConfigError
 from trxl.spaces import Discrete, Grid
 
 NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]

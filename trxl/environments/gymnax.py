@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.environments.adapting import (
+from trxl.environments.adapters import (
     argument_names,
     each,
     field_names,
@@ -22,6 +21,7 @@ from trxl.environments.adapting import (
     split_env_kwargs,
 )
 from trxl.environments.base import SingleEnvironment
+from trxl.errors import ConfigError
 from trxl.spaces import Grid
 
 NAMES = [

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.environments.adapting import choose, each, import_suite, making, read_action_space
+from trxl.environments.adapters import choose, each, import_suite, making, read_action_space
 from trxl.environments.base import SingleEnvironment
+from trxl.errors import ConfigError
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 
 NAMES = [

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.environments.adapting import (
+from trxl.environments.adapters import (
     argument_names,
     check_env_kwargs,
     each,
@@ -18,6 +17,7 @@ from trxl.environments.adapting import (
     making,
 )
 from trxl.environments.base import SingleEnvironment
+from trxl.errors import ConfigError
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 
 NAMES = [

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.environments.adapting import (
+from trxl.environments.adapters import (
     check_env_kwargs,
     choose,
     each,

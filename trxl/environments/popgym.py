@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from trxl.environments import popgym_boards as boards
 from trxl.environments import popgym_cards as cards
-from trxl.environments.adapting import check_env_kwargs, import_suite
+from trxl.environments.adapters import check_env_kwargs, import_suite
 from trxl.environments.base import SingleEnvironment
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete, encode_action
 

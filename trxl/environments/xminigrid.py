@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError, shortened
-from trxl.environments.adapting import (
+from trxl.environments.adapters import (
     check_env_kwargs,
     each,
     field_names,
@@ -23,6 +22,7 @@ from trxl.environments.adapting import (
     one_line,
 )
 from trxl.environments.base import SingleEnvironment
+from trxl.errors import ConfigError, shortened
 from trxl.results import unpickle_arrays
 from trxl.spaces import Discrete, Grid
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.environments import named_by_user
-from trxl.learning import Algorithm, init_params
-from trxl.normalization import init_normalizer, network_input, restored_normalizer
-from trxl.policies import sample_each, sample_uniformly
+from trxl.training import Algorithm, init_params
+from trxl.statistics import init_normalizer, network_input, restored_normalizer
+from trxl.distributions import sample_each, sample_uniformly
 from trxl.results import load_results
 from trxl.rollout import empty_memory, network_actor
 from trxl.spaces import obs_space

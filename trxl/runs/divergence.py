@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trxl.config import ConfigError
-from trxl.runs.failures import first_line
+from trxl.errors import ConfigError
+from trxl.errors import first_line
 
 COPIED = ("run.json", "diverged.json", "*_metrics.jsonl")
 """The files of a run that it needs to be resumed, besides a checkpoint."""

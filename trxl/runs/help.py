@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trxl.keys import GROUPS, Keys
+from trxl.config import GROUPS, Keys
 
 
 def help_text(keys: Keys, values: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from trxl.config import ConfigError
-from trxl.runs.multihost import say
+from trxl.errors import ConfigError
+from trxl.runs.processes import say
 
 
 class FolderLock:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trxl.config import ConfigError, shortened
-from trxl.learning import Algorithm, Start, TrainState
-from trxl.normalization import restored_normalizer
+from trxl.errors import ConfigError, shortened
+from trxl.training import Algorithm, Start, TrainState
+from trxl.statistics import restored_normalizer
 from trxl.results import load_results
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from trxl.runs.multihost import is_main
+from trxl.runs.processes import is_main
 
 
 class Progress:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.runs.failures import first_line
-from trxl.runs.multihost import tell
+from trxl.errors import ConfigError
+from trxl.errors import first_line
+from trxl.runs.processes import tell
 
 
 class NoTracker:

@@ -18,18 +18,18 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
-from trxl.config import ConfigError
-from trxl.learning import Algorithm, init_params
+from trxl.errors import ConfigError
 from trxl.rollout import Rollout, init_rollout, network_actor, rollout
-from trxl.runs.multihost import say
-from trxl.runs.results_files import save_results
-from trxl.runs.run_config import how_to_go_on
-from trxl.runs.signals import StopOnSignal
+from trxl.runs.interruption import StopOnSignal
+from trxl.runs.outputs import save_results
+from trxl.runs.processes import say
+from trxl.runs.saved_config import how_to_go_on
+from trxl.search.evosax_strategies import as_fitness, make_algorithm, start
 from trxl.search.population import BY_ROW, ROWS
-from trxl.search.proposals import as_fitness, make_algorithm, start
 from trxl.search.record import EvolutionRecord, fresh_search_folder
 from trxl.search.settings import default_config, read_space
 from trxl.spaces import obs_space
+from trxl.training import Algorithm, init_params
 
 
 class Evolving(NamedTuple):

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from trxl.learning import Algorithm, RunnerState
-from trxl.runs.signals import StopOnSignal
+from trxl.runs.interruption import StopOnSignal
 from trxl.search.plan import Plan
 from trxl.search.population import Chunk, Programs, Row, gone_own_way
 from trxl.search.record import SearchRecord, cut, joined
 from trxl.search.settings import Space
 from trxl.search.strategies import Best, Member, Round
 from trxl.search.trials import Trial
+from trxl.training import Algorithm, RunnerState
 
 
 class Loop:

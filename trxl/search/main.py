@@ -7,17 +7,15 @@ from typing import Any
 
 import jax
 
-from trxl.config import ConfigError, num_updates, shortened
+from trxl.config import num_updates
 from trxl.environments import named_by_user
-from trxl.learning import Algorithm
-from trxl.runs.capacity import check_capacity
-from trxl.runs.experiment import enable_compilation_cache
-from trxl.runs.failures import explained
+from trxl.errors import ConfigError, explained, shortened
 from trxl.runs.help import help_text, key_lines
-from trxl.runs.multihost import say
-from trxl.runs.run_config import how_to_go_on
-from trxl.runs.signals import StopOnSignal
-from trxl.runs.streams import lasting_output
+from trxl.runs.interruption import StopOnSignal, lasting_output
+from trxl.runs.memory_check import check_capacity
+from trxl.runs.processes import say
+from trxl.runs.run import enable_compilation_cache
+from trxl.runs.saved_config import how_to_go_on
 from trxl.search.loop import Loop, best_of
 from trxl.search.plan import make_plan, size_of
 from trxl.search.population import chunk_members
@@ -33,6 +31,7 @@ from trxl.search.settings import (
     read_space,
 )
 from trxl.search.strategies import MOST_COMBINATIONS, Best, Search, combinations
+from trxl.training import Algorithm
 
 Trainers = Mapping[str, tuple[Algorithm, dict[str, Any]]]
 """By an algorithm's name: the algorithm, and the config of its entry script."""

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trxl.config import num_updates
-from trxl.learning import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
 from trxl.rollout import Metrics
-from trxl.runs.capacity import device_memory, least_needs
+from trxl.runs.memory_check import device_memory, least_needs
 from trxl.search.trials import Running
+from trxl.training import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
 
 ROWS = ("rows",)
 BY_ROW = PartitionSpec(ROWS)

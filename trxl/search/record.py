@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from trxl.config import ConfigError, shortened
 from trxl.environments import resolve_name
-from trxl.learning import RunnerState
+from trxl.errors import ConfigError, shortened
 from trxl.runs.checkpoints import FullCheckpoints
-from trxl.runs.curves import CurveFile
+from trxl.runs.compiled import with_sharding
 from trxl.runs.lock import FolderLock
-from trxl.runs.multihost import tell
-from trxl.runs.program import with_sharding
-from trxl.runs.record import RETRY_SECONDS, reason
-from trxl.runs.results_files import fresh_folder, write_whole
-from trxl.runs.run_config import as_saved
+from trxl.runs.metrics import CurveFile
+from trxl.runs.outputs import fresh_folder, write_whole
+from trxl.runs.processes import tell
+from trxl.runs.run_folder import RETRY_SECONDS, reason
+from trxl.runs.saved_config import as_saved
 from trxl.search.population import host_device
 from trxl.search.strategies import Scores
 from trxl.search.trials import Trial, from_line, plain, save_trials
+from trxl.training import RunnerState
 
 SAVE_SECONDS = 60
 """How long a search trains at least between two checkpoints."""

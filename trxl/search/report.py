@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from trxl.runs.results_files import write_whole
+from trxl.runs.outputs import write_whole
 from trxl.search.plan import DEFAULT
 from trxl.search.settings import Dimension, Space
 from trxl.search.trials import Trial

@@ -10,17 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trxl.config import (
-    ConfigError,
-    check_values,
-    did_you_mean,
-    names_and_texts,
-    read_value,
-    shortened,
-)
+from trxl.config import Key, Keys, check_values, names_and_texts, read_value
 from trxl.environments import located
-from trxl.keys import Key, Keys
-from trxl.learning import Algorithm
+from trxl.errors import ConfigError, did_you_mean, shortened
+from trxl.training import Algorithm
 
 _KEYS = {
     "ALGORITHM": Key("PPO", "whose trainer: `PPO` or `Muesli`", choices=("PPO", "Muesli")),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trxl.config import ConfigError
-from trxl.search.proposals import Proposals, make_algorithm
+from trxl.errors import ConfigError
+from trxl.search.evosax_strategies import Proposals, make_algorithm
 from trxl.search.settings import Space
 
 Scores = dict[int, float]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trxl.runs.results_files import write_whole
+from trxl.runs.outputs import write_whole
 
 COUNTED = 0.2
 """The share of an agent's updates, its last ones, whose episodes make its score."""

@@ -1,4 +1,4 @@
-"""Sums, means and moments over the elements that count, on one device or over all of them."""
+"""Means and moments over devices, and conditions over runs that are vmapped."""
 
 from typing import Any
 
@@ -45,3 +45,21 @@ def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | No
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
     return jnp.sqrt(mean_over_devices(weighted_mean(x**2, weight), axis_name))
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(mask: jax.Array) -> jax.Array:
+    """Whether `mask` is true anywhere, () bool: also in any of the runs that are vmapped over.
+
+    `jax.vmap` turns a `lax.cond` whose predicate differs from run to run into both branches and a
+    select, and a `lax.while_loop` into one that selects its whole carry. With this predicate all
+    runs take the branch, or go round the loop, that any of them needs, so that what none needs is
+    skipped. The branch, or the body, must therefore do no harm to a run that doesn't need it.
+    """
+    return jnp.any(mask)
+
+
+@anywhere.def_vmap
+def _(axis_size: int, in_batched: list[bool], mask: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched  # it is called where the mask is batched
+    return anywhere(mask), False

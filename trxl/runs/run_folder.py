@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import ConfigError, num_updates
+from trxl.config import num_updates
+from trxl.errors import ConfigError
 from trxl.runs.checkpoints import LearnerCheckpoints
-from trxl.runs.curves import CurveFile, whole_updates
+from trxl.runs.metrics import CurveFile, whole_updates
 from trxl.runs.divergence import (
     Divergence,
     discard_copies,
@@ -22,15 +23,15 @@ from trxl.runs.divergence import (
     read_divergences,
     save_divergences,
 )
-from trxl.runs.failures import first_line
+from trxl.errors import first_line
 from trxl.runs.lock import FolderLock
-from trxl.runs.multihost import check_shared, from_main, in_all, is_main, largest, say, tell
-from trxl.runs.program import Program
-from trxl.runs.results_files import fresh_folder, results_root
-from trxl.runs.run_config import as_saved, save_run_config
-from trxl.runs.states import States, save_learner
+from trxl.runs.processes import check_shared, from_main, in_all, is_main, largest, say, tell
+from trxl.runs.compiled import Program
+from trxl.runs.outputs import fresh_folder, results_root
+from trxl.runs.saved_config import as_saved, save_run_config
+from trxl.runs.checkpoints import States, save_learner
 from trxl.runs.tracking import NoTracker, make_tracker
-from trxl.learning import INPUTS, Algorithm, RunnerState
+from trxl.training import INPUTS, Algorithm, RunnerState
 from trxl.rollout import Metrics
 
 RETRY_SECONDS = 30

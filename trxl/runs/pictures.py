@@ -1,8 +1,14 @@
-"""What an agent attends to: an episode's attention over its past steps, as a picture or a film.
+"""Pictures of episodes: GIFs, and what an agent attends to.
 
 Letters: T steps of the episode, L layers, H heads, M = WINDOW_MEM.
 """
 
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from trxl.errors import ConfigError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +22,105 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tqdm import tqdm
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
-from trxl.runs.episodes import MAX_STEPS, endless, make_loop
-from trxl.runs.film import check_writable, write_gif
+from trxl.runs.evaluation import MAX_STEPS, endless, make_loop
+
+
+FRAME_MILLISECONDS = 100
+CAPTION_PIXELS = 18
+LEAST_PIXELS = 160  # of a picture's width and height, for the caption to fit below it
+
+
+def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
+    """A picture (height, width, 3), a small one enlarged, with a line of text below it."""
+    enlarged = max(1, LEAST_PIXELS // min(pixels.shape[:2]))
+    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    height, width, _ = pixels.shape
+    picture = Image.new("RGB", (width, height + CAPTION_PIXELS))
+    picture.paste(Image.fromarray(pixels))
+    ImageDraw.Draw(picture).text((4, height + 3), text, fill="white")
+    return picture
+
+
+def write_gif(path: Path, frames: list[Image.Image]) -> None:
+    """Writes pictures as a film that starts over at its end."""
+    first, *others = [frame.quantize(64) for frame in frames]
+    first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+
+
+def check_writable(key: str, path: Path, suffix: str) -> None:
+    """Raises a ConfigError where the file has another ending or can't be written."""
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{key}: {path} must end in {suffix}")
+    there = path.exists()
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        raise ConfigError(f"{key}: can't write to {path}: {error.strerror}") from error
+    if not there:
+        path.unlink()
+
 
 MOST_PICTURES = 10
 """Of an episode, below the square of a layer."""
 
 MOST_FRAMES = 400
 """Of a film; one with more shows only so many of the steps."""
+
+
+def check_gif(agent: Agent, path: Path) -> None:
+    """Sees that `save_gif` will be able to do what it is to do.
+
+    Raises:
+      ConfigError: the path is none, or the environment can't be drawn.
+    """
+    check_writable("GIF", path, ".gif")
+    env = agent.environment()
+    start, _ = make_loop(agent, env)  # compiled as `save_gif` compiles it, for the cache
+    state, *_ = start(jax.random.key(0))
+    env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
+
+
+def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEPS) -> float:
+    """Plays one episode, or one trial of several, and writes it as a GIF.
+
+    Below each picture are the step and the episode's return so far, in a trial its number too.
+
+    Returns:
+      the episode's return, or the trial's.
+
+    Raises:
+      ConfigError: the environment can't be drawn, or an episode has more than `max_steps`.
+    """
+    env = agent.environment()
+    start, step = make_loop(agent, env)
+    step, render = jax.jit(step), env.renderer()
+    carry = start(jax.random.fold_in(key, 0))
+    frames: list[Image.Image] = []
+    returns = [0.0]  # of the episodes so far
+    begun = 0  # at which frame the running one began
+
+    def caption() -> str:
+        number = f"episode {len(returns)}  " if env.episodes_per_trial > 1 else ""
+        return f"{number}step {len(frames) - begun}  return {returns[-1]:.1f}"
+
+    with tqdm(unit="step") as bar:
+        while len(returns) <= env.episodes_per_trial:
+            state = jax.tree.map(lambda x: x[0], env.single_states(carry[0]))
+            picture = render(state)
+            frames.append(with_caption(picture, caption()))
+            carry, ((done,), (reward,), _) = step(carry, jax.random.fold_in(key, len(frames)))
+            returns[-1] += float(reward)
+            bar.update()
+            if done:  # what follows is the next episode: the last picture tells how this one ended
+                frames[-1] = with_caption(picture, caption())
+                returns.append(0.0)
+                begun = len(frames)
+            if len(frames) - begun > max_steps:
+                raise endless(max_steps)
+    write_gif(path, frames)
+    return sum(returns)
 
 
 class Episode(NamedTuple):

@@ -1,11 +1,35 @@
-"""Errors that nothing foresaw, in one line; what a developer wants to know is in a file."""
+"""Errors in one line: what a config must change, and what nothing foresaw."""
 
+import difflib
 import os
 import re
 import tempfile
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. Its message is one line that says what to change."""
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """A value as an error line shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        text = "a number of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def did_you_mean(word: str, candidates: Iterable[Any]) -> str:
+    """A clause that names the candidates close to `word`, empty where there are none."""
+    by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word.lower(), by_lower_case, n=4, cutoff=0.5)
+    return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
+
 
 OUT_OF_MEMORY = (
     "the device's memory is full; lower NUM_ENVS, NUM_STEPS, WINDOW_MEM or the network's widths"

@@ -15,7 +15,7 @@ from jax.experimental.multihost_utils import (
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from trxl.runs.parameters import check_fit, read_start
-from trxl.learning import ALIKE, Algorithm, RunnerState, Start, TrainState, make_init_and_update
+from trxl.training import ALIKE, Algorithm, RunnerState, Start, TrainState, make_init_and_update
 
 BY_DEVICE = PartitionSpec("devices")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 

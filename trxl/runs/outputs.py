@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.environments import resolve_name
-from trxl.runs.failures import first_line
-from trxl.runs.multihost import tell
+from trxl.errors import first_line
+from trxl.runs.processes import tell
 
 
 def results_root(config: dict[str, Any]) -> Path:

@@ -14,22 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import ConfigError, check_values, num_updates, read_overrides
+from trxl.config import check_values, num_updates, read_overrides
+from trxl.errors import ConfigError
 from trxl.environments import is_own, located
-from trxl.runs.capacity import check_capacity
-from trxl.runs.failures import RunError, explained
+from trxl.runs.memory_check import check_capacity
+from trxl.errors import RunError, explained
 from trxl.runs.help import help_text
-from trxl.runs.multihost import check_same_config, connect, in_all, is_main, say, status_of
+from trxl.runs.processes import check_same_config, connect, in_all, is_main, say, status_of
 from trxl.runs.parameters import saved_params
-from trxl.runs.program import Program
+from trxl.runs.compiled import Program
 from trxl.runs.progress import Progress
-from trxl.runs.record import NotFiniteError, Record
-from trxl.runs.results_files import save_results
-from trxl.runs.run_config import how_to_go_on, resumed_config
-from trxl.runs.signals import StopOnSignal
-from trxl.runs.streams import lasting_output
-from trxl.keys import LAUNCH_KEYS, defaults
-from trxl.learning import Algorithm, RunnerState, TrainState
+from trxl.runs.run_folder import NotFiniteError, Record
+from trxl.runs.outputs import save_results
+from trxl.runs.saved_config import how_to_go_on, resumed_config
+from trxl.runs.interruption import StopOnSignal
+from trxl.runs.interruption import lasting_output
+from trxl.config import LAUNCH_KEYS, defaults
+from trxl.training import Algorithm, RunnerState, TrainState
 from trxl.rollout import Metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trxl.config import ConfigError
+from trxl.errors import ConfigError
 from trxl.runs.lock import is_same_file
 
 

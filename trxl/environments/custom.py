@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trxl.config import ConfigError, shortened
-from trxl.environments.adapting import making, one_line
+from trxl.environments.adapters import making, one_line
 from trxl.environments.base import SingleEnvironment
-from trxl.environments.checks import check_environment
+from trxl.environments.validation import check_environment
+from trxl.errors import ConfigError, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, did_you_mean, shortened
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 

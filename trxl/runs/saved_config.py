@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trxl.config import ConfigError, shortened
+from trxl.errors import ConfigError, shortened
 from trxl.environments import is_own, named_by_user
-from trxl.learning import Algorithm
+from trxl.training import Algorithm
 
 
 def save_run_config(folder: Path, config: dict[str, Any]) -> None:

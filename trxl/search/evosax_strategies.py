@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.config import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, did_you_mean, shortened
 
 
 def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: float) -> Any:

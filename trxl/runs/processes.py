@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from trxl.config import ConfigError, shortened
+from trxl.errors import ConfigError, shortened
 
 TRY_AGAIN = os.EX_TEMPFAIL
 """The status, 75, of a process that ends for want of another: the same run may do next time."""

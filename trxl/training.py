@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from trxl.config import check_config, num_updates
-from trxl.keys import Keys
-from trxl.normalization import Moments, init_normalizer
-from trxl.reductions import mean_over_devices, sum_over_devices
+from trxl.collectives import mean_over_devices, sum_over_devices
+from trxl.config import Keys, check_config, num_updates
 from trxl.rollout import (
     Config,
     Metrics,
@@ -32,6 +30,7 @@ from trxl.rollout import (
     together,
 )
 from trxl.spaces import obs_space
+from trxl.statistics import Moments, init_normalizer
 
 
 class TrainState(NamedTuple):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from trxl.config import ConfigError, shortened
+from trxl.errors import ConfigError, shortened
 
 Tile = tuple[int, int]
 """An object: its kind and its colour, by XLand-MiniGrid's numbers."""

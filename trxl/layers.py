@@ -1,0 +1,258 @@
+"""Dense layers, norms, heads of actor and critic, and a GRU.
+
+`matmul` and `standardise` are x @ w and LayerNorm without scale and bias; their gradients are given
+by hand, in the form that XLA's CPU back end runs best. On other devices they cost nothing.
+
+`GRULayer` takes the place of a `TransformerXLLayer`, to compare with: it has the same interface,
+and a memory of one slot, the carry after the step before. Letters as in transformerXL.py; M is 1.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x (..., N) times w (N, K), with the gradient of w in the form that XLA's CPU products like.
+
+    As JAX writes it, XLA first copies the gradient of the result, transposed, to memory; as it
+    stands here, x. A result is wider than x, so that is less, and several products share it.
+    """
+    return x @ w
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array):
+    return x @ w, (x, w)
+
+
+def _matmul_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    x, w = residuals
+    rows, gradient_rows = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+    gradient_of_x = (gradient_rows @ w.T).reshape(x.shape)
+    return gradient_of_x, jax.lax.dot_general(rows, gradient_rows, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def standardise(x: jax.Array) -> jax.Array:
+    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) over the last axis, without scale and bias."""
+    return _standardise_forward(x)[0]
+
+
+def _standardise_forward(x: jax.Array):
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    return centred * inverse, (centred * inverse, inverse)
+
+
+def _standardise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    n, inverse = residuals
+    mean = jnp.mean(gradient, axis=-1, keepdims=True)
+    along_n = jnp.mean(gradient * n, axis=-1, keepdims=True)
+    return (inverse * (gradient - mean - n * along_n),)
+
+
+standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+class Norm(nn.Module):
+    """LayerNorm's scale and bias, (width,) each, for the `Dense` that reads what is normed."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        scale = self.param("scale", nn.initializers.ones, (self.width,))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return scale, bias
+
+
+class NormRelu(nn.Module):
+    """relu(LayerNorm(x)), x (..., N)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias = Norm(x.shape[-1])()
+        return nn.relu(scale * standardise(x) + bias)
+
+
+class Dense(nn.Module):
+    """x W + b; with a `norm`, of the standardised x after that norm's scale and bias.
+
+    They are folded into the matrix: (scale * x + shift) W + b = x (scale * W) + (shift W + b). That
+    saves two passes over x, and where x is a constant, as a memory is, a product in the gradient.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32  # of the product and its result; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = jnp.zeros(())
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if norm is not None:
+            scale, shift = norm
+            kernel, bias = scale[:, None] * kernel, shift @ kernel + bias
+        return matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+LAST_LAYER = {"mlp": "Dense_2", "residual": "output"}
+"""The name of a head's last layer among its parameters, by the value of HEADS."""
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+def orthogonal(gain: float) -> Callable:
+    """Flax's orthogonal initialiser, one matrix at a time under vmap.
+
+    jaxlib 0.10.2's CPU runtime can wait for ever for a batched QR decomposition in a program as
+    large as a whole training run vmapped over seeds (seen on 2 cores; 0.11.2 does not).
+    """
+
+    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
+        one = partial(nn.initializers.orthogonal(gain), shape=shape, dtype=dtype)
+        return jax.custom_batching.sequential_vmap(one)(key)
+
+    return initialise
+
+
+class Head(nn.Module):
+    """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
+
+    width: int
+    outputs: int
+    gain: float
+    activation: str
+    dtype: Any = jnp.float32  # of the hidden layers
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(2):
+            x = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(x)
+            x = ACTIVATIONS[self.activation](x)
+        return Dense(self.outputs, kernel_init=orthogonal(self.gain))(x)
+
+
+class ResidualHead(nn.Module):
+    """Norm, dense, a residual layer whose weights start small, norm, output.
+
+    x (..., N) to (..., outputs). As wide as one likes: what a rarely seen input needs is not shared
+    with everything else.
+    """
+
+    width: int
+    outputs: int
+    gain: float
+    dtype: Any = jnp.float32  # of the hidden layers
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = Norm(x.shape[-1])()
+        h = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(
+            standardise(x), norm
+        )
+        h = h.astype(jnp.float32)
+        residual = Dense(self.width, kernel_init=orthogonal(0.1), dtype=self.dtype)
+        h = h + residual(NormRelu()(h)).astype(jnp.float32)
+        return Dense(self.outputs, kernel_init=orthogonal(self.gain), name="output")(NormRelu()(h))
+
+
+def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32):
+    """(E, n E) of n orthogonal matrices side by side."""
+    rows, columns = shape
+    keys = jax.random.split(key, columns // rows)
+    block = nn.initializers.orthogonal()
+    return jnp.concatenate([block(key, (rows, rows), dtype) for key in keys], axis=1)
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078).
+
+    r = sigmoid(Wr x + Ur h + br), z = sigmoid(Wz x + Uz h + bz),
+    n = tanh(Wn x + bn + r (Un h + cn)), h' = (1 - z) n + z h:
+    the reset gate is applied after the product, as in cuDNN's and PyTorch's.
+    """
+
+    width: int
+    dtype: Any = jnp.float32  # of products; gates and carry stay float32
+
+    def setup(self):
+        self.of_input = Dense(3 * self.width, dtype=self.dtype)
+        self.carry_kernel = self.param(
+            "carry_kernel", orthogonal_blocks, (self.width, 3 * self.width)
+        )
+        self.carry_bias = self.param("carry_bias", nn.initializers.zeros, (self.width,))
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """What `advance` reads of inputs (..., N), for many steps at once."""
+        return self.of_input(x)
+
+    def advance(self, carry: jax.Array, projected: jax.Array) -> jax.Array:
+        """h (..., width) and a projected input, of shapes that broadcast -> h'."""
+        of_carry = matmul(carry.astype(self.dtype), self.carry_kernel.astype(self.dtype))
+        input_r, input_z, input_n = jnp.split(projected.astype(jnp.float32), 3, axis=-1)
+        carry_r, carry_z, carry_n = jnp.split(of_carry.astype(jnp.float32), 3, axis=-1)
+        r, z = nn.sigmoid(input_r + carry_r), nn.sigmoid(input_z + carry_z)
+        n = jnp.tanh(input_n + r * (carry_n + self.carry_bias))
+        return (1 - z) * n + z * carry
+
+
+class GRULayer(nn.Module):
+    """A `GRUCell` over time, its carry the layer's output.
+
+    A gradient flows through W steps, from a carry of the rollout.
+    """
+
+    embed_size: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.cell = GRUCell(self.embed_size, self.dtype)
+
+    def start_rollout(self, memory: jax.Array) -> jax.Array:
+        """The carry (B, E) of a memory (B, 1, E)."""
+        return memory[:, 0]
+
+    def step(self, x: jax.Array, carry: jax.Array, t: jax.Array, reach: jax.Array):
+        """x (B, E), reach (B,), 0 where the carry is to be forgotten -> output (B, E), carry."""
+        carry = self._advance(carry, self.cell.project(x), reach)
+        return carry, carry
+
+    def kept(self, x: jax.Array, carry: jax.Array) -> jax.Array:
+        """What the memory keeps of a step, (B, E)."""
+        return carry
+
+    def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """x (B, T, E), memory (B, 1+T-W, E) of the steps -1 .. T-W-1, reach (B, T) -> (B, T, E)."""
+        batch, steps = reach.shape
+
+        def by_step(x: jax.Array) -> jax.Array:
+            """(B, T, ...) to (W, B K, ...)."""
+            return jnp.moveaxis(x.reshape(-1, window_grad, *x.shape[2:]), 1, 0)
+
+        def advance(carry: jax.Array, now: tuple[jax.Array, jax.Array]):
+            carry = self._advance(carry, *now)
+            return carry, carry
+
+        # Window k starts from the carry after step k W - 1.
+        start = memory[:, ::window_grad].reshape(-1, self.embed_size)
+        projected = self.cell.project(x)
+        _, outputs = jax.lax.scan(advance, start, (by_step(projected), by_step(reach)))
+        return jnp.moveaxis(outputs, 0, 1).reshape(batch, steps, self.embed_size)
+
+    def _advance(self, carry: jax.Array, projected: jax.Array, reach: jax.Array) -> jax.Array:
+        return self.cell.advance(jnp.where(reach[:, None] > 0, carry, 0.0), projected)

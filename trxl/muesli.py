@@ -1,0 +1,301 @@
+"""Muesli's parts: values as distributions, targets, replay, and the network with its model.
+
+Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Bellemare et al. 2017 (arXiv 1707.06887) learn
+values as distributions; the two-hot target and the scale h are those of MuZero (Schrittwieser et
+al. 2020, arXiv 1911.08265, appendix F). Arrays of a batch are (B, T, ...), a row per environment;
+R = slots of the replay, S = MODEL_SIZE, A = outputs of the actor, other letters as in rollout.py.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from trxl.collectives import mean_over_devices, normalise_weight, weighted_mean
+from trxl.distributions import make_policy
+from trxl.layers import Dense, GRUCell, NormRelu
+from trxl.spaces import ActionSpace, Box, Obs, encode_action
+
+EPSILON = 1e-3
+
+
+def squash(x: jax.Array) -> jax.Array:
+    """h(x) = sgn(x) (sqrt(|x| + 1) - 1) + 0.001 x (Pohlen et al. 2018, arXiv 1805.11593)."""
+    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + EPSILON * x
+
+
+def unsquash(y: jax.Array) -> jax.Array:
+    """The inverse of `squash`."""
+    # Of y = s - 1 + e (s^2 - 1) with s = sqrt(|x| + 1), the root, in a form that loses no digits.
+    shifted = jnp.abs(y) + 1 + EPSILON
+    root = 2 * shifted / (1 + jnp.sqrt(1 + 4 * EPSILON * shifted))
+    return jnp.sign(y) * (root**2 - 1)
+
+
+class Bins(NamedTuple):
+    """So many numbers, evenly spaced from -limit to limit where they are squashed."""
+
+    number: int
+    limit: float
+
+    @property
+    def centres(self) -> jax.Array:
+        """(number,), squashed."""
+        return jnp.linspace(-self.limit, self.limit, self.number)
+
+    def two_hot(self, x: jax.Array) -> jax.Array:
+        """Numbers (...) as probabilities (..., number) of the two bins beside each, mean h(x)."""
+        position = (squash(x) + self.limit) / (2 * self.limit) * (self.number - 1)
+        position = jnp.clip(position, 0, self.number - 1)
+        distance = jnp.abs(position[..., None] - jnp.arange(self.number))
+        return jnp.maximum(1 - distance, 0)
+
+    def clips(self, x: jax.Array) -> jax.Array:
+        """Returns (...) bool, which numbers (...) are beyond the outermost bins."""
+        return jnp.abs(squash(x)) > self.limit
+
+    def mean(self, logits: jax.Array) -> jax.Array:
+        """The number (...) that a distribution's logits (..., number) stand for."""
+        return unsquash(jnp.sum(jax.nn.softmax(logits) * self.centres, axis=-1))
+
+    def cross_entropy(self, logits: jax.Array, x: jax.Array) -> jax.Array:
+        """(...) of predicted logits (..., number) against numbers (...)."""
+        return -jnp.sum(self.two_hot(x) * jax.nn.log_softmax(logits), axis=-1)
+
+
+LEAST_VARIANCE = 1e-12
+
+
+class Steps(NamedTuple):
+    """What Retrace reads of T steps, (B, T) each; `last_value` (B,)."""
+
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_value: jax.Array  # of the final observation where an episode was truncated
+    prior_value: jax.Array  # sum_a prior(a|s) q(s, a)
+    q: jax.Array  # of the action that was taken
+    trace: jax.Array  # c = min(1, prior / behaviour)
+    last_value: jax.Array | None  # of the observation after the last step
+    has_return: jax.Array  # bool, whether the step has a return of its own
+    active: jax.Array | None  # bool, whether the agent had a part in the step; None: always
+
+
+def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
+    """Off-policy returns G (B, T) (Munos et al. 2016, arXiv 1606.02647, equation 4).
+
+    G_t = r_t + gamma (1 - terminated_t) [v_{t+1} + decay c_{t+1} (G_{t+1} - q_{t+1})], with the
+    value of the final observation in place of the bracket where an episode was truncated, and that
+    of the last observation behind the last step. While an agent is out, its team's rewards count as
+    they come: the bracket is then the return itself. A step that has no return of its own gives its
+    value v_t, from which the steps before it bootstrap.
+    """
+
+    def step(bracket: jax.Array, now: Steps):
+        later = jnp.where(now.truncated, now.final_value, bracket)
+        returns = now.reward + gamma * (1 - now.terminated) * later
+        correction = jnp.where(now.has_return, returns - now.q, 0)
+        returns = jnp.where(now.has_return, returns, now.prior_value)
+        bracket = now.prior_value + decay * now.trace * correction
+        if now.active is not None:
+            bracket = jnp.where(now.active, bracket, returns)
+        return bracket, returns
+
+    by_step = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), steps._replace(last_value=None))
+    last: Any = steps.last_value
+    _, returns = jax.lax.scan(step, last, by_step, reverse=True)
+    return jnp.moveaxis(returns, 0, 1)
+
+
+class Variance(NamedTuple):
+    """An exponential average of squared advantages, which starts at 0."""
+
+    square: jax.Array  # ()
+    weight: jax.Array  # (), that of everything seen so far
+
+    def deviation(self) -> jax.Array:
+        """What advantages are divided by: sqrt(var + 1e-12), without the bias of the start."""
+        return jnp.sqrt(self.square / jnp.maximum(self.weight, 1e-8) + LEAST_VARIANCE)
+
+
+def no_variance() -> Variance:
+    """Before the first advantage."""
+    return Variance(jnp.zeros(()), jnp.zeros(()))
+
+
+def see_advantages(
+    variance: Variance,
+    advantage: jax.Array,
+    weight: jax.Array | None,
+    decay: float,
+    axis_name: str | None,
+) -> Variance:
+    """The average with G - v (B, T) of all devices (section 4.3); weights as they are, 1 or 0."""
+    if weight is not None:
+        weight = normalise_weight(weight, axis_name)
+    square = mean_over_devices(weighted_mean(advantage**2, weight), axis_name)
+    return Variance(
+        decay * variance.square + (1 - decay) * square, decay * variance.weight + 1 - decay
+    )
+
+
+def clipped_mpo(prior_logits: jax.Array, advantage: jax.Array, limit: float) -> jax.Array:
+    """Logits (..., A) of pi_CMPO, proportional to prior exp(clip(advantage, -limit, limit)).
+
+    Equation 9, over all actions.
+    """
+    return prior_logits + jnp.clip(advantage, -limit, limit)
+
+
+def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
+    """What the log-probabilities of N actions from the prior weigh, (..., N).
+
+    exp(clip adv_i) / z_i with z_i = (1 + sum_{k != i} exp(clip adv_k)) / N (equations 11 and 12): a
+    normaliser that has its own action replaced by 1, so that it depends on it no longer.
+    """
+    ratio = jnp.exp(jnp.clip(advantage, -limit, limit))
+    others = jnp.sum(ratio, axis=-1, keepdims=True) - ratio
+    return ratio * advantage.shape[-1] / (1 + others)
+
+
+class PolicyTarget(NamedTuple):
+    """What a policy is drawn to: probabilities of all actions, or weights of some."""
+
+    probs: jax.Array | None  # (B, T, A)
+    actions: jax.Array | None  # (B, T, N, ...)
+    weights: jax.Array | None  # (B, T, N)
+
+
+def divergence(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
+    """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
+    if target.probs is not None:
+        probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
+        log_target = jnp.log(jnp.where(probs > 0, probs, 1))
+        return jnp.sum(jnp.where(probs > 0, probs * (log_target - log_probs), 0), axis=-1)
+    log_probs = jax.vmap(policy.log_prob, in_axes=2, out_axes=2)(target.actions)
+    return -jnp.mean(target.weights * log_probs, axis=-1)
+
+
+class Replay(NamedTuple):
+    """A ring of R slots for each environment."""
+
+    rollouts: Any  # leaves (B, R, ...)
+    number: jax.Array  # (B,) int32, how many there were so far, the same for all
+
+
+def empty_replay(fresh: Any, slots: int) -> Replay:
+    """Nothing yet; `fresh` is a rollout, leaves (B, ...)."""
+    rollouts = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
+    return Replay(rollouts, jnp.zeros(len(jax.tree.leaves(fresh)[0]), jnp.int32))
+
+
+def add_rollout(replay: Replay, fresh: Any) -> Replay:
+    """With one more rollout, in place of the oldest."""
+    slot = replay.number[0] % num_slots(replay)
+    rollouts = jax.tree.map(lambda ring, x: ring.at[:, slot].set(x), replay.rollouts, fresh)
+    return Replay(rollouts, replay.number + 1)
+
+
+def draw_rows(replay: Replay, count: int, key: jax.Array) -> Any:
+    """Rows of any environment and any slot that is filled, all with the same probability.
+
+    Returns:
+      as a rollout, leaves (count, ...).
+    """
+    row_key, slot_key = jax.random.split(key)
+    filled = jnp.minimum(replay.number[0], num_slots(replay))
+    rows = jax.random.randint(row_key, (count,), 0, len(replay.number))
+    slots = jax.random.randint(slot_key, (count,), 0, filled)
+    return jax.tree.map(lambda x: x[rows, slots], replay.rollouts)
+
+
+def num_slots(replay: Replay) -> int:
+    """R."""
+    return jax.tree.leaves(replay.rollouts)[0].shape[1]
+
+
+class Imagined(NamedTuple):
+    """What is predicted after one more action."""
+
+    latent: jax.Array  # (..., S)
+    reward: jax.Array  # (..., bins), logits, of the step that led here
+    value: jax.Array  # (..., bins), logits
+
+
+class ModelNetwork(nn.Module):
+    """Policy, value and model on top of a `TransformerXL`."""
+
+    transformer: nn.Module  # a `TransformerXL`
+    action_space: ActionSpace
+    make_head: Callable[..., nn.Module]  # of outputs and gain
+    size: int
+    bins: Bins
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        outputs = self.action_space.num_outputs
+        self.to_latent = Dense(self.size, dtype=self.dtype)
+        self.norm = NormRelu()
+        self.cell = GRUCell(self.size, self.dtype)
+        self.actor = self.make_head(outputs=outputs, gain=0.01)
+        self.critic = self.make_head(outputs=self.bins.number, gain=0.01)
+        self.reward = self.make_head(outputs=self.bins.number, gain=0.01)
+        real_valued = isinstance(self.action_space, Box)
+        self.log_std = (
+            self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
+        )
+
+    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
+        """Makes of the memory (B, M, L, E) what `step` needs."""
+        return self.transformer.start_rollout(memory)
+
+    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
+        """One step of a rollout: policy over (B,), values (B,), caches, hidden (B, L, E)."""
+        x, caches, hidden = self.transformer.step(obs, caches, t, reach)
+        latent = self._latent(x)
+        return self.policy(latent, obs), self.bins.mean(self.critic(latent)), caches, hidden
+
+    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """A whole rollout: latents s_0, (B, T, S)."""
+        latent = self._latent(self.transformer.window(obs, memory, reach, window_grad))
+        if self.is_initializing():
+            self.policy(latent, obs)
+            self.imagine(latent, jnp.zeros((*latent.shape[:-1], self.action_space.num_outputs)))
+        return latent
+
+    def policy(self, latent: jax.Array, obs: Obs) -> distrax.Distribution:
+        """The policy in latents (..., S); of `obs` (..., obs_size) the mask of actions is read."""
+        return make_policy(self.action_space, self.actor(latent), obs, self.log_std)
+
+    def value(self, latent: jax.Array) -> jax.Array:
+        """Logits (..., bins) of the value of latents (..., S)."""
+        return self.critic(latent)
+
+    def imagine(self, latent: jax.Array, action: jax.Array) -> Imagined:
+        """What comes of encoded actions (..., A) in latents (..., S), of shapes that broadcast."""
+        latent = self.cell.advance(latent, self.cell.project(action))
+        return Imagined(latent, self.reward(latent), self.critic(latent))
+
+    def action_values(self, latent: jax.Array, action: jax.Array, gamma: float) -> jax.Array:
+        """q(s, a) = r_1(s, a) + gamma v_1(s, a), one step of the model.
+
+        Args:
+          latent: (..., S).
+          action: (..., N, A), N encoded actions in each.
+
+        Returns:
+          (..., N).
+        """
+        imagined = self.imagine(latent[..., None, :], action)
+        return self.bins.mean(imagined.reward) + gamma * self.bins.mean(imagined.value)
+
+    def _latent(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.to_latent(x).astype(jnp.float32))
+
+
+def every_action(space: ActionSpace) -> jax.Array:
+    """(A, A), all actions of a `Discrete` space, encoded."""
+    return encode_action(space, jnp.arange(space.num_outputs))
