@@ -11,7 +11,7 @@
 # are in RESULTS_DIR/<job>/, runs/slurm/<job>/ where none is named, or with RESUME=<folder> in that
 # folder, on a file system that all nodes share.
 
-#SBATCH --job-name=ppo-trxl
+#SBATCH --job-name=trxl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1     # one process per node, which takes all of its GPUs
 #SBATCH --gpus-per-node=8

@@ -36,7 +36,7 @@ from trxl.muesli import (
     sampled_mpo_weights,
     see_advantages,
 )
-from trxl.rollout import Config, Metrics, Rollout, by_environment, together, window_memory
+from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
 from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
 from trxl.training import (
     Algorithm,
@@ -166,15 +166,14 @@ def learn(
     """
     batch = make_batch(config, collected)
     replay: Replay | None = collected.kept
-    rows_key, sample_key = jax.random.split(key)
-    rows = minibatch_rows(
-        rows_key, len(batch.reward), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
-    )
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer()
+    epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
+    rows_key, sample_key = jax.random.split(key)
+    rows = minibatch_rows(rows_key, len(batch.reward), epochs, minibatches)
+    keys = jax.random.split(sample_key, (epochs, minibatches))
 
-    def step(carry, inputs):
-        params, opt_state, learner = carry
+    def minibatch_step(train_state: TrainState, inputs):
         rows, key = inputs
         key, replay_key = jax.random.split(key)
         minibatch = jax.tree.map(lambda x: x[rows], batch)
@@ -183,26 +182,27 @@ def learn(
             minibatch = jax.tree.map(
                 lambda *x: jnp.concatenate(x), minibatch, without_old_values(replayed)
             )
+        learner: Learner = train_state.extra
         targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
-        params, opt_state, metrics = gradient_step(
+        train_state, metrics = gradient_step(
             lambda params: loss(params, config, network, minibatch, targets, axis_name),
-            *(optimizer, rate, params, opt_state, axis_name),
+            *(optimizer, rate, train_state, axis_name),
         )
         metrics["deviation"] = variance.deviation()
-        target = optax.incremental_update(params, learner.target, config["TARGET_RATE"])
-        return (params, opt_state, Learner(target, variance)), together(metrics)
+        target = optax.incremental_update(train_state.params, learner.target, config["TARGET_RATE"])
+        return train_state._replace(extra=Learner(target, variance)), metrics
 
-    keys = jax.random.split(sample_key, len(rows))
-    start = train_state.params, train_state.opt_state, train_state.extra
-    (params, opt_state, learner), metrics = jax.lax.scan(step, start, (rows, keys))
-    metrics = mean_metrics(metrics, rate, params)
-    return train_state._replace(params=params, opt_state=opt_state, extra=learner), metrics
+    def epoch(train_state: TrainState, inputs):
+        return jax.lax.scan(minibatch_step, train_state, inputs)
+
+    train_state, metrics = jax.lax.scan(epoch, train_state, (rows, keys))
+    return train_state, mean_metrics(metrics, rate, train_state.params)
 
 
 def make_batch(config: Config, collected: Rollout) -> Batch:
     """A rollout, row by row."""
     trajectory = collected.trajectory
-    final_value, last_value = trajectory.final_extras, collected.last_extras
+    final_value, last_value = trajectory.final_value, collected.last_value
     active = trajectory.active
     if active is not None:  # an agent that is out earns what its team does, as it comes
         final_value = jnp.where(active, final_value, 0)

@@ -27,11 +27,11 @@ from trxl.spaces import StoredObs
 from trxl.statistics import Scale, absorb_scale, no_returns, preserve_outputs, scale_of, see_returns
 from trxl.training import (
     Algorithm,
-    Minibatch,
     TrainState,
     clipped_adam,
-    descend,
+    gradient_step,
     learning_rate,
+    mean_metrics,
     minibatch_rows,
 )
 
@@ -137,13 +137,11 @@ def learn(
 
 
 def in_units_of_return(collected: Rollout, scale: Scale) -> Rollout:
-    """A rollout with the values that the critic's outputs stand for."""
+    """Returns a rollout whose values are in units of the return."""
     trajectory = collected.trajectory
-    extras, final, last = scale.raw(
-        (trajectory.extras, trajectory.final_extras, collected.last_extras)
-    )
-    trajectory = trajectory._replace(extras=extras, final_extras=final)
-    return collected._replace(trajectory=trajectory, last_extras=last)
+    value, final_value = scale.raw((trajectory.value, trajectory.final_value))
+    trajectory = trajectory._replace(value=value, final_value=final_value)
+    return collected._replace(trajectory=trajectory, last_value=scale.raw(collected.last_value))
 
 
 def rescale(
@@ -199,20 +197,32 @@ def update_network(
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """UPDATE_EPOCHS passes over the environments in NUM_MINIBATCHES minibatches each."""
+    """Runs UPDATE_EPOCHS epochs over the environments in NUM_MINIBATCHES minibatches each."""
+    rate = learning_rate(config, train_state.updates)
+    optimizer = make_optimizer(config)
+    settings = loss_settings(config)
     epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
     rows = minibatch_rows(key, len(batch.value), epochs, minibatches)
     # Of all minibatches at once: many devices then meet only for the gradients in each step.
-    normalise = jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name))
-    return descend(
-        partial(ppo_loss, network=network, **loss_settings(config)),
-        make_optimizer(config),
-        learning_rate(config, train_state.updates),
-        train_state,
-        batch,
-        Minibatch(rows, normalise(rows_of(batch, rows))),
-        axis_name,
-    )
+    normalise = jax.vmap(jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name)))
+    weight = None if batch.weight is None else batch.weight[rows]
+    normalised = normalise(batch.advantage[rows], weight)
+
+    def minibatch_step(train_state: TrainState, inputs):
+        rows, (advantage, weight) = inputs
+        # Rows are taken here, one minibatch at a time, so that no epoch copies the whole batch.
+        minibatch: Batch = jax.tree.map(lambda x: x[rows], batch)
+        minibatch = minibatch._replace(advantage=advantage, weight=weight)
+        return gradient_step(
+            lambda params: ppo_loss(params, minibatch, network, **settings),
+            *(optimizer, rate, train_state, axis_name),
+        )
+
+    def epoch(train_state: TrainState, minibatches):
+        return jax.lax.scan(minibatch_step, train_state, minibatches)
+
+    train_state, metrics = jax.lax.scan(epoch, train_state, (rows, normalised))
+    return train_state, mean_metrics(metrics, rate, train_state.params)
 
 
 @jax.named_scope("advantages")
@@ -228,26 +238,26 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     rollout or a truncation counts nothing.
 
     Args:
-      collected: with values as extras.
+      collected: with values in units of the return.
 
     Returns:
       A, (T, B).
     """
     trajectory = collected.trajectory
-    last_value = collected.last_extras
+    last_value = collected.last_value
     if trajectory.active is not None:
         assert collected.last_active is not None
         last_value = jnp.where(collected.last_active, last_value, 0)
-        final_value = jnp.where(trajectory.active, trajectory.final_extras, 0)
-        trajectory = trajectory._replace(final_extras=final_value)
+        final_value = jnp.where(trajectory.active, trajectory.final_value, 0)
+        trajectory = trajectory._replace(final_value=final_value)
     carry_on = gamma * gae_lambda * (1 - trajectory.done)
     discount = gamma * (1 - trajectory.terminated)
 
     def step(later, inputs):
         next_value, next_advantage = later
         transition, discount, carry_on = inputs
-        next_value = jnp.where(transition.truncated, transition.final_extras, next_value)
-        value = transition.extras
+        next_value = jnp.where(transition.truncated, transition.final_value, next_value)
+        value = transition.value
         delta = transition.reward + discount * next_value - value
         advantage = delta + carry_on * next_advantage
         if transition.active is not None:
@@ -268,7 +278,7 @@ def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
 def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batch:
     """A rollout and its advantages (T, B), row by row."""
     trajectory = collected.trajectory
-    value, active = trajectory.extras, trajectory.active
+    value, active = trajectory.value, trajectory.active
     return Batch(
         obs=by_environment(trajectory.obs),
         action=by_environment(trajectory.action),
@@ -282,30 +292,28 @@ def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batc
     )
 
 
-def rows_of(batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
-    """The fields that `normalise_advantages` prepares, of the rows: (..., T) each."""
-    fields = {"advantage": batch.advantage[rows]}
-    return fields if batch.weight is None else fields | {"weight": batch.weight[rows]}
-
-
 @jax.named_scope("advantages")
 def normalise_advantages(
-    minibatch: dict[str, jax.Array], floor: jax.Array | float, axis_name: str | None
-) -> dict[str, jax.Array]:
-    """A minibatch's advantages with mean 0 and deviation 1 over all devices, its weights mean 1.
+    advantage: jax.Array,
+    weight: jax.Array | None,
+    floor: jax.Array | float,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns a minibatch's advantages, standardised, and its weights with mean 1.
+
+    Mean and standard deviation are over all devices.
 
     Args:
-      floor: (), what they are divided by at least: where all goes as expected, what is left is
-        noise, which would otherwise move the policy as much as anything before.
+      advantage: (rows, T).
+      weight: (rows, T), 1 where a step counts; None where all do.
+      floor: (), minimum divisor. Without it, noise is scaled up to deviation 1 once all goes as
+        expected, and moves the policy as much as anything before.
     """
-    weight = minibatch.get("weight")
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
-        minibatch = minibatch | {"weight": weight}
-    mean, variance = moments(minibatch["advantage"], weight, axis_name)
+    mean, variance = moments(advantage, weight, axis_name)
     deviation = jnp.maximum(jnp.sqrt(variance), floor)
-    advantage = (minibatch["advantage"] - mean) / (deviation + 1e-8)
-    return minibatch | {"advantage": advantage}
+    return (advantage - mean) / (deviation + 1e-8), weight
 
 
 def loss_settings(config: Config) -> dict[str, Any]:

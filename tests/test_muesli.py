@@ -343,7 +343,7 @@ def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
     learner = state.train_state.extra
     targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
     assert batch.terminated.sum() > 10
-    values = np.swapaxes(collected.trajectory.extras, 0, 1)
+    values = np.swapaxes(collected.trajectory.value, 0, 1)
     np.testing.assert_allclose(targets.value, values, rtol=1e-4, atol=1e-4)
     # On its own rollout every trace is 1: the prior is who acted.
     same = muesli.make_targets(
@@ -482,7 +482,7 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
     fields = dict.fromkeys(Transition._fields)
     fields |= {"terminated": ends < 0.1, "truncated": (ends > 0.1) & (ends < 0.2)}
     fields |= {"done": ends < 0.2, "reward": rng.normal(size=(length, rows))}
-    fields |= {"final_extras": rng.normal(100, 10, (length, rows)), "reach": ends}
+    fields |= {"final_value": rng.normal(100, 10, (length, rows)), "reach": ends}
     active = np.ones((length, rows), bool)
     for t in range(1, length):
         active[t] = fields["done"][t - 1] | (active[t - 1] & (rng.random(rows) > 0.1))
@@ -511,7 +511,7 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
             if fields["terminated"][t, b]:
                 bracket = 0.0
             elif fields["truncated"][t, b]:
-                bracket = fields["final_extras"][t, b] if active[t, b] else 0.0
+                bracket = fields["final_value"][t, b] if active[t, b] else 0.0
             returns = fields["reward"][t, b] + gamma * bracket
             q, trace = 10 * t + (1, 5)[action[t, b]], (0.25 / 0.4, 1)[action[t, b]]
             prior = 10 * t + 0.25 * 1 + 0.75 * 5

@@ -1,7 +1,6 @@
 """Running means and variances, and that they belong to the agent."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -144,16 +143,15 @@ def test_statistics_are_of_who_sees_and_of_who_acts():
 def test_an_episodes_return_is_whole_at_its_end_and_gone_after_it():
     """Rewards 1, 2 and 4 in episodes of two steps, discounted by 1/2."""
     normalizer = {"reward": first_moments(())}
-    carry = SimpleNamespace(discounted_return=jnp.zeros(1))
+    after = jnp.zeros(1)
     seen = []
     for reward, done in ((1.0, False), (2.0, True), (4.0, False)):
         before = normalizer["reward"]
         after, normalizer, _ = take_reward(
-            0.5, carry, normalizer, jnp.array([reward]), jnp.array([done]), None, None
+            0.5, after, normalizer, jnp.array([reward]), jnp.array([done]), None, None
         )
         count = [as_float(x.count) for x in (before, normalizer["reward"])]
         seen.append(normalizer["reward"].mean * count[1] - before.mean * count[0])
-        carry = SimpleNamespace(discounted_return=after)
     np.testing.assert_allclose(seen, [1, 0.5 * 1 + 2, 4], rtol=1e-3)
 
 

@@ -1,6 +1,8 @@
 """pyproject.toml, the requirements and the hooks say the same."""
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -30,12 +32,33 @@ def test_the_pins_are_the_lower_bounds():
     assert EXTRAS["gpu"] == [jax.replace("jax", "jax[cuda13]")]
 
 
-def test_every_module_and_package_is_installed():
-    installed = PYPROJECT["tool"]["setuptools"]
-    assert sorted(installed["py-modules"]) == sorted(x.stem for x in REPOSITORY.glob("*.py"))
-    packages = (path.parent.relative_to(REPOSITORY) for path in REPOSITORY.rglob("__init__.py"))
-    ours = {".".join(package.parts) for package in packages if package.parts[0] == "trxl"}
-    assert set(installed["packages"]) == ours
+def test_the_package_and_every_module_of_the_root_are_installed():
+    installed = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    modules = [path.name for path in REPOSITORY.glob("*.py")]
+    assert sorted(installed) == sorted(["trxl", *modules])
+    assert len(modules) <= 10
+
+
+USERS_SCRIPT = """
+import jax
+import config, keys, model, results
+from trainer_PPO_trXL import make_train
+
+sizes = {"NUM_ENVS": 4, "NUM_STEPS": 8, "WINDOW_GRAD": 8, "NUM_MINIBATCHES": 2, "num_layers": 1}
+widths = {"EMBED_SIZE": 8, "qkv_features": 8, "num_heads": 2, "hidden_layers": 8, "WINDOW_MEM": 4}
+out = jax.jit(make_train({**sizes, **widths, "TOTAL_TIMESTEPS": 32}))(jax.random.key(0))
+print(out["metrics"]["total_loss"].shape, config.OF_THE_USER)
+"""
+
+
+def test_a_users_files_of_common_names_hide_none_of_ours(tmp_path):
+    for name in ("config", "model", "results", "keys"):
+        (tmp_path / f"{name}.py").write_text("OF_THE_USER = True\n")
+    (tmp_path / "train.py").write_text(USERS_SCRIPT)
+    command = [sys.executable, "train.py"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "(1,) True\n", done.stderr
 
 
 def test_the_hooks_are_commands_of_ci():

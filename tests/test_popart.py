@@ -167,7 +167,7 @@ def test_the_floor_of_advantages_is_in_returns_as_they_are():
         return jnp.linalg.norm(jnp.subtract(*kernels))
 
     advantage = trainer.generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
-    returns = advantage + collected.trajectory.extras
+    returns = advantage + collected.trajectory.value
     share = jnp.std(advantage) / root_mean_square(returns, None, None)
     np.testing.assert_allclose(moved(10 * share) / moved(0.0), 0.1, rtol=0.01)
 

@@ -64,14 +64,14 @@ def test_a_relative_shift_that_is_off_by_one_would_be_seen(chain, monkeypatch):
 
 def test_last_value_is_what_the_next_rollout_computes_for_it(chain):
     _, _, _, (first, second) = chain
-    np.testing.assert_allclose(first.last_extras, second.trajectory.extras[0], atol=1e-5)
+    np.testing.assert_allclose(first.last_value, second.trajectory.value[0], atol=1e-5)
 
 
 def test_advantages_are_those_of_a_loop():
     rng = np.random.default_rng(0)
     steps, envs = 40, 3
     fields = dict.fromkeys(Transition._fields)
-    for name in ("extras", "reward", "final_extras"):
+    for name in ("value", "reward", "final_value"):
         fields[name] = rng.standard_normal((steps, envs))
     terminated = rng.random((steps, envs)) < 0.15
     at_limit = rng.random((steps, envs)) < 0.15
@@ -88,10 +88,10 @@ def test_advantages_are_those_of_a_loop():
             if terminated[t, b]:
                 next_value = 0.0
             elif at_limit[t, b]:
-                next_value = fields["final_extras"][t, b]
+                next_value = fields["final_value"][t, b]
             else:
-                next_value = fields["extras"][t + 1, b] if t + 1 < steps else last_value[b]
-            delta = fields["reward"][t, b] + gamma * next_value - fields["extras"][t, b]
+                next_value = fields["value"][t + 1, b] if t + 1 < steps else last_value[b]
+            delta = fields["reward"][t, b] + gamma * next_value - fields["value"][t, b]
             ended = terminated[t, b] or at_limit[t, b]
             advantage = delta + (0.0 if ended else gamma * gae_lambda * advantage)
             expected[t, b] = advantage
@@ -112,7 +112,7 @@ def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
     obs = restore_obs(collected.trajectory.obs, obs_space(env))  # (T, B, 3)
     episode, left, limit = np.moveaxis(np.asarray(obs), -1, 0)
     fields = jax.device_get(collected.trajectory)
-    values = np.append(fields.extras, collected.last_extras[None], axis=0)
+    values = np.append(fields.value, collected.last_value[None], axis=0)
     over, limit = left == 1, limit == 1
     assert (over & limit & (episode < 2)).any()
     assert (over & limit & (episode == 2)).any()
@@ -127,7 +127,7 @@ def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
             ended = over[t, b] and (episode[t, b] == 2 or not trial_credit)
             if ended:
                 cut_off = limit[t, b] and not trial_credit
-                next_value = fields.final_extras[t, b] if cut_off else 0.0
+                next_value = fields.final_value[t, b] if cut_off else 0.0
             delta = fields.reward[t, b] + gamma * next_value - values[t, b]
             advantage = delta + (0.0 if ended else gamma * gae_lambda * advantage)
             expected[t, b] = advantage
@@ -181,12 +181,12 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
         _, value = network.apply(
             state.train_state.params, obs, no_memory, reach, 4, method="window"
         )
-        np.testing.assert_allclose(trajectory.final_extras[end], value[:, 3], atol=1e-5)
-    np.testing.assert_array_equal(trajectory.final_extras[~trajectory.truncated], 0.0)
+        np.testing.assert_allclose(trajectory.final_value[end], value[:, 3], atol=1e-5)
+    np.testing.assert_array_equal(trajectory.final_value[~trajectory.truncated], 0.0)
 
     # By hand: reward 1, so the last step's advantage is 1 + gamma V(final) - V.
     advantages = trainer.generalised_advantages(collected, 0.9, 0.8)
-    by_hand = 1 + 0.9 * trajectory.final_extras[2] - trajectory.extras[2]
+    by_hand = 1 + 0.9 * trajectory.final_value[2] - trajectory.value[2]
     np.testing.assert_allclose(advantages[2], by_hand, atol=1e-6)
 
 
@@ -337,7 +337,7 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
         active[t] = done[t - 1] | (active[t - 1] & (rng.random(rows) > 0.2))
     assert 0.2 < active.mean() < 0.8
     fields = dict.fromkeys(Transition._fields)
-    for name in ("extras", "reward", "final_extras"):
+    for name in ("value", "reward", "final_value"):
         fields[name] = rng.standard_normal((steps, rows))
     cut_off = done & (rng.random((steps, rows)) < 0.5)
     fields |= {"terminated": done & ~cut_off, "done": done, "truncated": cut_off, "active": active}
@@ -350,9 +350,9 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
         for t in reversed(range(steps)):
             if done[t, b]:
                 advantage, known = 0.0, cut_off[t, b] and active[t, b]
-                value = fields["final_extras"][t, b] if known else 0.0
+                value = fields["final_value"][t, b] if known else 0.0
             returns = fields["reward"][t, b] + gamma * (value + gae_lambda * advantage)
-            value = fields["extras"][t, b] if active[t, b] else returns
+            value = fields["value"][t, b] if active[t, b] else returns
             advantage = returns - value
             expected[t, b] = advantage
 
@@ -362,7 +362,7 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
 
     np.testing.assert_allclose(advantages(fields), expected, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(advantages(fields))[~active], 0)
-    other = {**fields, "extras": np.where(active, fields["extras"], 99.0)}
+    other = {**fields, "value": np.where(active, fields["value"], 99.0)}
     np.testing.assert_allclose(advantages(other), expected, atol=1e-5)
 
 
@@ -370,7 +370,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     """Whatever stands in them; and of those that count, every one weighs the same."""
     config, network, state, (collected, _) = chain
     trajectory = collected.trajectory
-    active = jnp.asarray(np.random.default_rng(0).random(trajectory.extras.shape) < 0.6)
+    active = jnp.asarray(np.random.default_rng(0).random(trajectory.value.shape) < 0.6)
     collected = collected._replace(
         trajectory=trajectory._replace(active=active), last_active=active[-1]
     )
@@ -402,15 +402,14 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     everything = learn(batch._replace(weight=jnp.ones_like(batch.weight)))[1]
     assert abs(everything["value_loss"] - metrics["value_loss"]) > 1e-4
     # The loss is the plain one of the steps that count.
-    fields = {"advantage": batch.advantage, "weight": batch.weight}
-    prepared = trainer.normalise_advantages(fields, 0.0, None)
+    advantage, weight = trainer.normalise_advantages(batch.advantage, batch.weight, 0.0, None)
     counted = np.asarray(batch.weight) > 0
     advantages = np.asarray(batch.advantage)[counted]
     expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    np.testing.assert_allclose(prepared["advantage"][counted], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(advantage[counted], expected, rtol=1e-3, atol=1e-4)
     _, loss = trainer.ppo_loss(
         state.train_state.params,
-        batch._replace(**prepared),
+        batch._replace(advantage=advantage, weight=weight),
         network,
         **trainer.loss_settings(config),
     )
@@ -423,7 +422,7 @@ def test_advantages_that_are_noise_are_not_blown_up(chain):
     """What is left of advantages below the floor stays as small as it is, or has deviation 1."""
     advantage = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, (4, 16)), jnp.float32)
     for floor, deviation in ((0.0, 1), (0.1, 1), (2.0, np.std(advantage) / 2)):
-        normal = trainer.normalise_advantages({"advantage": advantage}, floor, None)["advantage"]
+        normal, _ = trainer.normalise_advantages(advantage, None, floor, None)
         np.testing.assert_allclose(normal.mean(), 0, atol=1e-5)
         np.testing.assert_allclose(normal.std(), deviation, rtol=1e-4)
 

@@ -14,11 +14,11 @@ from trxl.config import Key, with_shared
 from trxl.rollout import by_environment, window_memory
 from trxl.training import (
     Algorithm,
-    Minibatch,
     clipped_adam,
-    descend,
     fresh_train_state,
+    gradient_step,
     learning_rate,
+    mean_metrics,
     minibatch_rows,
 )
 
@@ -52,12 +52,18 @@ def learn(config, network, train_state, collected, key, axis_name):
     _, returns = jax.lax.scan(discount, jnp.zeros_like(trajectory.reward[0]), steps, reverse=True)
     fields = trajectory.obs, trajectory.action, returns, trajectory.reach
     batch = Batch(*map(by_environment, fields), window_memory(config, collected))
-    rows = minibatch_rows(key, len(batch.reach), 1, config["NUM_MINIBATCHES"])
+    (rows,) = minibatch_rows(key, len(batch.reach), 1, config["NUM_MINIBATCHES"])
     loss = partial(reinforce_loss, network, config["WINDOW_GRAD"], config["BASELINE_COEF"])
     rate = learning_rate(config, train_state.updates)
-    train_state, metrics = descend(
-        loss, clipped_adam(1.0), rate, train_state, batch, Minibatch(rows, {}), axis_name
-    )
+
+    def step(train_state, rows):
+        minibatch = jax.tree.map(lambda x: x[rows], batch)
+        return gradient_step(
+            lambda params: loss(params, minibatch), clipped_adam(1.0), rate, train_state, axis_name
+        )
+
+    train_state, metrics = jax.lax.scan(step, train_state, rows)
+    metrics = mean_metrics(metrics, rate, train_state.params)
     best = jnp.maximum(train_state.extra, returns.max())
     return train_state._replace(extra=best), metrics | {"best_return": best}
 

@@ -52,7 +52,7 @@ def largest_ratio_error(chain):
     """max |ratio - 1| of the first minibatch of the second update, before any gradient step."""
     config, network, state, (_, second) = chain
     assert second.trajectory.done.sum() > 3 * config["NUM_ENVS"]
-    zeros = jnp.zeros_like(second.trajectory.extras)
+    zeros = jnp.zeros_like(second.trajectory.value)
     batch = trainer.make_batch(config, second, zeros)
     batch = jax.tree.map(lambda x: x[: len(x) // config["NUM_MINIBATCHES"]], batch)
     policy, value = network.apply(

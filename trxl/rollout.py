@@ -1,14 +1,12 @@
-"""A rollout: T steps of B environments with any algorithm's network.
+"""Rollout: T steps of B environments with any algorithm's network.
 
 Letters: B environments on one device, or all of their agents, T = NUM_STEPS, M = WINDOW_MEM,
 L layers, E = EMBED_SIZE.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 
@@ -19,27 +17,6 @@ from trxl.statistics import Normalizer, network_input, scale_reward, update_norm
 
 Config = dict[str, Any]
 Metrics = dict[str, jax.Array]
-
-
-class Actor(NamedTuple):
-    """What acts, with its parameters as an argument: they need not be the ones that are trained.
-
-    start(params, memory (B, M, L, E)) -> caches, once per rollout.
-
-    act(params, obs (B, obs_size), caches, t (), reach (B,)) -> (policy over (B,), extras, caches,
-    hidden (B, L, E)). Extras are whatever the algorithm wants to keep of a step, leaves (B, ...).
-    """
-
-    start: Callable
-    act: Callable
-
-
-def network_actor(network: Any) -> Actor:
-    """A Flax module's `start_rollout` and `step`."""
-    return Actor(
-        start=partial(network.apply, method="start_rollout"),
-        act=partial(network.apply, method="step"),
-    )
 
 
 class Memory(NamedTuple):
@@ -65,12 +42,12 @@ class Transition(NamedTuple):
     obs: StoredObs  # (B, obs_size)
     action: jax.Array  # (B,), (B, choices) or (B, action_size)
     log_prob: jax.Array  # (B,)
-    extras: Any  # (B, ...), the algorithm's own
+    value: jax.Array  # (B,)
     reward: jax.Array  # (B,)
-    done: jax.Array  # (B,), see `Ends`
+    done: jax.Array  # (B,), see `learning_ends`
     terminated: jax.Array  # (B,)
     truncated: jax.Array  # (B,), and not terminated
-    final_extras: Any  # (B, ...), of the final observation; mean something where truncated
+    final_value: jax.Array  # (B,), of the final observation; means something where truncated
     hidden: jax.Array  # (B, L, E), what each layer saw
     reach: jax.Array  # (B,) int32, how many steps before this one it attends to
     active: jax.Array | None  # (B,), whether the step counts; None where all do
@@ -82,7 +59,7 @@ class Rollout(NamedTuple):
     """What an algorithm learns from."""
 
     trajectory: Transition  # leaves (T, B, ...)
-    last_extras: Any  # (B, ...), of the last observation, given the memory of that very step
+    last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
     last_active: jax.Array | None  # (B,), whether the step from the last observation would count
     memory: jax.Array  # (B, M, L, E), hidden states from before the rollout, oldest first
     kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `learning.Algorithm`
@@ -100,37 +77,28 @@ class Carry(NamedTuple):
     normalizer: Normalizer
 
 
-class Decision(NamedTuple):
-    """What the agent did of an observation."""
-
-    action: jax.Array  # (B, ...)
-    log_prob: jax.Array  # (B,)
-    extras: Any  # (B, ...)
-    hidden: jax.Array  # (B, L, E)
-
-
 def rollout(
     config: Config,
     env: Any,
-    actor: Actor,
+    network: Any,
     params: Any,
     state: RolloutState,
     normalizer: Normalizer,
     axis_name: str | None = None,
 ) -> tuple[RolloutState, Normalizer, Rollout]:
-    """T steps of every environment.
+    """Plays T steps of every environment.
 
     Args:
-      params: of the actor, fixed over the rollout.
+      network: a Flax module with `start_rollout` and `step`, as `ActorCriticTransformer` has them.
+      params: of the network that acts, fixed over the rollout.
       normalizer: the running statistics, which the rollout's observations and rewards join.
       axis_name: of the devices.
 
     Returns:
-      the state after the steps, the statistics, and what was collected.
+      the state after the steps, the statistics, and the trajectories.
     """
-    step = partial(take_step, config, env, actor, params, axis_name)
     with jax.named_scope("agent"):
-        caches = actor.start(params, state.memory.hidden)
+        caches = network.apply(params, state.memory.hidden, method="start_rollout")
     carry = Carry(
         env_state=state.env_state,
         obs=state.obs,
@@ -140,76 +108,95 @@ def rollout(
         env_keys=state.env_keys,
         normalizer=normalizer,
     )
+    step = partial(take_step, config, env, network, params, axis_name)
     carry, trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
     metrics = apart(trajectory.episode_metrics)
     metrics = {name: metrics[name] for name in env.episode_metrics}
     trajectory = trajectory._replace(episode_metrics=metrics)
     last_obs = network_input(carry.normalizer, carry.obs)
     with jax.named_scope("bootstrap"):
-        _, last_extras, _, _ = actor.act(
-            params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach
+        _, last_value, _, _ = network.apply(
+            params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach, method="step"
         )
     last_active = active_rows(env, carry.env_state)
-    collected = Rollout(trajectory, last_extras, last_active, state.memory.hidden)
+    collected = Rollout(trajectory, last_value, last_active, state.memory.hidden)
     return state_after(carry, collected), carry.normalizer, collected
 
 
 def take_step(
     config: Config,
     env: Any,
-    actor: Actor,
+    network: Any,
     params: Any,
     axis_name: str | None,
     carry: Carry,
     t: jax.Array,
 ) -> tuple[Carry, Transition]:
-    """Step t () of the rollout in every environment."""
+    """Takes step t () of the rollout in every environment."""
     env_keys, action_keys, step_keys = split_each(carry.env_keys, 3)
+
+    # SELECT ACTION
     obs = network_input(carry.normalizer, carry.obs)
-    decision, caches = decide(actor, params, obs, carry, t, action_keys)
+    with jax.named_scope("agent"):
+        policy, value, caches, hidden = network.apply(
+            params, obs, carry.caches, t, carry.reach, method="step"
+        )
+        action = sample_each(policy, action_keys)
+        log_prob = policy.log_prob(action)
+
+    # STEP ENV
     active = active_rows(env, carry.env_state)
-    next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, decision.action)
-    ends = learning_ends(config, done, info)
+    next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, action)
+    returned = info.get("returned_episode", done)
+    boundary = info.get("memory_boundary", done)
+    done, terminated, truncated = learning_ends(config, done, info)
+
+    # UPDATE STATISTICS
     next_active = active_rows(env, env_state)
     normalizer = take_obs(env, carry.normalizer, next_obs, next_active, axis_name)
     discounted_return, normalizer, reward = take_reward(
-        config["GAMMA"], carry, normalizer, reward, ends.done, active, axis_name
+        config["GAMMA"], carry.discounted_return, normalizer, reward, done, active, axis_name
     )
-    # The episode's next step would see this one too.
+
+    # EVALUATE FINAL OBSERVATION, as step t + 1 of the old episode
     next_reach = jnp.minimum(carry.reach + 1, config["WINDOW_MEM"])
-    ended = Carry(env_state, next_obs, discounted_return, caches, next_reach, env_keys, normalizer)
+    final_value = jnp.zeros_like(value)
+    if env.can_truncate:
+        final_obs = network_input(normalizer, info["final_observation"])
+        final_value = value_where(
+            network, params, truncated, final_obs, caches, t + 1, next_reach, final_value
+        )
+
     with jax.named_scope("storage"):
         stored = store_obs(obs, obs_space(env))
     transition = Transition(
         obs=stored,
-        action=decision.action,
-        log_prob=decision.log_prob,
-        extras=decision.extras,
+        action=action,
+        log_prob=log_prob,
+        value=value,
         reward=reward,
-        done=ends.done,
-        terminated=ends.terminated,
-        truncated=ends.truncated,
-        final_extras=final_extras(env, actor, params, ended, t, ends.truncated, info, decision),
-        hidden=decision.hidden,
+        done=done,
+        terminated=terminated,
+        truncated=truncated,
+        final_value=final_value,
+        hidden=hidden,
         reach=carry.reach,
         active=active,
-        returned_episode=info.get("returned_episode", done),
+        returned_episode=returned,
         episode_metrics=together({name: info[name] for name in env.episode_metrics}),
     )
-    boundary = info.get("memory_boundary", done)
-    return ended._replace(reach=jnp.where(boundary, 0, next_reach)), transition
+    reach = jnp.where(boundary, 0, next_reach)
+    carry = Carry(env_state, next_obs, discounted_return, caches, reach, env_keys, normalizer)
+    return carry, transition
 
 
-class Ends(NamedTuple):
-    """What an algorithm takes for the ends of episodes, each (B,) bool."""
+def learning_ends(
+    config: Config, done: jax.Array, info: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns where episodes end for the learner, each (B,): done, terminated, truncated.
 
-    done: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array  # and not terminated
-
-
-def learning_ends(config: Config, done: jax.Array, info: dict[str, jax.Array]) -> Ends:
-    """The environment's own ends; in a trial of several episodes that of the trial alone.
+    They are the environment's own ends, in a trial of several episodes that of the trial alone. A
+    step that is terminated is not truncated.
 
     An episode of a trial goes on in the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779):
     what is found out in the first is worth what it brings in the later ones. How the last one ends,
@@ -217,20 +204,9 @@ def learning_ends(config: Config, done: jax.Array, info: dict[str, jax.Array]) -
     """
     if "memory_boundary" in info and config["TRIAL_CREDIT"]:
         boundary = info["memory_boundary"]
-        return Ends(boundary, boundary, jnp.zeros_like(boundary))
+        return boundary, boundary, jnp.zeros_like(boundary)
     truncated = info["truncated"] & ~info["terminated"]
-    return Ends(done, info["terminated"], truncated)
-
-
-@jax.named_scope("agent")
-def decide(
-    actor: Actor, params: Any, obs: jax.Array, carry: Carry, t: jax.Array, keys: jax.Array
-) -> tuple[Decision, Any]:
-    """One action per row, sampled with the row's own key in (B,); and the caches with this step."""
-    policy: distrax.Distribution
-    policy, extras, caches, hidden = actor.act(params, obs, carry.caches, t, carry.reach)
-    action = sample_each(policy, keys)
-    return Decision(action, policy.log_prob(action), extras, hidden), caches
+    return done, info["terminated"], truncated
 
 
 @jax.named_scope("statistics")
@@ -248,7 +224,7 @@ def take_obs(
 @jax.named_scope("statistics")
 def take_reward(
     gamma: float,
-    carry: Carry,
+    discounted_return: jax.Array,
     normalizer: Normalizer,
     reward: jax.Array,
     done: jax.Array,
@@ -264,41 +240,33 @@ def take_reward(
       the discounted return (B,) that the next step continues, the statistics, the rewards (B,).
     """
     if "reward" not in normalizer:
-        return carry.discounted_return, normalizer, reward
-    discounted_return = gamma * carry.discounted_return + reward
+        return discounted_return, normalizer, reward
+    discounted_return = gamma * discounted_return + reward
     normalizer = update_normalizer(normalizer, "reward", discounted_return, active, axis_name)
     reward = scale_reward(normalizer["reward"], reward)
     return discounted_return * (1 - done), normalizer, reward
 
 
 @jax.named_scope("bootstrap")
-def final_extras(
-    env: Any,
-    actor: Actor,
+def value_where(
+    network: Any,
     params: Any,
-    ended: Carry,
+    mask: jax.Array,
+    obs: jax.Array,
+    caches: Any,
     t: jax.Array,
-    truncated: jax.Array,
-    info: dict[str, jax.Array],
-    decision: Decision,
-) -> Any:
-    """What the network says of final observations, evaluated as step t + 1 of the old episode.
+    reach: jax.Array,
+    otherwise: jax.Array,
+) -> jax.Array:
+    """Returns the values (B,) of observations in steps in which `mask` (B,) is true anywhere.
 
-    Args:
-      ended: the carry after step t, before memories are emptied.
-      truncated: (B,); the network runs only in steps where one is.
-      decision: of step t, for the shapes.
+    In the other steps the network does not run, and they are `otherwise`.
     """
-    nothing = jax.tree.map(jnp.zeros_like, decision.extras)
-    if not env.can_truncate:
-        return nothing
-    obs = network_input(ended.normalizer, info["final_observation"])
 
-    def act() -> Any:
-        _, extras, _, _ = actor.act(params, obs, ended.caches, t + 1, ended.reach)
-        return extras
+    def value() -> jax.Array:
+        return network.apply(params, obs, caches, t, reach, method="step")[1]
 
-    return jax.lax.cond(anywhere(truncated), act, lambda: nothing)
+    return jax.lax.cond(anywhere(mask), value, lambda: otherwise)
 
 
 def state_after(carry: Carry, collected: Rollout) -> RolloutState:

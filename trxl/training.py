@@ -21,13 +21,10 @@ from trxl.rollout import (
     RolloutState,
     Transition,
     active_rows,
-    apart,
     empty_memory,
     init_rollout,
-    network_actor,
     rollout,
     take_obs,
-    together,
 )
 from trxl.spaces import obs_space
 from trxl.statistics import Moments, init_normalizer
@@ -69,7 +66,7 @@ class Algorithm(NamedTuple):
     make_env(config, num_envs) -> the batched environment, see wrappers.py.
 
     make_network(config, action_space, obs_space) -> a Flax module with `start_rollout` and `step`,
-    see `rollout.network_actor`, and `window`, by which its parameters are initialised.
+    see `rollout.rollout`, and `window`, by which its parameters are initialised.
 
     init(config, params) -> the `TrainState` of fresh parameters, without statistics.
 
@@ -191,7 +188,7 @@ def collect(
     rollout_state, normalizer, collected = rollout(
         config,
         env,
-        network_actor(network),
+        network,
         algorithm.acting_params(train_state),
         state.rollout_state,
         train_state.normalizer,
@@ -235,7 +232,7 @@ def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> 
 
 
 def clipped_adam(max_grad_norm: float, epsilon: float = 1e-5) -> optax.GradientTransformation:
-    """Clipping by the global norm and Adam's direction; the learning rate is `descend`'s."""
+    """Returns clipping by the global norm and Adam's direction, without the learning rate."""
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=epsilon))
 
 
@@ -245,55 +242,10 @@ def learning_rate(config: Config, updates: jax.Array) -> jax.Array:
     return jnp.asarray(config["LR"] * fraction_left)
 
 
-class Minibatch(NamedTuple):
-    """Rows of a batch, and what is given for them in place of the batch's own fields."""
-
-    rows: jax.Array  # (B / NUM_MINIBATCHES,) int32
-    prepared: dict[str, jax.Array]  # field of the batch -> (B / NUM_MINIBATCHES, ...)
-
-    def of(self, batch: Any) -> Any:
-        """The minibatch of a NamedTuple whose leaves are (B, ...)."""
-        return jax.tree.map(lambda x: x[self.rows], batch)._replace(**self.prepared)
-
-
 def minibatch_rows(key: jax.Array, num_rows: int, epochs: int, minibatches: int) -> jax.Array:
-    """(epochs * minibatches, num_rows / minibatches): a fresh permutation of the rows per epoch."""
+    """Returns (epochs, minibatches, num_rows / minibatches): per epoch a fresh permutation."""
     permute = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, num_rows))
-    return permute(jax.random.split(key, epochs)).reshape(epochs * minibatches, -1)
-
-
-def descend(
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    rate: jax.Array,
-    train_state: TrainState,
-    batch: Any,
-    minibatches: Minibatch,
-    axis_name: str | None,
-) -> tuple[TrainState, Metrics]:
-    """A gradient step on every minibatch, one after the other.
-
-    Args:
-      loss: (params, minibatch of the batch) -> (loss (), metrics {name: ()}).
-      rate: (), the learning rate.
-      batch: a NamedTuple with leaves (B, ...).
-      minibatches: leaves (steps, ...).
-
-    Returns:
-      the train state with new parameters, and the metrics' means over all gradient steps.
-    """
-
-    def step(carry, minibatch: Minibatch):
-        params, opt_state, metrics = gradient_step(
-            lambda params: loss(params, minibatch.of(batch)),
-            *(optimizer, rate, *carry, axis_name),
-        )
-        return (params, opt_state), together(metrics)
-
-    start = train_state.params, train_state.opt_state
-    (params, opt_state), metrics = jax.lax.scan(step, start, minibatches)
-    metrics = mean_metrics(metrics, rate, params)
-    return train_state._replace(params=params, opt_state=opt_state), metrics
+    return permute(jax.random.split(key, epochs)).reshape(epochs, minibatches, -1)
 
 
 @jax.named_scope("gradients")
@@ -301,11 +253,10 @@ def gradient_step(
     loss: Callable,
     optimizer: optax.GradientTransformation,
     rate: jax.Array,
-    params: Any,
-    opt_state: Any,
+    train_state: TrainState,
     axis_name: str | None,
-) -> tuple[Any, Any, Metrics]:
-    """New parameters and state of the optimiser after one step down `loss`, and its metrics.
+) -> tuple[TrainState, Metrics]:
+    """Takes a step down the gradient of `loss`.
 
     To the optimiser the parameters are one vector (`fresh_train_state`): devices meet once, and a
     GPU launches a few kernels in place of three for each array.
@@ -313,23 +264,26 @@ def gradient_step(
     Args:
       loss: params -> (loss (), metrics {name: ()}).
       rate: (), the learning rate.
+
+    Returns:
+      the train state with new parameters and optimiser state, metrics {name: ()}.
     """
-    gradients, metrics = jax.grad(loss, has_aux=True)(params)
+    gradients, metrics = jax.grad(loss, has_aux=True)(train_state.params)
     gradients, unravel = ravel_pytree(gradients)
     gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
     metrics["grad_norm"] = jnp.linalg.norm(gradients)
-    direction, opt_state = optimizer.update(gradients, opt_state)
-    params = jax.tree.map(lambda p, d: p - rate * d, params, unravel(direction))
-    return params, opt_state, metrics
+    direction, opt_state = optimizer.update(gradients, train_state.opt_state)
+    params = jax.tree.map(lambda p, d: p - rate * d, train_state.params, unravel(direction))
+    return train_state._replace(params=params, opt_state=opt_state), metrics
 
 
-def mean_metrics(metrics: dict, rate: jax.Array, params: Any) -> Metrics:
-    """Of an update: means over its gradient steps, the rate, and the parameters' norm after it.
+def mean_metrics(metrics: Metrics, rate: jax.Array, params: Any) -> Metrics:
+    """Returns an update's metrics: means over its gradient steps, the rate, the parameters' norm.
 
     Args:
-      metrics: of all gradient steps, `together`.
+      metrics: of all gradient steps, {name: (epochs, minibatches)}.
     """
-    metrics = apart(jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics))
+    metrics = jax.tree.map(jnp.mean, metrics)
     return metrics | {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
 
 

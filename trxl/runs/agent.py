@@ -14,7 +14,7 @@ from trxl.training import Algorithm, init_params
 from trxl.statistics import init_normalizer, network_input, restored_normalizer
 from trxl.distributions import sample_each, sample_uniformly
 from trxl.results import load_results
-from trxl.rollout import empty_memory, network_actor
+from trxl.rollout import empty_memory
 from trxl.spaces import obs_space
 
 ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
@@ -98,7 +98,7 @@ def load_agent(
 
     def initial_memory(batch: int) -> AgentMemory:
         hidden, reach = empty_memory(config, batch)
-        caches = network_actor(network).start(params, hidden)
+        caches = network.apply(params, hidden, method="start_rollout")
         return AgentMemory(caches, jnp.int32(0), reach)
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from trxl.errors import ConfigError
-from trxl.rollout import Rollout, init_rollout, network_actor, rollout
+from trxl.rollout import Rollout, init_rollout, rollout
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.outputs import save_results
 from trxl.runs.processes import say
@@ -71,8 +71,7 @@ def make_task(config: dict[str, Any], settings: dict[str, Any], learner: Algorit
     def play(numbers: jax.Array, key: jax.Array) -> jax.Array:
         """Returns the mean return of one candidate."""
         state = init_rollout(config, env, key, 0)
-        actor = network_actor(network)
-        _, _, played = rollout(config, env, actor, unravel(numbers), state, {})
+        _, _, played = rollout(config, env, network, unravel(numbers), state, {})
         return mean_return(played) / episodes
 
     # A trial that is one memory is one episode to the learner, see `rollout.learning_ends`.
