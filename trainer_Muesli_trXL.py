@@ -16,7 +16,7 @@ import optax
 
 from trxl import training
 from trxl.collectives import normalise_weight, root_mean_square, weighted_mean
-from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.config import ADVANTAGE_FLOOR, Key, minibatches, with_shared
 from trxl.muesli import (
     Bins,
     Imagined,
@@ -34,9 +34,9 @@ from trxl.muesli import (
     no_variance,
     retrace,
     sampled_mpo_weights,
-    see_advantages,
+    update_advantage_variance,
 )
-from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
+from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
 from trxl.training import (
     Algorithm,
@@ -53,6 +53,7 @@ from wrappers import make_env
 KEYS = with_shared(
     {
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
+        "NUM_MINIBATCHES": minibatches(32),
         "REPLAY_SHARE": Key(
             0.75, "of a minibatch that is of the rollouts kept, in [0, 1)", low=0, high=0.99
         ),
@@ -69,12 +70,16 @@ KEYS = with_shared(
         "ADVANTAGE_DECAY": Key(
             0.99, "what the advantages' variance keeps per gradient step", low=0, high=1
         ),
-        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
+        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR._replace(default=0.1),
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1),
-        "MODEL_SIZE": Key(256, "width of the model's latents", "Network", low=1, resumable=False),
-        "VALUE_BINS": Key(601, "bins of values and rewards", "Network", low=2, resumable=False),
+        "MODEL_SIZE": Key(64, "width of the model's latents", "Network", low=1, resumable=False),
+        "VALUE_BINS": Key(101, "bins of values and rewards", "Network", low=2, resumable=False),
         "VALUE_LIMIT": Key(
-            300.0, "the largest of them, squashed", "Network", low=1e-3, resumable=False
+            20.0,
+            "the largest of them, squashed: a return of 422",
+            "Network",
+            low=1e-3,
+            resumable=False,
         ),
         "PG_COEF": Key(1.0, "weight of the policy gradient", low=0, traced=True),
         "CMPO_COEF": Key(1.0, "weight of KL(CMPO || policy)", low=0, traced=True),
@@ -210,12 +215,12 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
         last_value = jnp.where(collected.last_active, last_value, 0)
     names = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "reach")
     return Batch(
-        **{name: by_environment(getattr(trajectory, name)) for name in names},
-        final_value=by_environment(final_value),
+        **{name: swap_time_and_batch(getattr(trajectory, name)) for name in names},
+        final_value=swap_time_and_batch(final_value),
         last_value=last_value,
         has_return=jnp.ones(trajectory.reward.shape[::-1], bool),
         memory=window_memory(config, collected),
-        active=None if active is None else by_environment(active),
+        active=None if active is None else swap_time_and_batch(active),
     )
 
 
@@ -291,7 +296,7 @@ def make_targets(
     )
     returns = retrace(steps, gamma, config["RETRACE_LAMBDA"])
     weight = 1.0 * (batch.has_return if batch.active is None else batch.has_return & batch.active)
-    variance = see_advantages(
+    variance = update_advantage_variance(
         learner.variance, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
     )
     floor = config["ADVANTAGE_FLOOR"] * root_mean_square(returns, weight, axis_name)
@@ -445,6 +450,6 @@ MUESLI = Algorithm(
         *("total_loss", "actor_loss", "cmpo_loss", "model_loss", "reward_loss", "value_loss"),
         *("entropy", "grad_norm", "param_norm"),
     ),
-    acting_params=lambda train_state: train_state.extra.target,
+    behaviour_params=lambda train_state: train_state.extra.target,
     keep=keep,
 )

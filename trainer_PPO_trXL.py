@@ -21,10 +21,17 @@ from trxl.collectives import (
     where_counted,
 )
 from trxl.config import ADVANTAGE_FLOOR, Key, piece, with_shared
-from trxl.layers import LAST_LAYER
-from trxl.rollout import Config, Metrics, Rollout, by_environment, window_memory
+from trxl.layers import OUTPUT_LAYER
+from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
-from trxl.statistics import Scale, absorb_scale, no_returns, preserve_outputs, scale_of, see_returns
+from trxl.statistics import (
+    Scale,
+    absorb_scale,
+    init_return_moments,
+    preserve_outputs,
+    update_return_moments,
+    value_scale,
+)
 from trxl.training import (
     Algorithm,
     TrainState,
@@ -51,7 +58,7 @@ KEYS = with_shared(
             type=bool,
         ),
         "NORMALIZE_VALUE": Key(
-            False, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
+            True, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
         ),
         "RETURN_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
@@ -102,7 +109,7 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
-    extra = no_returns() if config["NORMALIZE_VALUE"] else None
+    extra = init_return_moments() if config["NORMALIZE_VALUE"] else None
     return training.fresh_train_state(params, make_optimizer(config), extra)
 
 
@@ -122,8 +129,8 @@ def learn(
     """One update: advantages, then gradient steps on them."""
     # CALCULATE ADVANTAGES
     if config["NORMALIZE_VALUE"]:
-        collected = in_units_of_return(collected, scale_of(train_state.extra))
-    advantage = generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
+        collected = denormalize_values(collected, value_scale(train_state.extra))
+    advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
     floor = config["ADVANTAGE_FLOOR"] * root_mean_square(batch.returns, batch.weight, axis_name)
 
@@ -136,7 +143,7 @@ def learn(
     return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
 
 
-def in_units_of_return(collected: Rollout, scale: Scale) -> Rollout:
+def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
     """Returns a rollout whose values are in units of the return."""
     trajectory = collected.trajectory
     value, final_value = scale.raw((trajectory.value, trajectory.final_value))
@@ -152,8 +159,8 @@ def rescale(
     Returns:
       the train state, and the batch with values and returns in the new scale.
     """
-    old = scale_of(train_state.extra)
-    seen = see_returns(
+    old = value_scale(train_state.extra)
+    seen = update_return_moments(
         train_state.extra,
         batch.returns,
         batch.weight,
@@ -161,7 +168,7 @@ def rescale(
         train_state.updates,
         axis_name,
     )
-    new = scale_of(seen)
+    new = value_scale(seen)
     params = with_last_layer(
         config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
     )
@@ -175,7 +182,7 @@ def rescale(
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
     """Returns the parameters with the critic's last layer changed."""
     network = dict(params["params"])
-    name = LAST_LAYER[piece(config, "HEADS")]
+    name = OUTPUT_LAYER[piece(config, "HEADS")]
     network["critic"] = network["critic"] | {name: change(network["critic"][name])}
     return params | {"params": network}
 
@@ -184,7 +191,7 @@ def saved_params(config: Config, train_state: TrainState) -> Any:
     """Returns the parameters with a critic that predicts returns, whatever NORMALIZE_VALUE is."""
     if not config["NORMALIZE_VALUE"]:
         return train_state.params
-    scale = scale_of(train_state.extra)
+    scale = value_scale(train_state.extra)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
 
 
@@ -226,16 +233,15 @@ def update_network(
 
 
 @jax.named_scope("advantages")
-def generalised_advantages(collected: Rollout, gamma: float, gae_lambda: float) -> jax.Array:
+def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) -> jax.Array:
     """GAE(lambda) with the values of final observations where an episode was truncated.
 
     delta_t = r_t + gamma (1 - terminated_t) V'_t - V_t, V'_t the value of the observation that step
     t led to (Pardo et al. 2018, arXiv 1712.00378, "partial-episode bootstrapping"), and
     A_t = delta_t + gamma lambda (1 - done_t) A_{t+1} (Schulman et al. 2016, equation 16).
 
-    While an agent is out and its team plays on, its value is learnt by no loss. Its team's rewards
-    then count as they come: in such a step V_t is the return itself, and A_t = 0; what is behind a
-    rollout or a truncation counts nothing.
+    For agents that are out while their team plays on, V_t is the team's discounted return and A_t
+    is 0: no loss learns their value. Behind a rollout or a truncation they bootstrap with 0.
 
     Args:
       collected: with values in units of the return.
@@ -280,15 +286,15 @@ def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batc
     trajectory = collected.trajectory
     value, active = trajectory.value, trajectory.active
     return Batch(
-        obs=by_environment(trajectory.obs),
-        action=by_environment(trajectory.action),
-        log_prob=by_environment(trajectory.log_prob),
-        value=by_environment(value),
-        advantage=by_environment(advantage),
-        returns=by_environment(advantage + value),
-        reach=by_environment(trajectory.reach),
+        obs=swap_time_and_batch(trajectory.obs),
+        action=swap_time_and_batch(trajectory.action),
+        log_prob=swap_time_and_batch(trajectory.log_prob),
+        value=swap_time_and_batch(value),
+        advantage=swap_time_and_batch(advantage),
+        returns=swap_time_and_batch(advantage + value),
+        reach=swap_time_and_batch(trajectory.reach),
         memory=window_memory(config, collected),
-        weight=None if active is None else by_environment(active) * 1.0,
+        weight=None if active is None else swap_time_and_batch(active) * 1.0,
     )
 
 

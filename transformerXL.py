@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from trxl.config import piece
 from trxl.distributions import make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
-from trxl.layers import Dense, GRULayer, Head, Norm, ResidualHead, standardise
+from trxl.layers import Dense, GRULayer, Head, Norm, ResidualHead, layer_norm
 from trxl.spaces import ActionSpace, Box, Obs, ObsSpace
 
 
@@ -141,9 +141,9 @@ class TransformerXLLayer(nn.Module):
             self.attention_gate = Gate(self.gating_bias, self.dtype)
             self.mlp_gate = Gate(self.gating_bias, self.dtype)
 
-    def start_rollout(self, memory: jax.Array) -> LayerCache:
+    def init_cache(self, memory: jax.Array) -> LayerCache:
         """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
-        keys, values = self._keys_and_values(standardise(memory))  # (B, M, H, D)
+        keys, values = self._keys_and_values(layer_norm(memory))  # (B, M, H, D)
         # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
         keys, values = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
@@ -154,7 +154,7 @@ class TransformerXLLayer(nn.Module):
         """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
         slots = self.window_mem + 1
         slot = t % slots
-        n = standardise(x)
+        n = layer_norm(x)
         content_query, position_query = self._queries(n)  # (B, H, D)
         key, value = self._keys_and_values(n)
         write = jax.lax.dynamic_update_index_in_dim
@@ -191,13 +191,13 @@ class TransformerXLLayer(nn.Module):
             """(B, T, H, D) to (H, B, K, W, D)."""
             return heads_first(x).reshape(self.num_heads, *by_window, -1)
 
-        n = standardise(x)
+        n = layer_norm(x)
         content_query, position_query = map(cut, self._queries(n))
 
         # Windows overlap in the memory, so it is projected before it is cut.
         past = (
             sliding_windows(heads_first(part), count, window_grad, self.window_mem)
-            for part in self._keys_and_values(standardise(memory))
+            for part in self._keys_and_values(layer_norm(memory))
         )
         now = map(cut, self._keys_and_values(n))
         keys, values = (
@@ -239,7 +239,7 @@ class TransformerXLLayer(nn.Module):
         """The layer after its attention: x (..., E), attended heads (..., H, D) -> (..., E)."""
         a = self.attention_out(attended.reshape(*attended.shape[:-2], self.qkv_features))
         y = self.attention_gate(x, nn.relu(a)) if self.gating else x + a
-        f = self.mlp_out(nn.gelu(self.mlp_in(standardise(y), self.mlp_norm())))
+        f = self.mlp_out(nn.gelu(self.mlp_in(layer_norm(y), self.mlp_norm())))
         return self.mlp_gate(y, nn.relu(f)) if self.gating else y + f
 
 
@@ -263,8 +263,8 @@ def heads_first(x: jax.Array) -> jax.Array:
 class TransformerXL(nn.Module):
     """Encoder and L layers, no activation or norm after either; without layers the encoder alone.
 
-    With `embeds` a dense layer takes the encoder's features to the stream; else they are it. With
-    `skip` the output has the features in front of the last layer's: F + E numbers in place of E.
+    With `embeds` a dense layer projects the encoder's F features to E; otherwise F = E. With `skip`
+    the output is the features and the last layer's output, F + E numbers in place of E.
     """
 
     num_layers: int
@@ -281,10 +281,10 @@ class TransformerXL(nn.Module):
             self.embedding = Dense(self.embed_size, dtype=self.dtype)
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
-    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
+    def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
         """memory: (B, M, L, E) hidden states, oldest first -> one cache per layer."""
         return tuple(
-            layer.start_rollout(memory[:, :, index]) for index, layer in enumerate(self.layers)
+            layer.init_cache(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
@@ -320,8 +320,8 @@ class TransformerXL(nn.Module):
 class ActorCriticTransformer(nn.Module):
     """A policy and a value on top of a `TransformerXL`.
 
-    The policy is the distribution that `policies.make_policy` makes of the actor's outputs; the log
-    standard deviation of real-valued actions does not depend on the state.
+    `distributions.make_policy` makes the policy of the actor's outputs; the log standard deviation
+    of real-valued actions does not depend on the state.
     """
 
     transformer: TransformerXL
@@ -337,16 +337,16 @@ class ActorCriticTransformer(nn.Module):
             self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
         )
 
-    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
+    def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
         """Makes of the memory (B, M, L, E) what `step` needs, say keys and values."""
-        return self.transformer.start_rollout(memory)
+        return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
         """One step of a rollout.
 
         Args:
           obs: (B, obs_size), or as stored.
-          caches: from `start_rollout` or from the step before.
+          caches: from `init_cache` or from the step before.
           t: (), steps since the rollout's start.
           reach: (B,), how many of the steps before this one it may attend to, 0..M.
 

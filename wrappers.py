@@ -11,9 +11,9 @@ with `info["terminated"]`, `info["truncated"]` and, where the environment can tr
 `info["final_observation"]`: what the step returned before the reset. Keys are (B,), one per
 environment, so that an environment's random stream does not depend on which others run beside it.
 
-info may have three more, all (B,) bool, of which the trainer otherwise takes `done`:
-`memory_boundary`, where the agent is to forget; `returned_episode`, where there is something in the
-`episode_metrics`; and, with several agents, what `AgentRows` says.
+Optional entries of info, (B,) bool, `done` where they are missing: `memory_boundary`, where the
+agent's memory is reset, and `returned_episode`, where `episode_metrics` have values. With several
+agents, `active(state)` says which rows count (`FlattenAgents`).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.collectives import anywhere
+from trxl.collectives import any_across_vmap
 from trxl.environments import make_single_env
 from trxl.environments.adapters import making
 from trxl.environments.base import SingleEnvironment
@@ -49,7 +49,7 @@ class EpisodeLogState(NamedTuple):
     episode_length: jax.Array  # (B,) int32
 
 
-class LogEpisodes(Wrapper):
+class LogWrapper(Wrapper):
     """Adds `returned_episode_returns` and `returned_episode_lengths` of the episodes that finished.
 
     Both are (B,) and mean something where `done`; they stand first among `episode_metrics`, the
@@ -73,9 +73,9 @@ class LogEpisodes(Wrapper):
     def step(self, keys: jax.Array, state: EpisodeLogState, action: jax.Array):
         obs, env_state, reward, done, info = self._env.step(keys, state.env_state, action)
         with jax.named_scope("logging"):
-            return self._logged(obs, env_state, reward, done, info, state)
+            return self._log(obs, env_state, reward, done, info, state)
 
-    def _logged(self, obs, env_state, reward, done, info, state: EpisodeLogState):
+    def _log(self, obs, env_state, reward, done, info, state: EpisodeLogState):
         episode_return = state.episode_return + reward.reshape(self.num_envs, -1).mean(axis=1)
         episode_length = state.episode_length + 1
         info["returned_episode_returns"] = episode_return
@@ -90,7 +90,7 @@ class LogEpisodes(Wrapper):
         return self._env.single_states(state.env_state)
 
 
-class AgentRows(Wrapper):
+class FlattenAgents(Wrapper):
     """Several agents that share their parameters: N environments of A agents as B = N A rows.
 
     The environment below it has an axis of the agents behind that of the environments in
@@ -166,7 +166,7 @@ class PreviousActionReward(Wrapper):
         return jnp.concatenate([mask, action, rest, reward[:, None]], axis=-1)
 
 
-class ForgottenEpisodes(Wrapper):
+class ResetMemoryEachEpisode(Wrapper):
     """Trials in which every episode's end empties the memory, as if it were the trial's."""
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
@@ -174,7 +174,7 @@ class ForgottenEpisodes(Wrapper):
         return obs, state, reward, done, {k: v for k, v in info.items() if k != "memory_boundary"}
 
 
-class EndBeside(Wrapper):
+class AppendLastObservation(Wrapper):
     """The last observation of an episode beside the first of the next one of the same trial.
 
     Below every other observation there are zeros. A mask of actions is not repeated.
@@ -202,7 +202,7 @@ class EndBeside(Wrapper):
         return jnp.concatenate([obs, last[:, self._mask :]], axis=-1)
 
 
-class ShownEndState(NamedTuple):
+class TerminalStepState(NamedTuple):
     """Where an environment stands, and whether it shows an end."""
 
     env_state: Any
@@ -211,7 +211,7 @@ class ShownEndState(NamedTuple):
     waiting: jax.Array  # () bool, whether the next step begins an episode
 
 
-class ShownEnd(SingleEnvironment):
+class TerminalStep(SingleEnvironment):
     """A step between two episodes of a trial, from the last observation to the next first one.
 
     Its action changes nothing and its reward is 0; it counts as the first of the next episode.
@@ -231,32 +231,32 @@ class ShownEnd(SingleEnvironment):
     def reset(self, key: jax.Array):
         return self._at(*self._env.reset(key))
 
-    def step(self, key: jax.Array, state: ShownEndState, action: jax.Array):
+    def step(self, key: jax.Array, state: TerminalStepState, action: jax.Array):
         step_key, next_key = jax.random.split(key)
         obs, env_state, *ends, info = self._env.step(step_key, state.env_state, action)
         begun = self._at(*self._env.next_episode(next_key, state.env_state))
         ended = ends[1] | ends[2]
         boundary = info.get("memory_boundary", ended)
-        went_on = obs, ShownEndState(env_state, obs, boundary, jnp.bool_(False))
+        went_on = obs, TerminalStepState(env_state, obs, boundary, jnp.bool_(False))
         obs, after = choose(state.waiting, begun, went_on)
         reward, terminated, truncated = (choose(state.waiting, jnp.zeros_like(x), x) for x in ends)
         info["memory_boundary"] = boundary & ~state.waiting
         return obs, after, reward, terminated, truncated, info
 
-    def next_episode(self, key: jax.Array, state: ShownEndState):
+    def next_episode(self, key: jax.Array, state: TerminalStepState):
         fresh = self._at(*self._env.next_episode(key, state.env_state))
         return choose(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
 
-    def out(self, state: ShownEndState) -> jax.Array:
+    def out(self, state: TerminalStepState) -> jax.Array:
         return self._env.out(state.env_state)
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
         render = self._env.renderer()
         return lambda state: render(state.env_state)
 
-    def _at(self, obs: jax.Array, env_state: Any) -> tuple[jax.Array, ShownEndState]:
+    def _at(self, obs: jax.Array, env_state: Any) -> tuple[jax.Array, TerminalStepState]:
         no = jnp.bool_(False)
-        return obs, ShownEndState(env_state, obs, no, no)
+        return obs, TerminalStepState(env_state, obs, no, no)
 
 
 def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
@@ -357,7 +357,7 @@ class PoolState(NamedTuple):
     pool: Pool
 
 
-class WorldPool(BatchedReset):
+class ResetPool(BatchedReset):
     """A pool with the next world of every environment, refilled in batches.
 
     World generation in Craftax costs about 20 times a step. Here a world is generated once per
@@ -415,7 +415,7 @@ class WorldPool(BatchedReset):
 
         def due(pool: Pool):
             gathered = jnp.sum(pool.used) >= self._batch
-            return anywhere(gathered | (pool.used & needed))
+            return any_across_vmap(gathered | (pool.used & needed))
 
         def replace(pool: Pool):
             urgency = jnp.where(pool.used, jnp.where(needed, 0, 1), 2)
@@ -442,7 +442,7 @@ class WorldPool(BatchedReset):
             running = _write_rows(running, rows, _rows(worlds, rows))
             return running, left.at[rows].set(False, mode="drop")
 
-        return jax.lax.while_loop(lambda carry: anywhere(carry[1]), copy, (running, done))[0]
+        return jax.lax.while_loop(lambda carry: any_across_vmap(carry[1]), copy, (running, done))[0]
 
 
 def _where(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
@@ -492,14 +492,14 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
         single.can_truncate = config["BOOTSTRAP_TRUNCATED"]
     of_trials = single.episodes_per_trial > 1
     if of_trials and config["EPISODE_END"] == "step" and config["TRIAL_MEMORY"]:
-        single = ShownEnd(single)
-    env: Wrapper = LogEpisodes(with_resets(single, config, num_envs))
+        single = TerminalStep(single)
+    env: Wrapper = LogWrapper(with_resets(single, config, num_envs))
     if of_trials and not config["TRIAL_MEMORY"]:
-        env = ForgottenEpisodes(env)
+        env = ResetMemoryEachEpisode(env)
     if env.num_agents is not None:
-        env = AgentRows(env)
+        env = FlattenAgents(env)
     if of_trials and config["EPISODE_END"] == "beside":
-        env = EndBeside(env)
+        env = AppendLastObservation(env)
     previous = config["PREV_ACTION_REWARD"]
     if env.previous_action_reward if previous is None else previous:
         env = PreviousActionReward(env)
@@ -524,7 +524,7 @@ def with_resets(single: SingleEnvironment, config: dict[str, Any], num_envs: int
             f" RESET_STRATEGY=auto, not {strategy}"
         )
     if strategy == "pool":
-        return WorldPool(single, num_envs, max(1, num_envs // ratio))
+        return ResetPool(single, num_envs, max(1, num_envs // ratio))
     if num_envs % ratio:
         raise ConfigError(
             "RESET_RATIO must divide the number of environments with RESET_STRATEGY=optimistic:"

@@ -58,7 +58,7 @@ def changed(arguments: list[str]) -> Configs:
     overrides = read_overrides(arguments, keys)
     configs = {}
     for algorithm, config in SCRIPTS:
-        own = {name: overrides[name] for name in overrides.keys() & config}
+        own = {name: overrides[name] for name in overrides.keys() & algorithm.keys}
         configs[algorithm.name] = algorithm, algorithm.check(config | own)
     return configs
 

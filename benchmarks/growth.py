@@ -67,7 +67,7 @@ def point(config: dict[str, Any], key: str, value: int) -> dict[str, float]:
         return collect(config, env, network, PPO, state)[0]
 
     in_rollout, state = median_seconds(roll, state, CALLS)
-    caches = jax.jit(lambda params, memory: network.apply(params, memory, method="start_rollout"))(
+    caches = jax.jit(lambda params, memory: network.apply(params, memory, method="init_cache"))(
         state.train_state.params, state.rollout_state.memory.hidden
     )
     leaves = [leaf for cache in caches for leaf in (cache.keys, cache.values)]

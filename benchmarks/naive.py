@@ -46,7 +46,7 @@ class NaiveLayer(TransformerXLLayer):
             self.attention_gate = Gate(self.gating_bias, self.dtype)
             self.mlp_gate = Gate(self.gating_bias, self.dtype)
 
-    def start_rollout(self, memory: jax.Array) -> jax.Array:
+    def init_cache(self, memory: jax.Array) -> jax.Array:
         """memory (B, M, E), oldest first, as it is."""
         return memory
 

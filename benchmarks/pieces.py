@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from trxl.encoders import CELL_WIDTH, Convolution, LinearEncoder
 from trxl.layers import matmul
-from trxl.rollout import split_each
-from trxl.spaces import ObsSpace, StoredObs, obs_space, restore_obs, store_obs
+from trxl.rollout import split_keys
+from trxl.spaces import ObsSpace, StoredObs, obs_space, pack_obs, unpack_obs
 
 from trainer_PPO_trXL import PPO
 from wrappers import make_env
@@ -63,13 +63,13 @@ def craftax_observations() -> tuple[ObsSpace, StoredObs]:
 
     def step(carry, _):
         keys, env_state = carry
-        keys, action_keys, step_keys = split_each(keys, 3)
+        keys, action_keys, step_keys = split_keys(keys, 3)
         actions = jax.vmap(lambda key: jax.random.randint(key, (), 0, env.action_space.n))
         obs, env_state, *_ = env.step(step_keys, env_state, actions(action_keys))
-        return (keys, env_state), store_obs(obs, space)
+        return (keys, env_state), pack_obs(obs, space)
 
     def play(keys):
-        keys, reset_keys = split_each(keys, 2)
+        keys, reset_keys = split_keys(keys, 2)
         return jax.lax.scan(step, (keys, env.reset(reset_keys)[1]), None, STEPS)[1]
 
     return space, jax.jit(play)(jax.random.split(jax.random.key(0), ENVIRONMENTS))
@@ -78,7 +78,7 @@ def craftax_observations() -> tuple[ObsSpace, StoredObs]:
 def linear(space: ObsSpace, variables: Any, obs: StoredObs) -> jax.Array:
     """One product over all entries."""
     params = variables["params"]
-    return matmul(restore_obs(obs, space), params["kernel"]) + params["bias"]
+    return matmul(unpack_obs(obs, space), params["kernel"]) + params["bias"]
 
 
 def nine_neighbours(variables: Any, grid: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """What runs under one vmap skip together: `python benchmarks/seeds.py [KEY=VALUE ...]`.
 
 Times the update of NUM_SEEDS seeds under `jax.vmap` (4 unless given), with loops and conditions on
-one predicate for all seeds (`batching.anywhere`) and with one for each, which `jax.vmap` turns into
-selects. Both run in one process and take turns; the last line is a JSON object with the medians.
+one predicate for all seeds (`collectives.any_across_vmap`) and with one for each, which `jax.vmap`
+turns into selects. Both run in one process and take turns; the last line is a JSON object with the
+medians.
 """
 
 import json
@@ -53,7 +54,7 @@ def measure(config: dict[str, Any]) -> dict[str, float]:
     updates = {"together_s": compile_update(config)}
     with ExitStack() as patches:
         for module in (encoders, wrappers, rollout):
-            patches.enter_context(mock.patch.object(module, "anywhere", jnp.any))
+            patches.enter_context(mock.patch.object(module, "any_across_vmap", jnp.any))
         updates["apart_s"] = compile_update(config)
     seeds = jnp.arange(config["NUM_SEEDS"]) + config["seed"]
     first = jax.jit(jax.vmap(make_init_and_update(config, PPO)[0]))(jax.vmap(jax.random.key)(seeds))

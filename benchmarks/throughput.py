@@ -27,7 +27,7 @@ from benchmarks.naive import NAIVE_PPO
 from trxl.config import read_overrides
 from trxl.distributions import sample_uniformly
 from trxl.errors import ConfigError
-from trxl.rollout import split_each
+from trxl.rollout import split_keys
 from trxl.spaces import obs_space
 from trxl.training import collect, make_init_and_update
 
@@ -210,7 +210,7 @@ def environment_run(config: dict[str, Any]) -> tuple[Callable, Any]:
 
     def step(carry, _):
         keys, state, obs = carry
-        keys, action_keys, step_keys = split_each(keys, 3)
+        keys, action_keys, step_keys = split_keys(keys, 3)
         action = sample_uniformly(env.action_space, obs, action_keys)
         obs, state, reward, _, info = env.step(step_keys, state, action)
         # What a rollout would store is written out, so that XLA can't leave it uncomputed.
@@ -220,7 +220,7 @@ def environment_run(config: dict[str, Any]) -> tuple[Callable, Any]:
     def run(carry):
         return jax.lax.scan(step, carry, None, config["NUM_STEPS"])
 
-    keys, reset_keys = split_each(jax.random.split(jax.random.key(0), env.num_rows), 2)
+    keys, reset_keys = split_keys(jax.random.split(jax.random.key(0), env.num_rows), 2)
     obs, state = jax.jit(env.reset)(reset_keys)
     return run, (keys, state, obs)
 

@@ -29,9 +29,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Else every process that a test starts compiles all that it imports anew, half of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# What a shell runs in the background ignores Ctrl-C, and so would what a test starts to interrupt.
+# What a shell runs in the background ignores Ctrl-C, and under nohup a terminal that goes; so would
+# what a test starts to interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tracing makes many objects that stay, and the collector would look at all of them again and again.
 gc.set_threshold(100_000, 50, 50)

@@ -96,7 +96,7 @@ def make_step_form(network):
 
     @jax.jit
     def run(params, obs, memory, reach):
-        caches = network.apply(params, memory, method="start_rollout")
+        caches = network.apply(params, memory, method="init_cache")
 
         def step(caches, inputs):
             t, obs, reach = inputs
@@ -129,17 +129,17 @@ def whole_checkpoints(folder):
 
 
 def run(config, all_devices=False):
-    """`host.experiment.run` with PPO."""
+    """`trxl.runs.run.run` with PPO."""
     return runs.run(config, PPO, all_devices)
 
 
 def main(config, all_devices=False):
-    """`host.experiment.main` with PPO."""
+    """`trxl.runs.run.main` with PPO."""
     runs.main(config, PPO, all_devices)
 
 
 def resumed_config(folder, overrides):
-    """`host.run_config.resumed_config` of a run of PPO."""
+    """`saved_config.resumed_config` of a run of PPO."""
     return saved_config.resumed_config(folder, overrides, PPO)
 
 

@@ -19,8 +19,8 @@ from trxl.spaces import (
     ObsSpace,
     cell_words,
     grid_and_vector,
-    restore_obs,
-    store_obs,
+    pack_obs,
+    unpack_obs,
 )
 from trxl.training import init_params
 
@@ -58,9 +58,9 @@ def random_obs(grid, batch=7, behind=2, real=3, seed=0):
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 def test_what_is_stored_is_what_was_seen(grid):
     obs, cells, vector, space = random_obs(grid)
-    stored = store_obs(obs, space)
+    stored = pack_obs(obs, space)
     assert stored.cells.dtype == jnp.uint16
-    np.testing.assert_array_equal(restore_obs(stored, space), obs)
+    np.testing.assert_array_equal(unpack_obs(stored, space), obs)
     for seen in (obs, stored):
         np.testing.assert_array_equal(grid_and_vector(seen, space)[0], cells)
         np.testing.assert_array_equal(grid_and_vector(seen, space)[1], vector)
@@ -80,7 +80,7 @@ def test_the_product_over_entries_that_appear_is_the_whole_one(grid, few, monkey
     monkeypatch.setattr(cells_module, "FEW", few)
     obs, _, _, space = random_obs(grid, batch=2)
     entries = obs[:, grid.start : grid.start + grid.size]
-    stored = store_obs(obs, space).cells
+    stored = pack_obs(obs, space).cells
     assert find_entries(stored, grid).many == (entries.any(axis=0).sum() > grid.size // few)
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((grid.size, 4)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_runs_side_by_side_take_the_whole_product_together():
     grid = GRIDS["as Craftax"]
     obs, _, _, space = random_obs(grid, batch=400)
     batches = np.stack([np.broadcast_to(obs[:1], obs.shape), obs])
-    stored = jax.vmap(lambda obs: store_obs(obs, space).cells)(batches)
+    stored = jax.vmap(lambda obs: pack_obs(obs, space).cells)(batches)
     kernel = np.random.default_rng(0).standard_normal((grid.size, 4)).astype(np.float32)
     many = [bool(find_entries(cells, grid).many) for cells in stored]
     assert many == [False, True]
@@ -109,7 +109,7 @@ def test_the_linear_encoder_of_a_large_grid_is_a_dense_layer(monkeypatch):
     obs, _, _, space = random_obs(GRIDS["two parts, the previous action before them"])
     encoder = encoders.LinearEncoder(space, width=6)
     params = random_params(jax.eval_shape(encoder.init, jax.random.key(0), obs))
-    features = encoder.apply(params, store_obs(obs, space))
+    features = encoder.apply(params, pack_obs(obs, space))
     expected = oracle.dense(obs, params["params"])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
@@ -119,7 +119,7 @@ def test_the_encoder_is_a_convolution_beside_a_dense_layer():
     obs, cells, vector, space = random_obs(grid)
     encoder = FeatureEncoder(space, width=12)
     params = random_params(jax.eval_shape(encoder.init, jax.random.key(0), obs))["params"]
-    features = encoder.apply({"params": params}, store_obs(obs, space))
+    features = encoder.apply({"params": params}, pack_obs(obs, space))
 
     embedded = np.asarray(oracle.dense(cells, params["cells"]["Dense_0"]))
     kernel = np.asarray(params["cells"]["convolution"]["kernel"]).reshape(3, 3, 32, 32)
@@ -198,7 +198,7 @@ def test_the_stream_of_a_wide_network_starts_from_a_dense_layer_over_the_feature
     obs, _, _, space = random_obs(GRIDS["one part"])
     network = make_network(config, Discrete(3), space)
     params = random_params(init_params(config, network, space.size, jax.random.key(0)))
-    caches = network.apply(params, jnp.zeros((7, 8, 1, 16)), method="start_rollout")
+    caches = network.apply(params, jnp.zeros((7, 8, 1, 16)), method="init_cache")
     reach = jnp.zeros(7, jnp.int32)
     *_, hidden = network.apply(params, obs, caches, 0, reach, method="step")
     body = params["params"]["transformer"]

@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from support import QUICK
 
-from trxl.collectives import anywhere
+from trxl.collectives import any_across_vmap
 from trxl.training import make_init_and_update
 
 from trainer_PPO_trXL import PPO
@@ -25,11 +25,11 @@ def test_anywhere_is_one_answer_for_all_that_are_vmapped_over():
     for one in (None, 17):
         mask = np.arange(24).reshape(2, 3, 4) == one
         expected = bool(mask.any())
-        assert jax.jit(anywhere)(mask) == expected
+        assert jax.jit(any_across_vmap)(mask) == expected
         for vmapped in (jax.vmap, lambda f: jax.vmap(jax.vmap(f))):
-            answers = jax.jit(vmapped(anywhere))(mask)
+            answers = jax.jit(vmapped(any_across_vmap))(mask)
             assert (answers == expected).all()
-        unbatched = jax.vmap(jax.vmap(anywhere, out_axes=None), out_axes=None)
+        unbatched = jax.vmap(jax.vmap(any_across_vmap, out_axes=None), out_axes=None)
         assert unbatched(mask).shape == ()
 
 

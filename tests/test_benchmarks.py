@@ -34,7 +34,7 @@ from trxl.training import collect, init_params, make_init_and_update
 
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from trainer_PPO_trXL import PPO, generalised_advantages, loss_settings, make_batch, ppo_loss
+from trainer_PPO_trXL import PPO, generalized_advantages, loss_settings, make_batch, ppo_loss
 from transformerXL import make_network
 from wrappers import make_env
 
@@ -54,7 +54,7 @@ def stored_batch(config):
     @jax.jit
     def run(state):
         _, collected = collect(config, env, network, PPO, state)
-        return make_batch(config, collected, generalised_advantages(collected, 0.99, 0.8))
+        return make_batch(config, collected, generalized_advantages(collected, 0.99, 0.8))
 
     return env, state.train_state.params, run(state)
 
@@ -133,7 +133,7 @@ def test_bfloat16_changes_the_products_and_nothing_else():
 
 def test_the_arithmetic_of_a_step():
     """81 MFLOP for the published network on MemoryChain, of which 73 are the tokens' own."""
-    config = PPO.check({"NUM_ENVS": 64})
+    config = PPO.check({**train_PPO_trXL_pmap.config, "NUM_ENVS": 64})
     assert throughput.flops_per_step(config, obs_size=3, outputs=2) == pytest.approx(81e6, rel=0.02)
     no_training = {**config, "UPDATE_EPOCHS": 0}
     no_memory = {**no_training, "WINDOW_MEM": 0, "num_layers": 1, "gating": False}
@@ -218,7 +218,7 @@ def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
 
 def test_scaling_counts_what_devices_exchange(monkeypatch):
     set_seconds(monkeypatch, scaling, SECONDS)
-    config = PPO.check({**QUICK, "NUM_ENVS": 8})
+    config = PPO.check({**QUICK, "NUM_ENVS": 8, "NORMALIZE_VALUE": False})
     row = scaling.measure(config, 16, 2)
     assert row["sps"] == 16 * QUICK["NUM_STEPS"] / SECONDS
     assert "| 2 | 16 |" in scaling.report(config, [{**row, "devices": 1}, row])

@@ -9,7 +9,7 @@ from craftax.craftax_env import make_craftax_env_from_name
 
 from trxl.environments import Box, Discrete, craftax, resolve_name
 from trxl.errors import ConfigError
-from trxl.spaces import obs_space, restore_obs, store_obs
+from trxl.spaces import obs_space, pack_obs, unpack_obs
 
 from trainer_PPO_trXL import PPO
 from wrappers import make_env
@@ -103,7 +103,7 @@ def test_gymnax_replays_as_through_its_own_api(name):
 
     assert obs.dtype == np.float32
     assert obs.shape == (STEPS + 1, 2, env.obs_size)
-    np.testing.assert_array_equal(restore_obs(store_obs(obs, obs_space(env)), obs_space(env)), obs)
+    np.testing.assert_array_equal(unpack_obs(pack_obs(obs, obs_space(env)), obs_space(env)), obs)
     binary = hasattr(space, "n") or name.endswith("-MinAtar")
     assert env.num_binary == (env.obs_size if binary else 0)
     np.testing.assert_allclose(obs, flatten(expected_obs), rtol=1e-5, atol=1e-5)
@@ -141,8 +141,8 @@ def test_craftax_replays_as_through_its_own_api_up_to_the_first_reset(name):
     assert env.obs_size == own.observation_space(params).shape[0]
     keys, actions = keys_and_actions(env.action_space, 4)
     obs, reward, done, info = replay(env, keys, actions)
-    np.testing.assert_array_equal(restore_obs(store_obs(obs, obs_space(env)), obs_space(env)), obs)
-    stored = store_obs(obs[0, 0], obs_space(env))
+    np.testing.assert_array_equal(unpack_obs(pack_obs(obs, obs_space(env)), obs_space(env)), obs)
+    stored = pack_obs(obs[0, 0], obs_space(env))
     # A tenth of the zeros and ones as bytes; what is left of Classic's are its 22 real numbers.
     before = env.num_binary + stored.real.nbytes
     assert sum(x.nbytes for x in stored) < (0.16 if "Classic" in name else 0.1) * before

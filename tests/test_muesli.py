@@ -22,16 +22,16 @@ from trxl.muesli import (
     no_variance,
     retrace,
     sampled_mpo_weights,
-    see_advantages,
     squash,
     unsquash,
+    update_advantage_variance,
 )
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
 from trxl.runs import run as runs
 from trxl.runs.checkpoints import filled_fields
 from trxl.runs.saved_config import resumed_config
-from trxl.spaces import Discrete, obs_space, restore_obs
+from trxl.spaces import Discrete, obs_space, unpack_obs
 from trxl.training import collect, make_init_and_update
 
 import trainer_Muesli_trXL as muesli
@@ -196,10 +196,10 @@ def test_the_variance_is_an_average_without_the_bias_of_its_start():
         advantage = rng.normal(1.0, 2.0, size=(3, 4))
         square = 0.9 * square + 0.1 * np.mean(advantage**2)
         seen = 0.9 * seen + 0.1
-        variance = see_advantages(variance, jnp.asarray(advantage), None, 0.9, None)
+        variance = update_advantage_variance(variance, jnp.asarray(advantage), None, 0.9, None)
         np.testing.assert_allclose(variance.deviation(), np.sqrt(square / seen), rtol=1e-5)
     assert seen == pytest.approx(1 - 0.9**5)
-    masked = see_advantages(
+    masked = update_advantage_variance(
         no_variance(), jnp.array([[2.0, 9.0]]), jnp.array([[1.0, 0]]), 0.9, None
     )
     assert masked.deviation() == pytest.approx(2)
@@ -600,6 +600,7 @@ def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
         {
             **TINY,
             **{"ENV_NAME": f"{TOYS}:TwoStates", "GAMMA": 0.5, "WINDOW_MEM": 0, "LR": 3e-3},
+            "ADVANTAGE_FLOOR": 0.0,
             **{"NUM_ENVS": 8, "NUM_STEPS": 8, "REPLAY_ROLLOUTS": 4, "VALUE_LIMIT": 1.5},
             "TOTAL_TIMESTEPS": 8 * 8 * 150,
         }
@@ -611,7 +612,7 @@ def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
     batch = jax.tree.map(lambda x: x[:, 0], state.kept.rollouts)
     learner = state.train_state.extra
     targets, variance = muesli.make_targets(config, network, learner, batch, None, None)
-    obs = restore_obs(batch.obs, obs_space(env))
+    obs = unpack_obs(batch.obs, obs_space(env))
 
     def call(method, *args):
         return network.apply(learner.target, *args, method=method)

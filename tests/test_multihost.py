@@ -19,7 +19,14 @@ from support import QUICK, main, whole_checkpoints
 from trxl.config import LAUNCH_KEYS, check_values
 from trxl.errors import ConfigError
 from trxl.runs import run as runs
-from trxl.runs.processes import TRY_AGAIN, check_shared, connect, from_main, gather_texts, in_all
+from trxl.runs.processes import (
+    EXIT_RETRYABLE,
+    broadcast,
+    check_shared,
+    connect,
+    gather_texts,
+    run_on_all,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +147,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     wait_for_checkpoint(tmp_path, processes)
     processes[1].kill()
     (status, _), (output, _) = finish(*processes, timeout=300)
-    assert status in (TRY_AGAIN, -signal.SIGABRT), output
+    assert status in (EXIT_RETRYABLE, -signal.SIGABRT), output
     # Either JAX's runtime noticed, or the exchange of gradients that was under way failed.
     assert "stopped sending heartbeats" in output or "JaxRuntimeError" in output
     (folder,) = tmp_path.iterdir()
@@ -222,9 +229,9 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
 @pytest.mark.parametrize(
     ("status", "restarts", "requeued"),
     [
-        *((status, 0, True) for status in (TRY_AGAIN, 128 + signal.SIGTERM, 134, 137)),
+        *((status, 0, True) for status in (EXIT_RETRYABLE, 128 + signal.SIGTERM, 134, 137)),
         *((status, 0, False) for status in (0, 1, 2)),
-        (TRY_AGAIN, 20, False),
+        (EXIT_RETRYABLE, 20, False),
     ],
 )
 def test_the_slurm_script_requeues_what_is_worth_another_start(
@@ -274,8 +281,11 @@ def test_the_slurm_script_says_where_the_results_go(given, checkpoint, added, tm
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: connection reset by peer"), TRY_AGAIN),
-        (JaxRuntimeError("UNAVAILABLE: connection to the coordinator was lost"), TRY_AGAIN),
+        (
+            JaxRuntimeError("INTERNAL: Gloo all-reduce failed: connection reset by peer"),
+            EXIT_RETRYABLE,
+        ),
+        (JaxRuntimeError("UNAVAILABLE: connection to the coordinator was lost"), EXIT_RETRYABLE),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), 1),
         (JaxRuntimeError("INVALID_ARGUMENT: the executable expected 3 arguments"), 1),
         (TypeError("a mistake in the program"), 1),
@@ -295,7 +305,7 @@ def test_a_process_of_several_says_by_its_status_whether_to_try_again(
 
     monkeypatch.setattr(runs, "run", fail)
     monkeypatch.setattr(runs, "check_same_config", lambda _: None)
-    monkeypatch.setattr(runs, "in_all", lambda act: act())
+    monkeypatch.setattr(runs, "run_on_all", lambda act: act())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "argv", ["train_PPO_trXL_pmap.py"])
@@ -327,7 +337,7 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
     # Environment variables do as well.
     variables = dict(setting.split("=") for setting in (*settings, "CONNECT_TIMEOUT=1"))
     statuses, outputs = finish(start(1, f"RESULTS_DIR={tmp_path}", **variables), timeout=300)
-    assert statuses == [TRY_AGAIN]
+    assert statuses == [EXIT_RETRYABLE]
     assert outputs[0].startswith(
         "error: not all 2 processes were there after CONNECT_TIMEOUT = 1 s"
     )
@@ -352,19 +362,19 @@ def test_wrong_settings_of_a_process_are_one_line(settings, message):
 
 def test_a_process_alone_agrees_with_itself():
     assert gather_texts("héllo") == ["héllo"]
-    assert from_main(lambda: "") == ""
+    assert broadcast(lambda: "") == ""
 
     def fail():
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        in_all(fail)
+        run_on_all(fail)
 
     def fill():
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        in_all(fill, OSError)
+        run_on_all(fill, OSError)
 
 
 def test_a_folder_that_a_process_does_not_see_is_named(tmp_path):

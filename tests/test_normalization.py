@@ -8,7 +8,7 @@ import numpy as np
 from support import QUICK, run
 
 from trxl.results import load_results
-from trxl.rollout import empty_memory, take_reward
+from trxl.rollout import empty_memory, update_reward_statistics
 from trxl.spaces import ObsSpace, obs_space
 from trxl.statistics import (
     add_rows,
@@ -147,7 +147,7 @@ def test_an_episodes_return_is_whole_at_its_end_and_gone_after_it():
     seen = []
     for reward, done in ((1.0, False), (2.0, True), (4.0, False)):
         before = normalizer["reward"]
-        after, normalizer, _ = take_reward(
+        after, normalizer, _ = update_reward_statistics(
             0.5, after, normalizer, jnp.array([reward]), jnp.array([done]), None, None
         )
         count = [as_float(x.count) for x in (before, normalizer["reward"])]
@@ -188,7 +188,7 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     moments = saved["normalizer"]["obs"]
     seen = (obs - moments["mean"]) / np.sqrt(moments["variance"] + 1e-8)
     caches = network.apply(
-        {"params": saved["params"]}, empty_memory(config, 1).hidden, method="start_rollout"
+        {"params": saved["params"]}, empty_memory(config, 1).hidden, method="init_cache"
     )
     policy, *_ = network.apply(
         {"params": saved["params"]}, seen, caches, 0, jnp.zeros(1, jnp.int32), method="step"

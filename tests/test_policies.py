@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trxl.distributions import make_policy, sample_each, sample_uniformly
+from trxl.distributions import make_policy, sample_per_row, sample_uniformly
 from trxl.spaces import Box, Discrete, MultiDiscrete, encode_action, mask_size
 
 ROWS = 4000
@@ -20,7 +20,7 @@ def sampled(space, outputs, obs, log_std=None):
     """Many actions of one row, and the policy over its copies."""
     rows = [jnp.broadcast_to(x, (ROWS, *np.shape(x))) for x in (outputs, obs)]
     policy = make_policy(space, *rows, log_std)
-    return np.asarray(sample_each(policy, jax.random.split(jax.random.key(0), ROWS))), policy
+    return np.asarray(sample_per_row(policy, jax.random.split(jax.random.key(0), ROWS))), policy
 
 
 def test_a_masked_discrete_policy_is_the_softmax_over_the_legal_actions():

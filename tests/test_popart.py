@@ -11,7 +11,7 @@ from support import QUICK, random_params, run
 from trxl import statistics
 from trxl.collectives import root_mean_square
 from trxl.results import load_results
-from trxl.spaces import Discrete, ObsSpace, obs_space, store_obs
+from trxl.spaces import Discrete, ObsSpace, obs_space, pack_obs
 from trxl.training import collect, init_params, make_init_and_update
 
 import trainer_PPO_trXL as trainer
@@ -30,8 +30,8 @@ THOUSANDS = {
 def test_the_scale_follows_the_returns_and_outputs_stay():
     """Moments against a loop; the critic says the same of everything when they have moved."""
     rng = np.random.default_rng(0)
-    moments, decay, mean, square, weight = statistics.no_returns(), 0.9, 0.0, 0.0, 0.0
-    first = statistics.scale_of(moments)
+    moments, decay, mean, square, weight = statistics.init_return_moments(), 0.9, 0.0, 0.0, 0.0
+    first = statistics.value_scale(moments)
     assert (float(first.mu), float(first.sigma)) == (0, 1)
     kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
     layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
@@ -40,11 +40,11 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
     for updates, scale in enumerate((1.0, 30.0, 1e-3)):
         returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
         counts = (rng.random((4, 5)) < 0.7) * 1.0
-        old = statistics.scale_of(moments)
-        moments = statistics.see_returns(
+        old = statistics.value_scale(moments)
+        moments = statistics.update_return_moments(
             moments, returns, jnp.asarray(counts), decay, jnp.int32(updates), None
         )
-        new = statistics.scale_of(moments)
+        new = statistics.value_scale(moments)
         counted = returns[counts > 0]
         mean = decay * mean + (1 - decay) * counted.mean()
         square = decay * square + (1 - decay) * (counted**2).mean()
@@ -55,10 +55,12 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
         layer = statistics.preserve_outputs(layer, old, new)
         after = new.raw(x @ layer["kernel"] + layer["bias"])
         np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
-    still = statistics.see_returns(
-        statistics.no_returns(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
+    still = statistics.update_return_moments(
+        statistics.init_return_moments(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
     )
-    np.testing.assert_allclose(statistics.scale_of(still).sigma, statistics.LEAST_SIGMA, rtol=1e-5)
+    np.testing.assert_allclose(
+        statistics.value_scale(still).sigma, statistics.LEAST_SIGMA, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("heads", ["mlp", "residual"])
@@ -69,13 +71,13 @@ def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_criti
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
     state = PPO.init(config, params)
     rng = np.random.default_rng(0)
-    obs = store_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
+    obs = pack_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
     memory = jnp.zeros((4, 8 + 16 - 4, 1, 16))
     reach = jnp.zeros((4, 16), jnp.int32)
 
     def values(state):
         x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
-        return statistics.scale_of(state.extra).raw(x)
+        return statistics.value_scale(state.extra).raw(x)
 
     before = values(state)
     returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
@@ -88,10 +90,10 @@ def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_criti
 
 def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
     for changes, clipped in [
-        ({}, True),
-        ({"NORMALIZE_VALUE": True}, False),
+        ({}, False),
+        ({"NORMALIZE_VALUE": False}, True),
         ({"NORMALIZE_VALUE": True, "CLIP_VALUE": True}, True),
-        ({"CLIP_VALUE": False}, False),
+        ({"NORMALIZE_VALUE": False, "CLIP_VALUE": False}, False),
     ]:
         assert trainer.loss_settings(PPO.check(changes))["clip_value"] == clipped
     value, old, returns = jnp.float32([3.0]), jnp.float32([0.0]), jnp.float32([2.0])
@@ -102,19 +104,23 @@ def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
 def test_a_small_variance_beside_a_large_mean_is_exact():
     """E[x^2] - E[x]^2 is 0.001 to 0.22 here, another one after every update."""
     rng = np.random.default_rng(0)
-    moments = statistics.no_returns()
+    moments = statistics.init_return_moments()
     for updates in range(60):
         returns = jnp.asarray(500 + 0.1 * rng.standard_normal((16, 64)), jnp.float32)
-        moments = statistics.see_returns(moments, returns, None, 0.95, jnp.int32(updates), None)
-        np.testing.assert_allclose(statistics.scale_of(moments).sigma, 0.1, rtol=0.06)
+        moments = statistics.update_return_moments(
+            moments, returns, None, 0.95, jnp.int32(updates), None
+        )
+        np.testing.assert_allclose(statistics.value_scale(moments).sigma, 0.1, rtol=0.06)
     assert float(moments.mean) == pytest.approx(500, abs=0.01)
 
 
 def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
     returns = np.random.default_rng(0).normal(3, 2, (5, 4, 6)).astype(np.float32)
-    moments = statistics.no_returns()
+    moments = statistics.init_return_moments()
     for updates, batch in enumerate(returns):
-        moments = statistics.see_returns(moments, batch, None, 1.0, jnp.int32(updates), None)
+        moments = statistics.update_return_moments(
+            moments, batch, None, 1.0, jnp.int32(updates), None
+        )
     np.testing.assert_allclose(moments, (returns.mean(), returns.var()), rtol=1e-4)
 
 
@@ -138,7 +144,7 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
     policy, value = network.apply(params, obs, no_memory, reach, 1, method="window")
     np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
     np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
-    scale = statistics.scale_of(train_state.extra)
+    scale = statistics.value_scale(train_state.extra)
     assert 2500 < scale.mu < 3500
     assert 100 < scale.sigma < 400
 
@@ -166,7 +172,7 @@ def test_the_floor_of_advantages_is_in_returns_as_they_are():
         kernels = (x.params["params"]["actor"]["Dense_2"]["kernel"] for x in (after, before))
         return jnp.linalg.norm(jnp.subtract(*kernels))
 
-    advantage = trainer.generalised_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
+    advantage = trainer.generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     returns = advantage + collected.trajectory.value
     share = jnp.std(advantage) / root_mean_square(returns, None, None)
     np.testing.assert_allclose(moved(10 * share) / moved(0.0), 0.1, rtol=0.01)
@@ -202,7 +208,7 @@ def test_saved_parameters_predict_returns(heads):
 
     saved = PPO.saved_params(config, state)
     np.testing.assert_allclose(values(saved), 500 + 20 * values(params), rtol=1e-4)
-    raw = PPO.check({**QUICK, "HEADS": heads})
+    raw = PPO.check({**QUICK, "NORMALIZE_VALUE": False, "HEADS": heads})
     assert PPO.saved_params(raw, state) is params
 
 

@@ -26,7 +26,10 @@ from trxl.runs.run_folder import NotFiniteError, Record
 from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2}
+CHAIN = {
+    **QUICK,
+    **{"ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2, "NORMALIZE_VALUE": False},
+}
 # Episodes of five steps in small worlds, of which the pool makes two at a time.
 CRAFTAX = {
     "ENV_NAME": "Craftax-Classic-Symbolic-v1",

@@ -334,7 +334,7 @@ def test_waiting_agents_outlive_the_training_of_others():
 def test_a_copy_has_the_agent_and_goes_its_own_way():
     programs = Programs(config_of(), PPO, 1, 1)
     parent = programs.init(ROWS[:1])
-    child = population.gone_own_way(parent, 7)
+    child = population.fork_random_streams(parent, 7)
     for name in ("params", "opt_state", "updates"):
         jax.tree.map(
             np.testing.assert_array_equal,

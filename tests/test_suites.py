@@ -20,7 +20,7 @@ from trxl.distributions import sample_uniformly
 from trxl.environments import suites
 from trxl.errors import ConfigError
 from trxl.runs.outputs import save_seed
-from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, restore_obs
+from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, unpack_obs
 from trxl.training import collect, init_params, make_init_and_update
 
 import trainer_PPO_trXL as trainer
@@ -342,14 +342,14 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     while steps < 100_000:
         state, collected = roll(state)
         trajectory = collected.trajectory
-        obs = restore_obs(trajectory.obs, obs_space(env))
+        obs = unpack_obs(trajectory.obs, obs_space(env))
         mask = np.asarray(obs[..., : mask_size(env.action_space)])
         taken = np.take_along_axis(mask, np.asarray(trajectory.action)[..., None], axis=-1)
         assert (taken == 1).all()
         forbidden += (mask == 0).mean()
         steps += trajectory.action.size
     assert forbidden > 0  # there was something to avoid
-    advantage = trainer.generalised_advantages(collected, 0.99, 0.8)
+    advantage = trainer.generalized_advantages(collected, 0.99, 0.8)
     batch = trainer.make_batch(config, collected, advantage)
     policy, _ = network.apply(
         state.train_state.params,
@@ -380,7 +380,8 @@ def test_dead_units_are_out_until_their_teams_episode_ends():
 
 def trials(ruleset_file, **changes):
     env_kwargs = {"benchmark": ruleset_file, "episodes_per_trial": 3, "max_steps": 15}
-    return make("xminigrid/XLand-MiniGrid-R1-9x9", ENV_KWARGS=env_kwargs, num_envs=8, **changes)
+    changes = {"EPISODE_END": "hidden", "num_envs": 8} | changes
+    return make("xminigrid/XLand-MiniGrid-R1-9x9", ENV_KWARGS=env_kwargs, **changes)
 
 
 @suite("xminigrid")

@@ -14,7 +14,7 @@ from support import SMALL
 from two_forms import CHAIN, GRIDDED, largest_ratio_error, setup, two_rollouts
 
 from trxl.rollout import Rollout, Transition, empty_memory
-from trxl.spaces import obs_space, restore_obs
+from trxl.spaces import obs_space, unpack_obs
 from trxl.training import collect, episode_metrics, learning_rate, make_init_and_update
 
 import trainer_PPO_trXL as trainer
@@ -97,11 +97,15 @@ def test_advantages_are_those_of_a_loop():
             expected[t, b] = advantage
 
     collected = Rollout(arrays(fields), jnp.asarray(last_value), None, None)
-    advantages = trainer.generalised_advantages(collected, gamma, gae_lambda)
+    advantages = trainer.generalized_advantages(collected, gamma, gae_lambda)
     np.testing.assert_allclose(advantages, expected, atol=1e-5)
 
 
-QUEST = {**SMALL, "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Quest", "NUM_STEPS": 32}
+QUEST = {
+    **SMALL,
+    **{"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Quest", "EPISODE_END": "hidden"},
+    "NUM_STEPS": 32,
+}
 
 
 @pytest.mark.parametrize("trial_credit", [True, False])
@@ -109,7 +113,7 @@ def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
     """Against a loop that reads ends and boundaries off the observations."""
     config, env, network, state = setup({**QUEST, "TRIAL_CREDIT": trial_credit})
     state, collected = jax.jit(lambda state: collect(config, env, network, PPO, state))(state)
-    obs = restore_obs(collected.trajectory.obs, obs_space(env))  # (T, B, 3)
+    obs = unpack_obs(collected.trajectory.obs, obs_space(env))  # (T, B, 3)
     episode, left, limit = np.moveaxis(np.asarray(obs), -1, 0)
     fields = jax.device_get(collected.trajectory)
     values = np.append(fields.value, collected.last_value[None], axis=0)
@@ -131,7 +135,7 @@ def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
             delta = fields.reward[t, b] + gamma * next_value - values[t, b]
             advantage = delta + (0.0 if ended else gamma * gae_lambda * advantage)
             expected[t, b] = advantage
-    advantages = trainer.generalised_advantages(collected, gamma, gae_lambda)
+    advantages = trainer.generalized_advantages(collected, gamma, gae_lambda)
     np.testing.assert_allclose(advantages, expected, atol=1e-5)
 
 
@@ -139,7 +143,7 @@ def test_an_episode_of_a_trial_is_logged_when_it_ends():
     config, env, network, state = setup(QUEST)
     _, collected = jax.jit(lambda state: collect(config, env, network, PPO, state))(state)
     trajectory = collected.trajectory
-    left = restore_obs(trajectory.obs, obs_space(env))[..., 1]
+    left = unpack_obs(trajectory.obs, obs_space(env))[..., 1]
     np.testing.assert_array_equal(trajectory.returned_episode, left == 1)
     assert trajectory.done.sum() < trajectory.returned_episode.sum() / 2
 
@@ -150,7 +154,7 @@ def test_rewards_are_scaled_by_the_return_of_the_whole_trial():
         config, env, network, state = setup({**QUEST, "NORMALIZE_REWARD": scaled, "GAMMA": 0.9})
         ends[scaled] = jax.jit(partial(collect, config, env, network, PPO))(state)
     trajectory = ends[False][1].trajectory
-    episode, left, _ = np.moveaxis(np.asarray(restore_obs(trajectory.obs, obs_space(env))), -1, 0)
+    episode, left, _ = np.moveaxis(np.asarray(unpack_obs(trajectory.obs, obs_space(env))), -1, 0)
     total = np.zeros(config["NUM_ENVS"])
     for t in range(config["NUM_STEPS"]):
         boundary = (left[t] == 1) & (episode[t] == 2)
@@ -174,7 +178,7 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
     for end in (2, 5):
         assert trajectory.truncated[end].all()
         assert not trajectory.terminated[end].any()
-        episode = restore_obs(trajectory.obs, obs_space(env))[end - 2 : end + 1]  # (3, B, .)
+        episode = unpack_obs(trajectory.obs, obs_space(env))[end - 2 : end + 1]  # (3, B, .)
         obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
         no_memory = empty_memory(config, config["NUM_ENVS"]).hidden
         reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))
@@ -185,7 +189,7 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
     np.testing.assert_array_equal(trajectory.final_value[~trajectory.truncated], 0.0)
 
     # By hand: reward 1, so the last step's advantage is 1 + gamma V(final) - V.
-    advantages = trainer.generalised_advantages(collected, 0.9, 0.8)
+    advantages = trainer.generalized_advantages(collected, 0.9, 0.8)
     by_hand = 1 + 0.9 * trajectory.final_value[2] - trajectory.value[2]
     np.testing.assert_allclose(advantages[2], by_hand, atol=1e-6)
 
@@ -358,7 +362,7 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
 
     def advantages(fields):
         collected = Rollout(arrays(fields), jnp.asarray(last_value), jnp.asarray(last_active), None)
-        return trainer.generalised_advantages(collected, gamma, gae_lambda)
+        return trainer.generalized_advantages(collected, gamma, gae_lambda)
 
     np.testing.assert_allclose(advantages(fields), expected, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(advantages(fields))[~active], 0)
@@ -374,7 +378,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     collected = collected._replace(
         trajectory=trajectory._replace(active=active), last_active=active[-1]
     )
-    advantage = trainer.generalised_advantages(collected, 0.99, 0.8)
+    advantage = trainer.generalized_advantages(collected, 0.99, 0.8)
     batch = trainer.make_batch(config, collected, advantage)
 
     @jax.jit

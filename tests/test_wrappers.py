@@ -11,13 +11,13 @@ from toys import Team
 from trxl.spaces import Box, Discrete, mask_size
 
 from wrappers import (
-    AgentRows,
     AutoReset,
-    LogEpisodes,
+    FlattenAgents,
+    LogWrapper,
     OptimisticReset,
     PreviousActionReward,
+    ResetPool,
     SingleEnvironment,
-    WorldPool,
 )
 
 B = 6
@@ -50,7 +50,7 @@ class Toy(SingleEnvironment):
 STRATEGIES = {
     "auto": lambda: AutoReset(Toy(), B),
     "optimistic": lambda: OptimisticReset(Toy(), B, ratio=2),
-    "pool": lambda: WorldPool(Toy(), B, batch=2),
+    "pool": lambda: ResetPool(Toy(), B, batch=2),
 }
 
 
@@ -96,7 +96,7 @@ def test_the_log_has_returns_and_lengths_of_the_finished_episodes():
     actions = np.zeros((6, B), int)
     actions[1, 0] = 1
     actions[4, 0] = 2
-    env = LogEpisodes(AutoReset(Toy(), B))
+    env = LogWrapper(AutoReset(Toy(), B))
     _, reward, done, info = play(env, actions)
     assert env.episode_metrics == ("returned_episode_returns", "returned_episode_lengths")
     np.testing.assert_array_equal(info["returned_episode_returns"][done], [10 + 20, 10 + 20 + 30])
@@ -114,7 +114,7 @@ def test_equal_keys_give_equal_transitions_under_every_strategy():
 @pytest.mark.parametrize("batch", [1, 2, 4, B])
 def test_no_world_of_the_pool_is_played_twice_even_when_it_runs_dry(batch):
     """All environments finish in every step: three times what the pool holds, and more."""
-    obs, _, done, _ = play(WorldPool(Toy(), B, batch), np.ones((9, B), int))
+    obs, _, done, _ = play(ResetPool(Toy(), B, batch), np.ones((9, B), int))
     assert done.all()
     assert len(np.unique(obs[..., 0])) == 10 * B
 
@@ -124,9 +124,9 @@ def test_a_world_of_the_pool_depends_on_its_environment_and_episode_alone():
     actions = (rng.random((40, B)) < 0.3).astype(int)
     others = (rng.random((40, B)) < 0.6).astype(int)
     others[:, 2] = actions[:, 2]
-    obs = play(WorldPool(Toy(), B, 2), actions)[0]
-    np.testing.assert_array_equal(obs, play(WorldPool(Toy(), B, 5), actions)[0])
-    with_others = play(WorldPool(Toy(), B, 2), others)[0]
+    obs = play(ResetPool(Toy(), B, 2), actions)[0]
+    np.testing.assert_array_equal(obs, play(ResetPool(Toy(), B, 5), actions)[0])
+    with_others = play(ResetPool(Toy(), B, 2), others)[0]
     np.testing.assert_array_equal(obs[:, 2], with_others[:, 2])
 
 
@@ -142,7 +142,7 @@ def test_the_pool_generates_one_world_per_episode():
     rng = np.random.default_rng(0)
     actions = np.zeros((60, B), int)
     actions[np.arange(60), np.arange(60) % B] = rng.random(60) < 0.5  # in turn: never dry
-    play(WorldPool(Counting(), B, batch=3), actions)
+    play(ResetPool(Counting(), B, batch=3), actions)
     jax.effects_barrier()
     episodes = int(actions.sum())
     assert 2 * B + episodes - 3 <= len(generated) <= 2 * B + episodes
@@ -162,7 +162,7 @@ def test_the_pools_of_seeds_under_vmap_are_those_of_the_seeds_alone():
     """Of one in which all environments finish again and again, one in which none does, and two."""
     rng = np.random.default_rng(1)
     actions = jnp.stack([rng.random((30, B)) < often for often in (0.9, 0.0, 0.1, 0.4)])
-    env = WorldPool(Toy(), B, 2)
+    env = ResetPool(Toy(), B, 2)
 
     def run(key, actions):
         keys = jax.random.split(key, B)
@@ -186,7 +186,7 @@ def test_the_pools_of_seeds_under_vmap_are_those_of_the_seeds_alone():
 
 def test_a_pool_that_another_seed_makes_generate_replaces_its_used_worlds_early():
     """Their loop is one: none throws away what it generated because it wasn't due."""
-    env = WorldPool(Toy(), B, 2)
+    env = ResetPool(Toy(), B, 2)
     keys = jax.random.split(jax.random.key(0), (2, B))
     _, state = jax.vmap(env.reset)(keys)
     step = jax.jit(jax.vmap(env.step))
@@ -200,7 +200,7 @@ def test_a_pool_that_another_seed_makes_generate_replaces_its_used_worlds_early(
 
 
 def test_agents_are_rows_with_their_own_actions_and_their_teams_end():
-    env = AgentRows(LogEpisodes(AutoReset(Team(), 2)))
+    env = FlattenAgents(LogWrapper(AutoReset(Team(), 2)))
     assert env.num_rows == 6
     keys = jax.random.split(jax.random.key(0), 6)
     obs, state = env.reset(keys)
@@ -233,7 +233,7 @@ def test_the_previous_action_and_reward_are_part_of_the_observation(space):
         def _observe(self, state):
             return super()._observe(state).astype(jnp.float32)
 
-    env = PreviousActionReward(LogEpisodes(AutoReset(Spaced(), B)))
+    env = PreviousActionReward(LogWrapper(AutoReset(Spaced(), B)))
     outputs, mask = space.num_outputs, mask_size(space)
     assert env.obs_size == 2 + outputs + 1
     shape = (5, B, 1) if isinstance(space, Box) else (5, B)
@@ -246,7 +246,7 @@ def test_the_previous_action_and_reward_are_part_of_the_observation(space):
     np.testing.assert_array_equal(obs[1:][..., -1], np.where(done, 0, reward))
     np.testing.assert_array_equal(info["final_observation"][..., previous], encoded)
     np.testing.assert_array_equal(info["final_observation"][..., -1], reward)
-    plain = play(LogEpisodes(AutoReset(Spaced(), B)), actions)[0]
+    plain = play(LogWrapper(AutoReset(Spaced(), B)), actions)[0]
     np.testing.assert_array_equal(
         np.delete(obs, [*range(mask, mask + outputs), -1], axis=-1), plain
     )

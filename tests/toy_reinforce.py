@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from trxl.config import Key, with_shared
-from trxl.rollout import by_environment, window_memory
+from trxl.rollout import swap_time_and_batch, window_memory
 from trxl.training import (
     Algorithm,
     clipped_adam,
@@ -51,7 +51,7 @@ def learn(config, network, train_state, collected, key, axis_name):
     steps = trajectory.reward, trajectory.done
     _, returns = jax.lax.scan(discount, jnp.zeros_like(trajectory.reward[0]), steps, reverse=True)
     fields = trajectory.obs, trajectory.action, returns, trajectory.reach
-    batch = Batch(*map(by_environment, fields), window_memory(config, collected))
+    batch = Batch(*map(swap_time_and_batch, fields), window_memory(config, collected))
     (rows,) = minibatch_rows(key, len(batch.reach), 1, config["NUM_MINIBATCHES"])
     loss = partial(reinforce_loss, network, config["WINDOW_GRAD"], config["BASELINE_COEF"])
     rate = learning_rate(config, train_state.updates)

@@ -48,7 +48,7 @@ def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | No
 
 
 @jax.custom_batching.custom_vmap
-def anywhere(mask: jax.Array) -> jax.Array:
+def any_across_vmap(mask: jax.Array) -> jax.Array:
     """Whether `mask` is true anywhere, () bool: also in any of the runs that are vmapped over.
 
     `jax.vmap` turns a `lax.cond` whose predicate differs from run to run into both branches and a
@@ -59,7 +59,7 @@ def anywhere(mask: jax.Array) -> jax.Array:
     return jnp.any(mask)
 
 
-@anywhere.def_vmap
+@any_across_vmap.def_vmap
 def _(axis_size: int, in_batched: list[bool], mask: jax.Array) -> tuple[jax.Array, bool]:
     del axis_size, in_batched  # it is called where the mask is batched
-    return anywhere(mask), False
+    return any_across_vmap(mask), False

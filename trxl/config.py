@@ -8,7 +8,7 @@ import ast
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ class Key(NamedTuple):
     choices: tuple[str, ...] = ()  # all values that there are, if they are few
     traced: bool = False  # whether a value may be traced, so that `jax.vmap` sweeps it
     resumable: bool = True  # whether a resumed run may change it
+    derive: Callable | None = None  # (config, devices) -> the value that None stands for
 
     @property
     def kind(self) -> type:
@@ -52,8 +53,29 @@ def network(*args: Any, **more: Any) -> Key:
     return Key(*args, **{"group": "Network", "resumable": False, **more})
 
 
+def minibatches(most: int) -> Key:
+    """Returns the key NUM_MINIBATCHES, by default the largest number up to `most` that fits."""
+
+    def largest(config: dict[str, Any], num_devices: int) -> int:
+        rows = config["NUM_ENVS"] // num_devices
+        return max(number for number in range(1, most + 1) if rows % number == 0)
+
+    return Key(
+        None,
+        "minibatches per pass, each of whole environments; None: the largest number up to"
+        f" {most} that divides the environments of a device",
+        type=int,
+        low=1,
+        derive=largest,
+    )
+
+
+def half_of(steps: int) -> int:
+    """Returns half of an even number, an odd one itself."""
+    return steps if steps % 2 else steps // 2
+
+
 SHARED_KEYS = {
-    # What a key is worth where a config does not have it: the published setting for Gymnax's tasks.
     "ENV_NAME": environment(
         "MemoryChain-bsuite", "`<suite>/<name>`, or the name where one suite alone has it"
     ),
@@ -79,7 +101,7 @@ SHARED_KEYS = {
         " both",
     ),
     "EPISODE_END": environment(
-        "hidden",
+        "beside",
         "what is seen of an episode's end within a trial: `hidden`, nothing; `beside`, the last"
         " observation beside the next first one; `step`, a step of its own",
         choices=("hidden", "beside", "step"),
@@ -93,11 +115,11 @@ SHARED_KEYS = {
     "NORMALIZE_REWARD": environment(
         False, "rewards by the running deviation of discounted returns"
     ),
-    "TOTAL_TIMESTEPS": Key(10_000_000, "environment steps, of all environments together", low=1),
-    "NUM_ENVS": Key(512, "environments, over all devices", low=1, resumable=False),
-    "NUM_STEPS": Key(128, "steps of each environment per rollout", low=1, resumable=False),
-    "NUM_MINIBATCHES": Key(8, "minibatches per pass, each of whole environments", low=1),
-    "LR": Key(2e-4, "learning rate of Adam", low=0, traced=True),
+    "TOTAL_TIMESTEPS": Key(500_000, "environment steps, of all environments together", low=1),
+    "NUM_ENVS": Key(64, "environments, over all devices", low=1, resumable=False),
+    "NUM_STEPS": Key(64, "steps of each environment per rollout", low=1, resumable=False),
+    "NUM_MINIBATCHES": minibatches(8),
+    "LR": Key(5e-4, "learning rate of Adam", low=0, traced=True),
     "ANNEAL_LR": Key(True, "linear decay to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
     "NETWORK": network(
@@ -138,18 +160,27 @@ SHARED_KEYS = {
         "`transformer`; `gru`, of as many layers; `none`: actor and critic on the encoder alone",
         choices=("transformer", "gru", "none"),
     ),
-    "EMBED_SIZE": network(256, "width of the transformer's stream, even", low=1),
-    "qkv_features": network(256, "width of queries, keys and values, all heads together", low=1),
-    "num_heads": network(8, "attention heads, divides `qkv_features`", low=1),
+    "EMBED_SIZE": network(64, "width of the transformer's stream, even", low=1),
+    "qkv_features": network(64, "width of queries, keys and values, all heads together", low=1),
+    "num_heads": network(4, "attention heads, divides `qkv_features`", low=1),
     "num_layers": network(2, "layers that remember; MEMORY=none has 0", low=0),
-    "hidden_layers": network(256, "width of the actor's and the critic's hidden layers", low=1),
-    "WINDOW_MEM": network(
-        128,
-        "steps that attention reaches back in each layer, 0 for none; MEMORY=gru has 1, its carry",
-        low=0,
-    ),
+    "hidden_layers": network(64, "width of the actor's and the critic's hidden layers", low=1),
     "WINDOW_GRAD": network(
-        64, "steps that a gradient flows through, divides `NUM_STEPS`", low=1, resumable=True
+        None,
+        "steps that a gradient flows through, divides `NUM_STEPS`; None: half of `NUM_STEPS`, all"
+        " where it is odd",
+        type=int,
+        low=1,
+        resumable=True,
+        derive=lambda config, _: half_of(config["NUM_STEPS"]),
+    ),
+    "WINDOW_MEM": network(
+        None,
+        "steps that attention reaches back in each layer, 0 for none; None: `WINDOW_GRAD`;"
+        " MEMORY=gru has 1, its carry",
+        type=int,
+        low=0,
+        derive=lambda config, _: config["WINDOW_GRAD"],
     ),
     "gating": network(True, "GTrXL's gates; False: residual sums"),
     "gating_bias": network(2.0, "initial bias of the gates: how closed they start"),
@@ -218,6 +249,15 @@ MEMORIES = {
 }
 """What is kept of the steps before, by the value of MEMORY, whatever else a config asks for."""
 
+BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "hidden", "NORMALIZE_VALUE": False}
+"""Values of keys that a saved config lacks because it is older than they are, not the defaults."""
+
+
+def of_saved_run(saved: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    """Returns a saved config with what its run had of keys that came later."""
+    return {name: x for name, x in BEFORE_THEY_WERE_SAVED.items() if name in keys} | saved
+
+
 LAUNCH_KEYS = {
     "COORDINATOR": Key(
         None, "`host:port` of process 0, a free port there; None under SLURM", "Run", type=str
@@ -251,7 +291,7 @@ MOST = {int: 2**63, float: sys.float_info.max}
 
 
 def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> dict[str, Any]:
-    """Completes a config with the defaults and checks every value and size.
+    """Completes a config, with defaults and what follows from other keys, and checks it.
 
     Args:
       config: left unchanged.
@@ -265,6 +305,9 @@ def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> di
       ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
     """
     checked = check_values(config, keys)
+    for name, key in keys.items():
+        if checked[name] is None and key.derive is not None:
+            checked[name] = key.derive(checked, num_devices)
     checked |= MEMORIES[checked["MEMORY"]]
     _check_sizes(checked, num_devices)
     return checked

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from trxl.spaces import ActionSpace, Box, Discrete, Obs, action_mask
 
-ILLEGAL = -1e9
+MASKED_LOGIT = -1e9
 """The logit of an action that can't be taken: finite, so that its gradient is 0 and not NaN."""
 
 ENTROPY_FREE = (2 * math.pi * math.e) ** -0.5
@@ -37,11 +37,11 @@ def make_policy(
         if legal is not None:
             outputs, scale = jnp.where(legal, outputs, 0), jnp.where(legal, scale, ENTROPY_FREE)
         return distrax.MultivariateNormalDiag(outputs, scale)
-    logits = outputs if legal is None else jnp.where(legal, outputs, ILLEGAL)
+    logits = outputs if legal is None else jnp.where(legal, outputs, MASKED_LOGIT)
     if isinstance(space, Discrete):
         return distrax.Categorical(logits=logits)
     logits = logits.reshape(*logits.shape[:-1], *space.table)
-    logits = jnp.where(space.exists(), logits, ILLEGAL)
+    logits = jnp.where(space.exists(), logits, MASKED_LOGIT)
     return independent_choices(logits)
 
 
@@ -50,7 +50,7 @@ def independent_choices(logits: jax.Array) -> distrax.Distribution:
     return distrax.Independent(distrax.Categorical(logits=logits), 1)
 
 
-def sample_each(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
+def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
     """One action for each row of a policy over (B,), from that row's own key in (B,)."""
     if isinstance(policy, distrax.Categorical):
         make, parameters = lambda logits: distrax.Categorical(logits=logits), [policy.logits]
@@ -67,7 +67,9 @@ def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax
     A number of a `Box` without bounds is standard normal.
     """
     if not isinstance(space, Box):
-        return sample_each(make_policy(space, jnp.zeros((len(obs), space.num_outputs)), obs), keys)
+        return sample_per_row(
+            make_policy(space, jnp.zeros((len(obs), space.num_outputs)), obs), keys
+        )
     low, high = jnp.asarray(space.low), jnp.asarray(space.high)
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.collectives import anywhere
+from trxl.collectives import any_across_vmap
 from trxl.layers import Dense, NormRelu, matmul
 from trxl.spaces import (
     Grid,
@@ -118,7 +118,7 @@ def find_entries(cells: jax.Array, grid: Grid) -> Appearing:
     appears = jnp.any(all_entries(cells, grid, jnp.bool_), axis=0)
     few = grid.size // FEW
     (index,) = jnp.nonzero(appears, size=few, fill_value=grid.size)
-    return Appearing(index.astype(jnp.int32), anywhere(jnp.sum(appears) > few))
+    return Appearing(index.astype(jnp.int32), any_across_vmap(jnp.sum(appears) > few))
 
 
 def all_entries(cells: jax.Array, grid: Grid, dtype) -> jax.Array:

@@ -1,6 +1,6 @@
 """Dense layers, norms, heads of actor and critic, and a GRU.
 
-`matmul` and `standardise` are x @ w and LayerNorm without scale and bias; their gradients are given
+`matmul` and `layer_norm` are x @ w and LayerNorm without scale and bias; their gradients are given
 by hand, in the form that XLA's CPU back end runs best. On other devices they cost nothing.
 
 `GRULayer` takes the place of a `TransformerXLLayer`, to compare with: it has the same interface,
@@ -43,26 +43,26 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @jax.custom_vjp
-def standardise(x: jax.Array) -> jax.Array:
+def layer_norm(x: jax.Array) -> jax.Array:
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450) over the last axis, without scale and bias."""
-    return _standardise_forward(x)[0]
+    return _layer_norm_forward(x)[0]
 
 
-def _standardise_forward(x: jax.Array):
+def _layer_norm_forward(x: jax.Array):
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
     return centred * inverse, (centred * inverse, inverse)
 
 
-def _standardise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
+def _layer_norm_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
     n, inverse = residuals
     mean = jnp.mean(gradient, axis=-1, keepdims=True)
     along_n = jnp.mean(gradient * n, axis=-1, keepdims=True)
     return (inverse * (gradient - mean - n * along_n),)
 
 
-standardise.defvjp(_standardise_forward, _standardise_backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Norm(nn.Module):
@@ -83,7 +83,7 @@ class NormRelu(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale, bias = Norm(x.shape[-1])()
-        return nn.relu(scale * standardise(x) + bias)
+        return nn.relu(scale * layer_norm(x) + bias)
 
 
 class Dense(nn.Module):
@@ -110,7 +110,7 @@ class Dense(nn.Module):
         return matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-LAST_LAYER = {"mlp": "Dense_2", "residual": "output"}
+OUTPUT_LAYER = {"mlp": "Dense_2", "residual": "output"}
 """The name of a head's last layer among its parameters, by the value of HEADS."""
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
@@ -162,9 +162,7 @@ class ResidualHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm = Norm(x.shape[-1])()
-        h = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(
-            standardise(x), norm
-        )
+        h = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(layer_norm(x), norm)
         h = h.astype(jnp.float32)
         residual = Dense(self.width, kernel_init=orthogonal(0.1), dtype=self.dtype)
         h = h + residual(NormRelu()(h)).astype(jnp.float32)
@@ -223,7 +221,7 @@ class GRULayer(nn.Module):
     def setup(self):
         self.cell = GRUCell(self.embed_size, self.dtype)
 
-    def start_rollout(self, memory: jax.Array) -> jax.Array:
+    def init_cache(self, memory: jax.Array) -> jax.Array:
         """The carry (B, E) of a memory (B, 1, E)."""
         return memory[:, 0]
 

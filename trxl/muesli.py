@@ -126,7 +126,7 @@ def no_variance() -> Variance:
     return Variance(jnp.zeros(()), jnp.zeros(()))
 
 
-def see_advantages(
+def update_advantage_variance(
     variance: Variance,
     advantage: jax.Array,
     weight: jax.Array | None,
@@ -248,9 +248,9 @@ class ModelNetwork(nn.Module):
             self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
         )
 
-    def start_rollout(self, memory: jax.Array) -> tuple[Any, ...]:
+    def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
         """Makes of the memory (B, M, L, E) what `step` needs."""
-        return self.transformer.start_rollout(memory)
+        return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
         """One step of a rollout: policy over (B,), values (B,), caches, hidden (B, L, E)."""

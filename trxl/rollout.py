@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trxl.collectives import anywhere
-from trxl.distributions import sample_each
-from trxl.spaces import StoredObs, obs_space, store_obs
+from trxl.collectives import any_across_vmap
+from trxl.distributions import sample_per_row
+from trxl.spaces import StoredObs, obs_space, pack_obs
 from trxl.statistics import Normalizer, network_input, scale_reward, update_normalizer
 
 Config = dict[str, Any]
@@ -44,7 +44,7 @@ class Transition(NamedTuple):
     log_prob: jax.Array  # (B,)
     value: jax.Array  # (B,)
     reward: jax.Array  # (B,)
-    done: jax.Array  # (B,), see `learning_ends`
+    done: jax.Array  # (B,), see `episode_boundaries`
     terminated: jax.Array  # (B,)
     truncated: jax.Array  # (B,), and not terminated
     final_value: jax.Array  # (B,), of the final observation; means something where truncated
@@ -62,7 +62,7 @@ class Rollout(NamedTuple):
     last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
     last_active: jax.Array | None  # (B,), whether the step from the last observation would count
     memory: jax.Array  # (B, M, L, E), hidden states from before the rollout, oldest first
-    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `learning.Algorithm`
+    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `training.Algorithm`
 
 
 class Carry(NamedTuple):
@@ -89,7 +89,7 @@ def rollout(
     """Plays T steps of every environment.
 
     Args:
-      network: a Flax module with `start_rollout` and `step`, as `ActorCriticTransformer` has them.
+      network: a Flax module with `init_cache` and `step`, as `ActorCriticTransformer` has them.
       params: of the network that acts, fixed over the rollout.
       normalizer: the running statistics, which the rollout's observations and rewards join.
       axis_name: of the devices.
@@ -98,7 +98,7 @@ def rollout(
       the state after the steps, the statistics, and the trajectories.
     """
     with jax.named_scope("agent"):
-        caches = network.apply(params, state.memory.hidden, method="start_rollout")
+        caches = network.apply(params, state.memory.hidden, method="init_cache")
     carry = Carry(
         env_state=state.env_state,
         obs=state.obs,
@@ -120,7 +120,7 @@ def rollout(
         )
     last_active = active_rows(env, carry.env_state)
     collected = Rollout(trajectory, last_value, last_active, state.memory.hidden)
-    return state_after(carry, collected), carry.normalizer, collected
+    return next_rollout_state(carry, collected), carry.normalizer, collected
 
 
 def take_step(
@@ -133,7 +133,7 @@ def take_step(
     t: jax.Array,
 ) -> tuple[Carry, Transition]:
     """Takes step t () of the rollout in every environment."""
-    env_keys, action_keys, step_keys = split_each(carry.env_keys, 3)
+    env_keys, action_keys, step_keys = split_keys(carry.env_keys, 3)
 
     # SELECT ACTION
     obs = network_input(carry.normalizer, carry.obs)
@@ -141,7 +141,7 @@ def take_step(
         policy, value, caches, hidden = network.apply(
             params, obs, carry.caches, t, carry.reach, method="step"
         )
-        action = sample_each(policy, action_keys)
+        action = sample_per_row(policy, action_keys)
         log_prob = policy.log_prob(action)
 
     # STEP ENV
@@ -149,12 +149,12 @@ def take_step(
     next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, action)
     returned = info.get("returned_episode", done)
     boundary = info.get("memory_boundary", done)
-    done, terminated, truncated = learning_ends(config, done, info)
+    done, terminated, truncated = episode_boundaries(config, done, info)
 
     # UPDATE STATISTICS
     next_active = active_rows(env, env_state)
-    normalizer = take_obs(env, carry.normalizer, next_obs, next_active, axis_name)
-    discounted_return, normalizer, reward = take_reward(
+    normalizer = update_obs_statistics(env, carry.normalizer, next_obs, next_active, axis_name)
+    discounted_return, normalizer, reward = update_reward_statistics(
         config["GAMMA"], carry.discounted_return, normalizer, reward, done, active, axis_name
     )
 
@@ -168,7 +168,7 @@ def take_step(
         )
 
     with jax.named_scope("storage"):
-        stored = store_obs(obs, obs_space(env))
+        stored = pack_obs(obs, obs_space(env))
     transition = Transition(
         obs=stored,
         action=action,
@@ -190,7 +190,7 @@ def take_step(
     return carry, transition
 
 
-def learning_ends(
+def episode_boundaries(
     config: Config, done: jax.Array, info: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns where episodes end for the learner, each (B,): done, terminated, truncated.
@@ -210,19 +210,19 @@ def learning_ends(
 
 
 @jax.named_scope("statistics")
-def take_obs(
+def update_obs_statistics(
     env: Any,
     normalizer: Normalizer,
     obs: jax.Array,
     active: jax.Array | None,
     axis_name: str | None,
 ) -> Normalizer:
-    """The statistics with observations (B, obs_size), of which the leading 0s and 1s have none."""
+    """Updates the statistics of observations (B, obs_size), but for their binary columns."""
     return update_normalizer(normalizer, "obs", obs[:, env.num_binary :], active, axis_name)
 
 
 @jax.named_scope("statistics")
-def take_reward(
+def update_reward_statistics(
     gamma: float,
     discounted_return: jax.Array,
     normalizer: Normalizer,
@@ -266,12 +266,12 @@ def value_where(
     def value() -> jax.Array:
         return network.apply(params, obs, caches, t, reach, method="step")[1]
 
-    return jax.lax.cond(anywhere(mask), value, lambda: otherwise)
+    return jax.lax.cond(any_across_vmap(mask), value, lambda: otherwise)
 
 
-def state_after(carry: Carry, collected: Rollout) -> RolloutState:
+def next_rollout_state(carry: Carry, collected: Rollout) -> RolloutState:
     """Where the environments stand after a rollout, the memory with what its steps saw."""
-    seen = by_environment(collected.trajectory.hidden)  # (B, T, L, E)
+    seen = swap_time_and_batch(collected.trajectory.hidden)  # (B, T, L, E)
     hidden = jnp.concatenate([collected.memory, seen], axis=1)
     memory = Memory(hidden[:, seen.shape[1] :], carry.reach)
     return RolloutState(carry.env_state, carry.obs, carry.discounted_return, memory, carry.env_keys)
@@ -288,7 +288,7 @@ def init_rollout(
     """
     rows = first_row + jnp.arange(env.num_rows)
     env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
-    env_keys, reset_keys = split_each(env_keys, 2)
+    env_keys, reset_keys = split_keys(env_keys, 2)
     obs, env_state = env.reset(reset_keys)
     memory = empty_memory(config, env.num_rows)
     nothing = jnp.zeros(env.num_rows)
@@ -307,14 +307,14 @@ def empty_memory(config: Config, num_rows: int) -> Memory:
 
 
 def window_memory(config: Config, collected: Rollout) -> jax.Array:
-    """(B, M+T-W, L, E): hidden states of the steps -M .. T-W-1, as the window form reads them."""
+    """Returns (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1, W = WINDOW_GRAD."""
     before_last_window = config["NUM_STEPS"] - config["WINDOW_GRAD"]
-    recent = by_environment(collected.trajectory.hidden[:before_last_window])
+    recent = swap_time_and_batch(collected.trajectory.hidden[:before_last_window])
     return jnp.concatenate([collected.memory, recent], axis=1)
 
 
 @jax.named_scope("keys")
-def split_each(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
+def split_keys(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
     """Splits every key of (B,) into `num` of them: a tuple of `num` arrays (B,)."""
     pieces = jax.vmap(lambda key: jax.random.split(key, num))(keys)
     return tuple(pieces[:, i] for i in range(num))
@@ -345,6 +345,6 @@ def active_rows(env: Any, env_state: Any) -> jax.Array | None:
     return env.active(env_state) if env.num_agents is not None else None
 
 
-def by_environment(tree: Any) -> Any:
+def swap_time_and_batch(tree: Any) -> Any:
     """(T, B, ...) to (B, T, ...)."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

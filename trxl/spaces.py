@@ -208,7 +208,7 @@ def unpack_cells(cells: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate(channels, axis=-1).astype(jnp.float32)
 
 
-def store_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
+def pack_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
     """(..., size) float32 in fewer bytes."""
     binary, real = jnp.split(obs, [space.num_binary], axis=-1)
     if space.grid is None:
@@ -217,8 +217,8 @@ def store_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
     return StoredObs(binary.astype(bool), pack_cells(grid, space.grid.groups), real)
 
 
-def restore_obs(obs: Obs, space: ObsSpace) -> jax.Array:
-    """Undoes `store_obs`; leaves observations alone that are (..., size)."""
+def unpack_obs(obs: Obs, space: ObsSpace) -> jax.Array:
+    """Undoes `pack_obs`; leaves observations alone that are (..., size)."""
     return jnp.concatenate(pieces(obs, space), axis=-1)
 
 
@@ -236,7 +236,7 @@ def pieces(obs: Obs, space: ObsSpace) -> list[jax.Array]:
 def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Array]:
     """The grid (..., rows, columns, channels), None without one, and all else (..., others)."""
     if space.grid is None:
-        return None, restore_obs(obs, space)
+        return None, unpack_obs(obs, space)
     if not isinstance(obs, StoredObs):
         return _cut_grid(obs, space.grid)
     assert obs.cells is not None

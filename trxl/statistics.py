@@ -2,7 +2,8 @@
 
 Observations and rewards as PureJaxRL keeps them (Lu et al. 2022, its script for continuous
 control), the same as Gym's NormalizeObservation and NormalizeReward but for the last reward of an
-episode (`rollout.take_reward`). Chan et al. 1979 give the way to join two means and variances.
+episode (`rollout.update_reward_statistics`). Chan et al. 1979 give the way to join two means and
+variances.
 
 PopArt: van Hasselt et al. 2016, "Learning values across many orders of magnitude" (arXiv
 1602.07714), section 2: adaptively rescaling the targets (art), preserving outputs precisely (pop).
@@ -167,17 +168,17 @@ class Scale(NamedTuple):
         return jax.tree.map(lambda y: (y - self.mu) / self.sigma, x)
 
 
-def no_returns() -> ReturnMoments:
+def init_return_moments() -> ReturnMoments:
     """Returns the moments before the first update."""
     return ReturnMoments(jnp.zeros(()), jnp.ones(()))
 
 
-def scale_of(moments: ReturnMoments) -> Scale:
+def value_scale(moments: ReturnMoments) -> Scale:
     """Returns mu and sigma, sigma at least `LEAST_SIGMA`."""
     return Scale(moments.mean, jnp.sqrt(jnp.maximum(moments.variance, LEAST_SIGMA**2)))
 
 
-def see_returns(
+def update_return_moments(
     before: ReturnMoments,
     returns: jax.Array,
     weight: jax.Array | None,

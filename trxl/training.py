@@ -24,7 +24,7 @@ from trxl.rollout import (
     empty_memory,
     init_rollout,
     rollout,
-    take_obs,
+    update_obs_statistics,
 )
 from trxl.spaces import obs_space
 from trxl.statistics import Moments, init_normalizer
@@ -65,7 +65,7 @@ class Algorithm(NamedTuple):
 
     make_env(config, num_envs) -> the batched environment, see wrappers.py.
 
-    make_network(config, action_space, obs_space) -> a Flax module with `start_rollout` and `step`,
+    make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`,
     see `rollout.rollout`, and `window`, by which its parameters are initialised.
 
     init(config, params) -> the `TrainState` of fresh parameters, without statistics.
@@ -84,7 +84,7 @@ class Algorithm(NamedTuple):
     init: Callable
     learn: Callable
     must_be_finite: tuple[str, ...]  # metrics that are numbers as long as the agent is whole
-    acting_params: Callable = lambda train_state: train_state.params  # those that act
+    behaviour_params: Callable = lambda train_state: train_state.params  # those that act
     keep: Callable | None = None
     # (config, train_state) -> the parameters that a run saves; None: those that act.
     saved_params: Callable | None = None
@@ -141,7 +141,7 @@ def make_init_and_update(
         if start is None:
             params = init_params(config, network, env.obs_size, params_key)
             start = Start(params, init_normalizer(config, env))
-        normalizer = take_obs(env, start.normalizer, state.obs, active, axis_name)
+        normalizer = update_obs_statistics(env, start.normalizer, state.obs, active, axis_name)
         train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
         runner_state = RunnerState(train_state, state, permutation_key)
         kept = nothing_kept(config, env, network, algorithm, runner_state, axis_name)
@@ -189,7 +189,7 @@ def collect(
         config,
         env,
         network,
-        algorithm.acting_params(train_state),
+        algorithm.behaviour_params(train_state),
         state.rollout_state,
         train_state.normalizer,
         axis_name,
@@ -291,12 +291,12 @@ INPUTS = {
     "mean_reward": "a reward of the environment",
     "mean_observation": "an observation of the environment",
 }
-"""Metrics that are not finite where the environment gave what isn't."""
+"""Metrics that are infinite or NaN where a reward or an observation of the environment is."""
 
 
 @jax.named_scope("metrics")
 def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
-    """Means of what the environment gave: rewards, and the entries that are not binary."""
+    """Returns the means of rewards and of entries that are not binary, as the loss reads them."""
     real = trajectory.obs.real
     means = [jnp.mean(trajectory.reward), jnp.mean(real) if real.size else jnp.float32(0)]
     return dict(zip(INPUTS, mean_over_devices(means, axis_name), strict=True))

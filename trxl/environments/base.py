@@ -28,7 +28,7 @@ class SingleEnvironment:
     episode_metrics: tuple[str, ...] = ()
     """Names in info whose values at an episode's end are to be averaged over episodes."""
     num_agents: int | None = None
-    """With several agents, how many; then see `AgentRows`."""
+    """With several agents, how many; then see `FlattenAgents`."""
     episodes_per_trial = 1
     """How many episodes there are between two memory boundaries."""
     previous_action_reward = False

@@ -50,7 +50,7 @@ class Team(NamedTuple):
 
 
 class JaxMARLAdapter(SingleEnvironment):
-    """An environment of JaxMARL, for `wrappers.AgentRows`.
+    """An environment of JaxMARL, for `wrappers.FlattenAgents`.
 
     Every agent's observation is flattened, padded with zeros to the longest, and ends with the
     agent's number as one-hot. Actions that are not available are masked, and those of agents that

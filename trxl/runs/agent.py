@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError
+from trxl.config import of_saved_run
+from trxl.distributions import sample_per_row, sample_uniformly
 from trxl.environments import named_by_user
-from trxl.training import Algorithm, init_params
-from trxl.statistics import init_normalizer, network_input, restored_normalizer
-from trxl.distributions import sample_each, sample_uniformly
+from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.rollout import empty_memory
 from trxl.spaces import obs_space
+from trxl.statistics import init_normalizer, network_input, restored_normalizer
+from trxl.training import Algorithm, init_params
 
 ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 
@@ -82,7 +83,7 @@ def load_agent(
     """
     config, params = read_agent(folder, seed)
     algorithm = resolve_algorithm(config.pop("ALGORITHM", "PPO"), known, algorithm)
-    config = algorithm.check(config)
+    config = algorithm.check(of_saved_run(config, algorithm.keys))
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
     config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
     env = algorithm.make_env(config, 1)
@@ -98,7 +99,7 @@ def load_agent(
 
     def initial_memory(batch: int) -> AgentMemory:
         hidden, reach = empty_memory(config, batch)
-        caches = network.apply(params, hidden, method="start_rollout")
+        caches = network.apply(params, hidden, method="init_cache")
         return AgentMemory(caches, jnp.int32(0), reach)
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
@@ -110,7 +111,7 @@ def load_agent(
             mutable=["intermediates"],
         )
         keys = jax.random.split(key, len(obs))
-        action = policy.mode() if greedy else sample_each(policy, keys)
+        action = policy.mode() if greedy else sample_per_row(policy, keys)
         t = (memory.t + 1) % (window_mem + 1)
         memory = AgentMemory(caches, t, jnp.minimum(reach + 1, window_mem))
         return action, memory, attention_of(seen)
@@ -150,7 +151,7 @@ def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: A
 
     def fresh() -> Any:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
-        acting = algorithm.acting_params(algorithm.init(config, params))
+        acting = algorithm.behaviour_params(algorithm.init(config, params))
         return acting, init_normalizer(config, env)
 
     return jax.tree.map(jnp.shape, jax.eval_shape(fresh))

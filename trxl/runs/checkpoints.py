@@ -16,27 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from trxl.errors import ConfigError
-from trxl.errors import first_line
-from trxl.runs.processes import in_all, is_main
-from trxl.statistics import exact_count
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
-
-from trxl.runs.processes import is_main, say
+from trxl.errors import ConfigError, first_line
 from trxl.runs.compiled import Program
+from trxl.runs.processes import is_main, run_on_all, say
+from trxl.statistics import Moments, exact_count
 from trxl.training import RunnerState, TrainState
-from trxl.statistics import Moments
-
 
 PART_BYTES = 15_000_000
 
@@ -88,7 +79,7 @@ class FullCheckpoints:
         if is_main():
             remove_leftovers(self.root)
         with ExitStack() as probes:
-            in_all(lambda: probes.enter_context(room_for(self.root, state)), OSError)
+            run_on_all(lambda: probes.enter_context(room_for(self.root, state)), OSError)
         try:
             with one_error_only():
                 args = ocp.args.StandardSave(without_empty(state))

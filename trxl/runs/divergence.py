@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trxl.errors import ConfigError
-from trxl.errors import first_line
+from trxl.errors import ConfigError, first_line
 
 COPIED = ("run.json", "diverged.json", "*_metrics.jsonl")
 """The files of a run that it needs to be resumed, besides a checkpoint."""

@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from trxl.errors import ConfigError
-from trxl.runs.agent import Agent
-from trxl.rollout import strongly_typed
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
 from trxl.environments import resolve_name
+from trxl.errors import ConfigError
+from trxl.rollout import strongly_typed
+from trxl.runs.agent import Agent
 from trxl.runs.outputs import write_whole
-
 
 MAX_STEPS = 20_000
 """Of an episode; one that has not ended by then is taken for endless."""

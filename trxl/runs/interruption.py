@@ -2,14 +2,12 @@
 
 import os
 import signal
-from typing import Any, Protocol
-
-from trxl.runs.processes import largest, tell
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+
+from trxl.runs.processes import largest, tell
 
 
 class Closed(Protocol):

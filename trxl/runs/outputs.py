@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trxl.errors import ConfigError
 from trxl.environments import resolve_name
-from trxl.errors import first_line
+from trxl.errors import ConfigError, first_line
 from trxl.runs.processes import tell
 
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from trxl.errors import ConfigError, shortened
-from trxl.training import Algorithm, Start, TrainState
-from trxl.statistics import restored_normalizer
 from trxl.results import load_results
+from trxl.statistics import restored_normalizer
+from trxl.training import Algorithm, Start, TrainState
 
 
 def saved_params(
@@ -19,7 +19,7 @@ def saved_params(
     if algorithm.saved_params is not None:
         params = jax.device_get(algorithm.saved_params(config, train_state))
     else:
-        params = algorithm.acting_params(train_state)
+        params = algorithm.behaviour_params(train_state)
     if not train_state.normalizer:
         return params
     normalizer = {name: moments._asdict() for name, moments in train_state.normalizer.items()}

@@ -3,12 +3,6 @@
 Letters: T steps of the episode, L layers, H heads, M = WINDOW_MEM.
 """
 
-from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageDraw
-
-from trxl.errors import ConfigError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
 from trxl.runs.evaluation import MAX_STEPS, endless, make_loop
-
 
 FRAME_MILLISECONDS = 100
 CAPTION_PIXELS = 18

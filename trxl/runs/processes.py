@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from trxl.errors import ConfigError, shortened
 
-TRY_AGAIN = os.EX_TEMPFAIL
+EXIT_RETRYABLE = os.EX_TEMPFAIL
 """The status, 75, of a process that ends for want of another: the same run may do next time."""
 
-HOPELESS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+PERMANENT_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 """What a JaxRuntimeError starts with that another start would meet again."""
 
 
@@ -42,7 +42,8 @@ def connect(launch: dict[str, Any]) -> None:
       ConfigError: settings that don't fit together, an address that can't be taken, processes with
         different numbers of devices.
 
-    Ends the process with one line and status `TRY_AGAIN` where the others don't appear in time.
+    Ends the process with one line and status `EXIT_RETRYABLE` where the others don't appear in
+    time.
     """
     where = _from_settings(launch) or _from_slurm()
     if not where:
@@ -74,9 +75,9 @@ def connect(launch: dict[str, Any]) -> None:
 
 
 def status_of(error: Exception) -> int:
-    """With which status a process of several ends: `TRY_AGAIN` where an exchange failed, else 1."""
+    """Returns the exit status of a process of several: `EXIT_RETRYABLE` if an exchange failed."""
     failed = isinstance(error, jax.errors.JaxRuntimeError)
-    return TRY_AGAIN if failed and not str(error).startswith(HOPELESS) else 1
+    return EXIT_RETRYABLE if failed and not str(error).startswith(PERMANENT_ERRORS) else 1
 
 
 def is_main() -> bool:
@@ -106,7 +107,7 @@ def gather_texts(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(gathered, lengths, strict=True)]
 
 
-def in_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
+def run_on_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
     """Calls `act` in every process; what is wrong in one is raised in all of them.
 
     Args:
@@ -129,13 +130,13 @@ def in_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
     return result
 
 
-def from_main(act: Callable[[], str]) -> str:
+def broadcast(act: Callable[[], str]) -> str:
     """Calls `act` in process 0 alone: what it returns there, in every process.
 
     Raises:
       ConfigError: `act` raised it.
     """
-    return gather_texts(in_all(lambda: act() if is_main() else ""))[0]
+    return gather_texts(run_on_all(lambda: act() if is_main() else ""))[0]
 
 
 def largest(number: int) -> int:
@@ -183,7 +184,7 @@ def check_shared(folder: Path, patience: float = 10.0) -> None:
                 )
             time.sleep(0.1)
 
-    in_all(see)
+    run_on_all(see)
 
 
 def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
@@ -242,7 +243,7 @@ def _nobody_came(launch: dict[str, Any]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(TRY_AGAIN)
+    os._exit(EXIT_RETRYABLE)
 
 
 def _check_devices() -> None:

@@ -14,24 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import check_values, num_updates, read_overrides
-from trxl.errors import ConfigError
+from trxl.config import LAUNCH_KEYS, check_values, defaults, num_updates, read_overrides
 from trxl.environments import is_own, located
-from trxl.runs.memory_check import check_capacity
-from trxl.errors import RunError, explained
-from trxl.runs.help import help_text
-from trxl.runs.processes import check_same_config, connect, in_all, is_main, say, status_of
-from trxl.runs.parameters import saved_params
+from trxl.errors import ConfigError, RunError, explained
+from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
+from trxl.runs.help import help_text
+from trxl.runs.interruption import StopOnSignal, lasting_output
+from trxl.runs.memory_check import check_capacity
+from trxl.runs.outputs import save_results
+from trxl.runs.parameters import saved_params
+from trxl.runs.processes import check_same_config, connect, is_main, run_on_all, say, status_of
 from trxl.runs.progress import Progress
 from trxl.runs.run_folder import NotFiniteError, Record
-from trxl.runs.outputs import save_results
 from trxl.runs.saved_config import how_to_go_on, resumed_config
-from trxl.runs.interruption import StopOnSignal
-from trxl.runs.interruption import lasting_output
-from trxl.config import LAUNCH_KEYS, defaults
 from trxl.training import Algorithm, RunnerState, TrainState
-from trxl.rollout import Metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,8 +42,8 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
       all_devices: trains on every device of every process with `jax.pmap` instead of on one.
 
     Exits with one line and status 1 where the config can't be run or an error ends the run, with
-    one for each seed that diverged, with status `TRY_AGAIN` where another of several processes was
-    lost, and with 128 + its number after a signal.
+    one for each seed that diverged, with status `EXIT_RETRYABLE` where another of several processes
+    was lost, and with 128 + its number after a signal.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_help(config, algorithm, all_devices)
@@ -73,7 +70,7 @@ def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> in
     launch, overrides = read_command_line(algorithm, all_devices)
     if all_devices:
         connect(launch)
-    config = in_all(lambda: started_config(config, overrides, algorithm))
+    config = run_on_all(lambda: resolve_config(config, overrides, algorithm))
     check_same_config(config)
     return run(config, algorithm, all_devices)
 
@@ -104,7 +101,7 @@ def read_command_line(
     return check_values(launch, LAUNCH_KEYS), overrides
 
 
-def started_config(
+def resolve_config(
     config: dict[str, Any], overrides: dict[str, Any], algorithm: Algorithm
 ) -> dict[str, Any]:
     """The config of a run that starts, or goes on with RESUME.
@@ -235,7 +232,7 @@ def train(
     except NotFiniteError:
         raise
     except Exception:
-        if jax.process_count() == 1 and is_whole(state, record.updates):
+        if jax.process_count() == 1 and is_intact(state, record.updates):
             record.save_last(program, state)
         raise
     record.save_last(program, state)
@@ -269,7 +266,7 @@ def note(
     progress.advance(extra["steps_per_second"], returns)
 
 
-def is_whole(state: RunnerState, updates: int) -> bool:
+def is_intact(state: RunnerState, updates: int) -> bool:
     """Whether a state is there, not given away to an update that failed, and after so many."""
     leaves = jax.tree.leaves(state)
     if any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array)):

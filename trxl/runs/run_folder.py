@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from trxl.config import num_updates
-from trxl.errors import ConfigError
-from trxl.runs.checkpoints import LearnerCheckpoints
-from trxl.runs.metrics import CurveFile, whole_updates
+from trxl.errors import ConfigError, first_line
+from trxl.rollout import Metrics
+from trxl.runs.checkpoints import LearnerCheckpoints, States, save_learner
+from trxl.runs.compiled import Program
 from trxl.runs.divergence import (
     Divergence,
     discard_copies,
@@ -23,16 +24,13 @@ from trxl.runs.divergence import (
     read_divergences,
     save_divergences,
 )
-from trxl.errors import first_line
 from trxl.runs.lock import FolderLock
-from trxl.runs.processes import check_shared, from_main, in_all, is_main, largest, say, tell
-from trxl.runs.compiled import Program
+from trxl.runs.metrics import CurveFile, whole_updates
 from trxl.runs.outputs import fresh_folder, results_root
+from trxl.runs.processes import broadcast, check_shared, is_main, largest, run_on_all, say, tell
 from trxl.runs.saved_config import as_saved, save_run_config
-from trxl.runs.checkpoints import States, save_learner
 from trxl.runs.tracking import NoTracker, make_tracker
 from trxl.training import INPUTS, Algorithm, RunnerState
-from trxl.rollout import Metrics
 
 RETRY_SECONDS = 30
 """How long a run waits after a disk failed until it tries again."""
@@ -72,17 +70,17 @@ class Record:
         self._lock = None
         root = results_root(config)
         self._made = [path for path in (root, *root.parents) if not os.path.exists(path)]
-        self.folder = Path(config["RESUME"] or from_main(lambda: str(fresh_folder(config))))
+        self.folder = Path(config["RESUME"] or broadcast(lambda: str(fresh_folder(config))))
         try:
             check_shared(self.folder)
-            self._lock = in_all(lambda: FolderLock(self.folder) if is_main() else None)
+            self._lock = run_on_all(lambda: FolderLock(self.folder) if is_main() else None)
             self._states = States(self.folder, config["KEEP_CHECKPOINTS"])
             if self.resumed:
-                self.updates = int(from_main(lambda: str(self._start())))
+                self.updates = int(broadcast(lambda: str(self._start())))
             self.diverged = read_divergences(self.folder, self.updates)
-            self._tracker, self._curves = in_all(self._open_files)
+            self._tracker, self._curves = run_on_all(self._open_files)
         except Exception:
-            self._give_back()
+            self._release()
             raise
 
     def _start(self) -> int:
@@ -134,8 +132,8 @@ class Record:
           ConfigError: the checkpoint is broken or of another run, and the folder is left as it was;
             or the folder can't be written.
         """
-        state = in_all(lambda: self._restored(program)) if self.resumed else program.init()
-        in_all(self._write_beginning)
+        state = run_on_all(lambda: self._restored(program)) if self.resumed else program.init()
+        run_on_all(self._write_beginning)
         if self.resumed:
             self._states.reload()
         return state
@@ -177,7 +175,7 @@ class Record:
         """
         self.updates += 1
         self._tracker.log(metrics)
-        with self._outliving_the_disk():
+        with self._tolerate_disk_errors():
             for curve, one_seed in zip(self._curves, metrics, strict=False):  # in process 0 alone
                 curve.append(one_seed)
         must_be_finite = self._algorithm.must_be_finite
@@ -197,7 +195,7 @@ class Record:
         if len(self.diverged) == len(self._seeds):
             # These marks are not saved, since a resumed run starts before them.
             raise NotFiniteError("\n".join(self.divergences(self._seeds)))
-        with self._outliving_the_disk():
+        with self._tolerate_disk_errors():
             if newest:
                 for seed in broken:
                     keep_copy(self._states.newest_folder(), seed)
@@ -221,11 +219,11 @@ class Record:
     def save_checkpoint(self, program: Program, state: RunnerState) -> None:
         """Writes the state of this update, and makes sure of the curve up to it before."""
         self._owed = True
-        with self._outliving_the_disk():
-            in_all(self._prepare_folder, OSError)
+        with self._tolerate_disk_errors():
+            run_on_all(self._prepare_folder, OSError)
             if largest(bool(self._trouble) or not self._states.has_place()):
                 self._states.reload()
-            in_all(lambda: self._save_state(self._states, program, state), OSError)
+            run_on_all(lambda: self._save_state(self._states, program, state), OSError)
             if self._trouble:
                 tell(f"the checkpoint of update {self.updates} is in {self.folder} now")
             self._owed, self._trouble = False, ""
@@ -256,7 +254,7 @@ class Record:
         self.save_checkpoint(program, state)
         while self._owed:
             try:
-                in_all(lambda: self._save_elsewhere(program, state), OSError)
+                run_on_all(lambda: self._save_elsewhere(program, state), OSError)
             except OSError as error:
                 tell(f"nor in {tempfile.gettempdir()}: {reason(error)}; waiting for room in either")
                 time.sleep(RETRY_SECONDS)
@@ -291,7 +289,7 @@ class Record:
         states.save(self.updates, self._config["CHECKPOINT_KIND"], program, state)
 
     @contextmanager
-    def _outliving_the_disk(self) -> Iterator[None]:
+    def _tolerate_disk_errors(self) -> Iterator[None]:
         """Tells once of what fails there, and notes when to try again."""
         try:
             yield
@@ -309,9 +307,9 @@ class Record:
         self._tracker.close()
         for curve in self._curves:
             curve.close()
-        self._give_back()
+        self._release()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self.discard_if_empty()
         if self._lock:
             self._lock.release()

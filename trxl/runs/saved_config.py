@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trxl.errors import ConfigError, shortened
+from trxl.config import of_saved_run
 from trxl.environments import is_own, named_by_user
+from trxl.errors import ConfigError, shortened
 from trxl.training import Algorithm
 
 
@@ -54,7 +55,7 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
             f" {algorithm.name}"
         )
     try:
-        saved = algorithm.check(saved)
+        saved = algorithm.check(of_saved_run(saved, algorithm.keys))
     except ConfigError as error:
         raise ConfigError(
             f"RESUME: {folder / 'run.json'}: {error}; is it another version's?"

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trxl.errors import ConfigError
-from trxl.errors import first_line
+from trxl.errors import ConfigError, first_line
 from trxl.runs.processes import tell
 
 

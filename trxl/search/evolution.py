@@ -74,7 +74,7 @@ def make_task(config: dict[str, Any], settings: dict[str, Any], learner: Algorit
         _, _, played = rollout(config, env, network, unravel(numbers), state, {})
         return mean_return(played) / episodes
 
-    # A trial that is one memory is one episode to the learner, see `rollout.learning_ends`.
+    # A trial that is one memory is one episode to the learner, see `rollout.episode_boundaries`.
     as_one = config["TRIAL_MEMORY"] and config["TRIAL_CREDIT"]
     episodes = env.episodes_per_trial if as_one else 1
     chunk = settings["CHUNK"] or 16

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from trxl.runs.interruption import StopOnSignal
 from trxl.search.plan import Plan
-from trxl.search.population import Chunk, Programs, Row, gone_own_way
+from trxl.search.population import Chunk, Programs, Row, fork_random_streams
 from trxl.search.record import SearchRecord, cut, joined
 from trxl.search.settings import Space
 from trxl.search.strategies import Best, Member, Round
@@ -140,7 +140,7 @@ class Loop:
         for member in round_.members:
             if member.parent is not None and member.trial not in self._states:
                 parent = self._states[member.parent]
-                self._states[member.trial] = gone_own_way(parent, member.trial)
+                self._states[member.trial] = fork_random_streams(parent, member.trial)
         alive = {member.trial for member in round_.members}
         self._states = {t: state for t, state in self._states.items() if t in alive}
 

@@ -182,7 +182,8 @@ def search(
         try:
             plan = make_plan(settings["STRATEGY"], task, fresh_seeds)
             best = loop.run(plan, stop, env_steps)
-            given = {k: v for k, v in fixed.items() if v != base.get(k) and k != "RESULTS_DIR"}
+            default = {name: key.default for name, key in algorithm.keys.items()} | base
+            given = {k: v for k, v in fixed.items() if v != default[k] and k != "RESULTS_DIR"}
             given = {"ENV_NAME": config["ENV_NAME"], **given}
             report(folder, settings, algorithm, space, loop, best, given)
         finally:

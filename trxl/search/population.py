@@ -190,7 +190,7 @@ def host_device() -> jax.Device:
     return jax.local_devices(backend="cpu")[0]
 
 
-def gone_own_way(state: RunnerState, number: int) -> RunnerState:
+def fork_random_streams(state: RunnerState, number: int) -> RunnerState:
     """A copy of a state whose random streams part from the original's."""
 
     def part(x: jax.Array) -> jax.Array:

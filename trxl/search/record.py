@@ -74,7 +74,7 @@ class SearchFolder:
         return time.monotonic() - self._saved_at > pause
 
     @contextmanager
-    def _outliving_the_disk(self) -> Iterator[None]:
+    def _tolerate_disk_errors(self) -> Iterator[None]:
         self._saved_at = time.monotonic()
         try:
             yield
@@ -168,7 +168,7 @@ class SearchRecord(SearchFolder):
             "trials": [json.loads(trial.as_line()) for trial in self.trials.values()],
             "groups": groups,
         }
-        with self._outliving_the_disk():
+        with self._tolerate_disk_errors():
             text = json.dumps(notes).encode()
             write_whole(self._notes / f"{number}.json", lambda file: file.write(text))
             tree = {str(i): joined([states[t] for t in one]) for i, one in enumerate(groups)}
@@ -216,7 +216,7 @@ class EvolutionRecord(SearchFolder):
 
     def save(self, state: Any) -> None:
         """Writes a checkpoint, and makes sure of the curve before."""
-        with self._outliving_the_disk():
+        with self._tolerate_disk_errors():
             self._curve.sync()
             self._checkpoints.save(self.generations, state)
             self.number = self.generations
