@@ -9,6 +9,8 @@ import pytest
 
 from trxl.results import UnsafeFileError, load_results
 
+from evaluate_PPO_trXL import load_agent
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(REPOSITORY.glob("results_*/**/*.npy"))
 
@@ -71,3 +73,26 @@ def test_a_file_that_is_cut_off_or_something_else_is_one_line(tmp_path):
     np.save(path, np.arange(3))
     with pytest.raises(ValueError, match="holds no dict"):
         load_results(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "results_brax/inverted_pendulum",
+        "results_craftax/Craftax-Classic-Symbolic-v1",
+        "results_gymnax/CartPole-v1",
+        "results_gymnax/MemoryChain-bsuite",
+        "results_jaxmarl/MPE_simple_spread_v3",
+        "results_jumanji/Knapsack-v1",
+        "results_xminigrid/MiniGrid-MemoryS8",
+        "results_xminigrid/XLand-MiniGrid-R1-9x9",
+        "results_xminigrid/muesli/MiniGrid-MemoryS8",
+    ],
+)
+def test_a_committed_run_of_every_suite_loads(folder):
+    """With the config that it was saved with, by whichever version: parameters and shapes fit."""
+    suite = folder.split("/")[0].removeprefix("results_")
+    pytest.importorskip(suite)
+    agent = load_agent(REPOSITORY / folder)
+    assert agent.initial_memory(1) is not None
