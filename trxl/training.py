@@ -1,6 +1,6 @@
 """What algorithms share: a run's init and update, minibatches, the optimiser, metrics of episodes.
 
-An algorithm is a value, `Algorithm`; this file, rollout.py and host/ work with any of them. Pure
+An algorithm is a value, `Algorithm`; this file, rollout.py and runs/ work with any of them. Pure
 functions of JAX: no files, no printing. Letters as in rollout.py.
 """
 
