@@ -27,10 +27,10 @@ from trxl.muesli import (
     Variance,
     add_rollout,
     clipped_mpo,
-    divergence,
     draw_rows,
     empty_replay,
     every_action,
+    kl_to_target,
     no_variance,
     retrace,
     sampled_mpo_weights,
@@ -61,7 +61,7 @@ KEYS = with_shared(
             8, "how many of the newest are kept for that", low=1, resumable=False
         ),
         "RETRACE_LAMBDA": Key(0.95, "decay of Retrace's traces", low=0, high=1, traced=True),
-        "TARGET_RATE": Key(
+        "TARGET_EMA_RATE": Key(
             0.1, "how far the acting parameters move per gradient step", low=0, high=1, traced=True
         ),
         "CMPO_CLIP": Key(1.0, "clipping of the advantages in CMPO", low=0, traced=True),
@@ -153,11 +153,10 @@ def make_optimizer() -> optax.GradientTransformation:
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters; theta' starts as theta."""
     del config
-    extra = Learner(params, no_variance())
-    return training.fresh_train_state(params, make_optimizer(), extra)
+    return training.fresh_train_state(params, make_optimizer(), Learner(params, no_variance()))
 
 
-def learn(
+def update(
     config: Config,
     network: ModelNetwork,
     train_state: TrainState,
@@ -170,7 +169,7 @@ def learn(
     Each step joins replayed rows to fresh ones; its targets are of the theta' of that moment.
     """
     batch = make_batch(config, collected)
-    replay: Replay | None = collected.kept
+    replay: Replay | None = collected.replay
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer()
     epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
@@ -187,15 +186,17 @@ def learn(
             minibatch = jax.tree.map(
                 lambda *x: jnp.concatenate(x), minibatch, without_old_values(replayed)
             )
-        learner: Learner = train_state.extra
+        learner: Learner = train_state.algorithm_state
         targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
         train_state, metrics = gradient_step(
             lambda params: loss(params, config, network, minibatch, targets, axis_name),
             *(optimizer, rate, train_state, axis_name),
         )
-        metrics["deviation"] = variance.deviation()
-        target = optax.incremental_update(train_state.params, learner.target, config["TARGET_RATE"])
-        return train_state._replace(extra=Learner(target, variance)), metrics
+        metrics["advantage_std"] = variance.deviation()
+        target = optax.incremental_update(
+            train_state.params, learner.target, config["TARGET_EMA_RATE"]
+        )
+        return train_state._replace(algorithm_state=Learner(target, variance)), metrics
 
     def epoch(train_state: TrainState, inputs):
         return jax.lax.scan(minibatch_step, train_state, inputs)
@@ -224,14 +225,14 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
     )
 
 
-def keep(config: Config, kept: Replay | None, collected: Rollout) -> Replay | None:
+def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> Replay | None:
     """The replay with one more rollout; None where nothing is replayed."""
     if not num_replayed(config, config["NUM_ENVS"]):
         return None
     fresh = make_batch(config, collected)
-    if kept is None:
-        kept = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
-    return add_rollout(kept, fresh)
+    if replay is None:
+        replay = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
+    return add_rollout(replay, fresh)
 
 
 def without_old_values(batch: Batch) -> Batch:
@@ -268,7 +269,7 @@ def make_targets(
         return network.apply(learner.target, *args, method=method)
 
     space, gamma = network.action_space, config["GAMMA"]
-    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     prior = call("policy", latent, batch.obs)
     value = network.bins.mean(call("value", latent))
     exact = tries_all(config, space)
@@ -333,12 +334,12 @@ def loss(
     weight = None
     if batch.active is not None:
         weight = normalise_weight(batch.active * 1.0, axis_name)
-    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     policy = call("policy", latent, batch.obs)
     log_prob = policy.log_prob(batch.action)
     importance = jnp.minimum(1, jax.lax.stop_gradient(jnp.exp(log_prob - batch.log_prob)))
     gradient_loss = -weighted_mean(importance * targets.advantage * log_prob, weight)
-    cmpo_loss = weighted_mean(divergence(targets.policy, policy), weight)
+    cmpo_loss = weighted_mean(kl_to_target(targets.policy, policy), weight)
 
     bins = network.bins
     value_losses = [batch.has_return * bins.cross_entropy(call("value", latent), targets.returns)]
@@ -350,7 +351,7 @@ def loss(
         latent = imagined.latent
         reward_losses.append(ahead.sees_reward * bins.cross_entropy(imagined.reward, ahead.reward))
         value_losses.append(ahead.sees_value * bins.cross_entropy(imagined.value, ahead.value))
-        drawn = divergence(ahead.policy, call("policy", latent, ahead.obs))
+        drawn = kl_to_target(ahead.policy, call("policy", latent, ahead.obs))
         policy_losses.append(jnp.where(ahead.sees_policy, drawn, 0.0))
     value_loss, reward_loss, model_loss = (
         weighted_mean(jnp.mean(jnp.stack(losses), axis=0), weight)
@@ -375,9 +376,9 @@ def loss(
         "model_loss": model_loss,
         "reward_loss": reward_loss,
         "value_loss": value_loss,
-        "value_error": error,
+        "value_mse": error,
         "entropy": entropy,
-        "importance": weighted_mean(importance, weight),
+        "importance_weight": weighted_mean(importance, weight),
         "value_clip_fraction": weighted_mean(bins.clips(targets.returns), weight),
     }
 
@@ -445,11 +446,11 @@ MUESLI = Algorithm(
     make_env=make_env,
     make_network=make_network,
     init=init,
-    learn=learn,
+    update=update,
     must_be_finite=(
         *("total_loss", "actor_loss", "cmpo_loss", "model_loss", "reward_loss", "value_loss"),
         *("entropy", "grad_norm", "param_norm"),
     ),
-    behaviour_params=lambda train_state: train_state.extra.target,
-    keep=keep,
+    behaviour_params=lambda train_state: train_state.algorithm_state.target,
+    add_to_replay=add_to_replay,
 )

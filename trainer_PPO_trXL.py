@@ -60,7 +60,7 @@ KEYS = with_shared(
         "NORMALIZE_VALUE": Key(
             True, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
         ),
-        "RETURN_DECAY": Key(
+        "POPART_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
         ),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
@@ -85,7 +85,7 @@ class Batch(NamedTuple):
     advantage: jax.Array  # (B, T)
     returns: jax.Array  # (B, T)
     reach: jax.Array  # (B, T)
-    memory: jax.Array  # (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1
+    memory: jax.Array  # (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1
     weight: jax.Array | None  # (B, T) float32, 1 where the step counts; None where all do
 
 
@@ -109,8 +109,8 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
-    extra = init_return_moments() if config["NORMALIZE_VALUE"] else None
-    return training.fresh_train_state(params, make_optimizer(config), extra)
+    return_moments = init_return_moments() if config["NORMALIZE_VALUE"] else None
+    return training.fresh_train_state(params, make_optimizer(config), return_moments)
 
 
 def make_optimizer(config: Config):
@@ -118,7 +118,7 @@ def make_optimizer(config: Config):
     return clipped_adam(config["MAX_GRAD_NORM"], config["ADAM_EPSILON"])
 
 
-def learn(
+def update(
     config: Config,
     network: ActorCriticTransformer,
     train_state: TrainState,
@@ -129,7 +129,7 @@ def learn(
     """One update: advantages, then gradient steps on them."""
     # CALCULATE ADVANTAGES
     if config["NORMALIZE_VALUE"]:
-        collected = denormalize_values(collected, value_scale(train_state.extra))
+        collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
     floor = config["ADVANTAGE_FLOOR"] * root_mean_square(batch.returns, batch.weight, axis_name)
@@ -146,9 +146,11 @@ def learn(
 def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
     """Returns a rollout whose values are in units of the return."""
     trajectory = collected.trajectory
-    value, final_value = scale.raw((trajectory.value, trajectory.final_value))
+    value, final_value = scale.denormalize((trajectory.value, trajectory.final_value))
     trajectory = trajectory._replace(value=value, final_value=final_value)
-    return collected._replace(trajectory=trajectory, last_value=scale.raw(collected.last_value))
+    return collected._replace(
+        trajectory=trajectory, last_value=scale.denormalize(collected.last_value)
+    )
 
 
 def rescale(
@@ -159,12 +161,12 @@ def rescale(
     Returns:
       the train state, and the batch with values and returns in the new scale.
     """
-    old = value_scale(train_state.extra)
+    old = value_scale(train_state.algorithm_state)
     seen = update_return_moments(
-        train_state.extra,
+        train_state.algorithm_state,
         batch.returns,
         batch.weight,
-        config["RETURN_DECAY"],
+        config["POPART_DECAY"],
         train_state.updates,
         axis_name,
     )
@@ -172,9 +174,9 @@ def rescale(
     params = with_last_layer(
         config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
     )
-    value, returns = new.normalised((batch.value, batch.returns))
+    value, returns = new.normalize((batch.value, batch.returns))
     return (
-        train_state._replace(params=params, extra=seen),
+        train_state._replace(params=params, algorithm_state=seen),
         batch._replace(value=value, returns=returns),
     )
 
@@ -191,7 +193,7 @@ def saved_params(config: Config, train_state: TrainState) -> Any:
     """Returns the parameters with a critic that predicts returns, whatever NORMALIZE_VALUE is."""
     if not config["NORMALIZE_VALUE"]:
         return train_state.params
-    scale = value_scale(train_state.extra)
+    scale = value_scale(train_state.algorithm_state)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
 
 
@@ -347,7 +349,7 @@ def ppo_loss(
     advantages and weights are normalised.
     """
     outputs: Any = network.apply(
-        params, batch.obs, batch.memory, batch.reach, window_grad, method="window"
+        params, batch.obs, batch.memory, batch.reach, window_grad, method="unroll_windows"
     )
     policy, value = outputs
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, batch.weight)
@@ -407,7 +409,7 @@ PPO = Algorithm(
     make_env=make_env,
     make_network=make_network,
     init=init,
-    learn=learn,
+    update=update,
     must_be_finite=(
         *("total_loss", "actor_loss", "value_loss", "entropy", "approx_kl", "grad_norm"),
         "param_norm",

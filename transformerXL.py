@@ -8,7 +8,7 @@ One set of parameters is run in two ways that compute the same function:
 
 - `step`, in the rollout: one token per environment against cached keys and values. The parameters
   do not change during a rollout, so a token's keys and values are computed once.
-- `window`, in the loss: W tokens at a time with gradient, and the M cached hidden states before.
+- `unroll_windows`, in the loss: W tokens at a time with gradient, after the M cached layer inputs.
 
 Letters: B environments, T rollout steps, W = window_grad, M = window_mem, K = T / W windows,
 L layers, E = embed_size, H heads, D = qkv_features / H.
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from trxl.config import piece
 from trxl.distributions import make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
-from trxl.layers import Dense, GRULayer, Head, Norm, ResidualHead, layer_norm
+from trxl.layers import Dense, GRULayer, LayerNormParams, MLPHead, ResidualHead, layer_norm
 from trxl.spaces import ActionSpace, Box, Obs, ObsSpace
 
 
@@ -127,14 +127,14 @@ class TransformerXLLayer(nn.Module):
     def setup(self):
         dense = partial(Dense, dtype=self.dtype)
         heads = (self.num_heads, self.qkv_features // self.num_heads)
-        self.attention_norm = Norm(self.embed_size)
+        self.attention_norm = LayerNormParams(self.embed_size)
         self.query = dense(self.qkv_features)
         self.key_value = dense(2 * self.qkv_features)
         self.position = dense(self.qkv_features, use_bias=False)
         self.content_bias = self.param("content_bias", nn.initializers.zeros, heads)  # u
         self.position_bias = self.param("position_bias", nn.initializers.zeros, heads)  # w
         self.attention_out = dense(self.embed_size)
-        self.mlp_norm = Norm(self.embed_size)
+        self.mlp_norm = LayerNormParams(self.embed_size)
         self.mlp_in = dense(self.embed_size)
         self.mlp_out = dense(self.embed_size)
         if self.gating:
@@ -173,11 +173,11 @@ class TransformerXLLayer(nn.Module):
         attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 
-    def kept(self, x: jax.Array, cache: LayerCache) -> jax.Array:
-        """What the memory keeps of a step, its input: x and the cache after it -> (B, E)."""
+    def memory_entry(self, x: jax.Array, cache: LayerCache) -> jax.Array:
+        """Returns the memory entry (B, E) of a step, its input x."""
         return x
 
-    def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
 
         memory: (B, M+T-W, E), this layer's cached inputs at the steps -M .. T-W-1; window k sees
@@ -282,30 +282,31 @@ class TransformerXL(nn.Module):
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
-        """memory: (B, M, L, E) hidden states, oldest first -> one cache per layer."""
+        """memory: (B, M, L, E) layer inputs, oldest first -> one cache per layer."""
         return tuple(
             layer.init_cache(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
-        """obs (B, obs_size), t (), reach (B,) -> output (B, E or F+E), caches, hidden (B, L, E).
+        """Runs one step: obs (B, obs_size), t (), reach (B,).
 
-        `hidden` is what the memory keeps of this step: of a transformer's layer its input.
+        Returns:
+          output (B, E or F+E), caches, and the memory entry (B, L, E) of this step.
         """
         features, x = self._encode(obs)
-        hidden, new_caches = [jnp.zeros((len(x), 0, self.embed_size))], []
+        layer_inputs, new_caches = [jnp.zeros((len(x), 0, self.embed_size))], []
         for layer, cache in zip(self.layers, caches, strict=True):
             output, cache = layer.step(x, cache, t, reach)
-            hidden.append(layer.kept(x, cache)[:, None])
+            layer_inputs.append(layer.memory_entry(x, cache)[:, None])
             new_caches.append(cache)
             x = output
-        return self._output(features, x), tuple(new_caches), jnp.concatenate(hidden, axis=1)
+        return self._output(features, x), tuple(new_caches), jnp.concatenate(layer_inputs, axis=1)
 
-    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
         """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> (B, T, E or F+E)."""
         features, x = self._encode(obs)
         for index, layer in enumerate(self.layers):
-            x = layer.window(x, memory[:, :, index], reach, window_grad)
+            x = layer.unroll_windows(x, memory[:, :, index], reach, window_grad)
         return self._output(features, x)
 
     def _encode(self, obs: Obs) -> tuple[jax.Array, jax.Array]:
@@ -351,24 +352,24 @@ class ActorCriticTransformer(nn.Module):
           reach: (B,), how many of the steps before this one it may attend to, 0..M.
 
         Returns:
-          policy over (B,), values (B,), caches, hidden states (B, L, E) for the memory.
+          policy over (B,), values (B,), caches, layer inputs (B, L, E) for the memory.
         """
-        x, caches, hidden = self.transformer.step(obs, caches, t, reach)
-        return *self._heads(x, obs), caches, hidden
+        x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
+        return *self._heads(x, obs), caches, layer_inputs
 
-    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
         """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
 
         Args:
           obs: (B, T, obs_size), or as stored.
-          memory: (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1, oldest first.
+          memory: (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1, oldest first.
           reach: (B, T).
           window_grad: W, divides T.
 
         Returns:
           policy over (B, T), values (B, T).
         """
-        return self._heads(self.transformer.window(obs, memory, reach, window_grad), obs)
+        return self._heads(self.transformer.unroll_windows(obs, memory, reach, window_grad), obs)
 
     def _heads(self, x: jax.Array, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:
         policy = make_policy(self.action_space, self.actor(x), obs, self.log_std)
@@ -417,7 +418,7 @@ def make_body(
         else partial(FeatureEncoder, space, config["encoder_features"], dtype)
     )
     make_head = (
-        partial(Head, activation=config["ACTIVATION"])
+        partial(MLPHead, activation=config["ACTIVATION"])
         if piece(config, "HEADS") == "mlp"
         else ResidualHead
     )

@@ -94,10 +94,10 @@ class FlattenAgents(Wrapper):
     """Several agents that share their parameters: N environments of A agents as B = N A rows.
 
     The environment below it has an axis of the agents behind that of the environments in
-    observations, actions and rewards, one end for all of them, and `out(state)` (A,), which agents
-    have no part in the episode any more, though it goes on. Here every agent is a row with the
-    end, the memory boundary and the key of its environment, and `active` says which rows count. An
-    episode is logged once, in the row of the first agent.
+    observations, actions and rewards, one end for all of them, and `agents_done(state)` (A,), which
+    agents have no part in the episode any more, though it goes on. Here every agent is a row with
+    the end, the memory boundary and the key of its environment, and `agents_active` says which rows
+    count. An episode is logged once, in the row of the first agent.
     """
 
     def __init__(self, env):
@@ -121,9 +121,9 @@ class FlattenAgents(Wrapper):
         rows["returned_episode"] = done & (jnp.arange(self.num_rows) % self.num_agents == 0)
         return self._rows(obs), state, self._rows(reward), done, rows
 
-    def active(self, state: Any) -> jax.Array:
+    def agents_active(self, state: Any) -> jax.Array:
         """(B,) bool, which rows have a part in the step that is taken from `state`."""
-        return ~self._rows(jax.vmap(self._env.out)(self.single_states(state)))
+        return ~self._rows(jax.vmap(self._env.agents_done)(self.single_states(state)))
 
     def _rows(self, x: jax.Array) -> jax.Array:
         return x.reshape(self.num_rows, *x.shape[2:])
@@ -247,8 +247,8 @@ class TerminalStep(SingleEnvironment):
         fresh = self._at(*self._env.next_episode(key, state.env_state))
         return choose(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
 
-    def out(self, state: TerminalStepState) -> jax.Array:
-        return self._env.out(state.env_state)
+    def agents_done(self, state: TerminalStepState) -> jax.Array:
+        return self._env.agents_done(state.env_state)
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
         render = self._env.renderer()
@@ -498,7 +498,7 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
         env = ResetMemoryEachEpisode(env)
     if env.num_agents is not None:
         env = FlattenAgents(env)
-    if of_trials and config["EPISODE_END"] == "beside":
+    if of_trials and config["EPISODE_END"] == "append":
         env = AppendLastObservation(env)
     previous = config["PREV_ACTION_REWARD"]
     if env.previous_action_reward if previous is None else previous:

@@ -116,7 +116,7 @@ def describe(values: np.ndarray) -> str:
 
 if __name__ == "__main__":
     lines = Path(sys.argv[1]).read_text().splitlines()
-    scores, finals = (read(lines, metric, *sys.argv[2:]) for metric in ("mmer", "last_tenth"))
+    scores, finals = (read(lines, metric, *sys.argv[2:]) for metric in ("mmer", "final_return"))
     if not scores:
         sys.exit(f"error: {' '.join(sys.argv[1:])}: no run of such a task ended")
     print(table(scores, finals), over_all(scores), sep="\n\n")

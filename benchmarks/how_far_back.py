@@ -38,7 +38,7 @@ SOLVED = 0.9
 
 def read_returns(text: str) -> Returns:
     """Of a study's results."""
-    models = compare.read(text.splitlines(), "last_tenth")
+    models = compare.read(text.splitlines(), "final_return")
     return {m: {int(n): [*x] for n, x in by_length.items()} for m, by_length in models.items()}
 
 

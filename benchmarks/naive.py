@@ -56,7 +56,7 @@ class NaiveLayer(TransformerXLLayer):
         output = self._layer(tokens, reach[:, None])
         return output[:, 0], tokens[:, 1:]
 
-    def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """x (B, T, E), memory (B, M+T-W, E), reach (B, T) -> output (B, T, E)."""
         outputs = []
         for start in range(0, x.shape[1], window_grad):

@@ -122,7 +122,7 @@ def mmer(metrics: dict[str, np.ndarray]) -> float | None:
     episode ended.
     """
     iteration = (metrics["env_steps"] - 1) // STEPS_OF_A_MEAN
-    episodes = metrics["episodes"]
+    episodes = metrics["num_episodes"]
     total = np.where(episodes > 0, metrics["returned_episode_returns"] * episodes, 0.0)
     sums, counts = (np.bincount(iteration, weights=x) for x in (total, episodes))
     if not counts.any():
@@ -146,7 +146,7 @@ def summary(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
         "updates": len(returns),
         "steps": int(metrics["env_steps"][-1]),
-        "last_tenth": mean_return(last),
+        "final_return": mean_return(last),
         "mmer": mmer(metrics),
         "curve": [mean_return(part) for part in parts_of(returns)],
     }

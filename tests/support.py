@@ -77,7 +77,7 @@ def init_random(config, network, obs_size=OBS_SIZE, seed=0):
             memory,
             jnp.zeros((1, 1), jnp.int32),
             1,
-            method="window",
+            method="unroll_windows",
         )
     )
     return random_params(shapes, seed)
@@ -117,7 +117,9 @@ def make_window_form(network, window_grad):
 
     @jax.jit
     def run(params, obs, memory, reach):
-        policy, value = network.apply(params, obs, memory, reach, window_grad, method="window")
+        policy, value = network.apply(
+            params, obs, memory, reach, window_grad, method="unroll_windows"
+        )
         return policy.logits, value
 
     return run

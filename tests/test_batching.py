@@ -71,7 +71,7 @@ def test_seeds_under_vmap_train_as_each_of_them_alone():
     keys = jax.random.split(jax.random.key(0), 3)
     state, metrics = jax.jit(jax.vmap(run))(keys)
     alone = jax.jit(run)
-    assert metrics["episodes"].min() > 0
+    assert metrics["num_episodes"].min() > 0
     for i, key in enumerate(keys):
         expected_state, expected = alone(key)
         np.testing.assert_array_equal(state.rollout_state.obs[i], expected_state.rollout_state.obs)

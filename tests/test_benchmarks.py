@@ -102,8 +102,8 @@ def test_whole_updates_with_the_naive_network_are_the_same():
         )(state)
         curves.append(metrics)
     fast, naive = curves
-    np.testing.assert_array_equal(fast["episodes"], naive["episodes"])
-    assert np.all(fast["episodes"] > 0)
+    np.testing.assert_array_equal(fast["num_episodes"], naive["num_episodes"])
+    assert np.all(fast["num_episodes"] > 0)
     for name, values in fast.items():
         np.testing.assert_allclose(values, naive[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
@@ -116,7 +116,7 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     for c in (config, half):
         network = make_network(c, env.action_space, obs_space(env))
         policy, value = network.apply(
-            params, batch.obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="window"
+            params, batch.obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="unroll_windows"
         )
         outputs[c["COMPUTE_DTYPE"]] = np.concatenate([policy.logits, value[..., None]], axis=-1)
         assert policy.logits.dtype == value.dtype == jnp.float32
@@ -127,7 +127,7 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
     for leaf in jax.tree.leaves(state.train_state):
         assert leaf.dtype in (jnp.float32, jnp.int32)
-    assert state.rollout_state.memory.hidden.dtype == jnp.float32
+    assert state.rollout_state.memory.layer_inputs.dtype == jnp.float32
     assert np.isfinite(metrics["total_loss"])
 
 

@@ -115,10 +115,10 @@ def test_the_table_has_every_task_and_says_over_how_many_it_compares():
 
 def test_what_is_remembered_is_drawn_by_length_and_by_cost():
     rows = [
-        {"name": "gru-5e-4/10", "status": 0, "last_tenth": 1.0},
-        {"name": "gru-5e-4/10", "status": 0, "last_tenth": 0.9},
+        {"name": "gru-5e-4/10", "status": 0, "final_return": 1.0},
+        {"name": "gru-5e-4/10", "status": 0, "final_return": 0.9},
         {"name": "transformer-16x1/100", "status": 1},
-        {"name": "gru-5e-4/100", "status": 0, "last_tenth": 0.25},
+        {"name": "gru-5e-4/100", "status": 0, "final_return": 0.25},
     ]
     returns = how_far_back.read_returns("\n".join(map(json.dumps, rows)))
     assert returns == {"gru-5e-4": {10: [1.0, 0.9], 100: [0.25]}}
@@ -133,7 +133,7 @@ def test_what_is_remembered_is_drawn_by_length_and_by_cost():
 
 def test_a_model_without_a_cost_is_named(tmp_path):
     results, costs = tmp_path / "results.jsonl", tmp_path / "costs.json"
-    results.write_text(json.dumps({"name": "none/10", "status": 0, "last_tenth": 0.0}))
+    results.write_text(json.dumps({"name": "none/10", "status": 0, "final_return": 0.0}))
     costs.write_text('{"gru-5e-4": 50.0}')
     with pytest.raises(SystemExit, match=r"error: .*costs\.json has no cost of none"):
         how_far_back.write_picture(results, costs, tmp_path / "picture.png")
@@ -176,7 +176,7 @@ def test_curves_are_drawn_by_task_and_model():
 
 def test_a_point_of_a_curve_stands_where_its_part_ends():
     """Of 75 updates the first 25 parts have two each, the other 25 one."""
-    metrics = {"returned_episode_returns": np.arange(75.0), "episodes": np.ones(75)}
+    metrics = {"returned_episode_returns": np.arange(75.0), "num_episodes": np.ones(75)}
     row = study.summary(metrics | {"env_steps": 10 * np.arange(1, 76)})
     read = curves.read_curves([json.dumps({"name": "a/X", "status": 0} | row)])
     ((steps, returns),) = read["X"]["a"]

@@ -167,7 +167,7 @@ def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
         state, metrics = update(state)
     key = jax.random.key_data(state.permutation_key)
     assert_alike(jax.device_get((state.train_state, key, metrics)))
-    assert metrics["episodes"][0] == 32 * 16 / 4
+    assert metrics["num_episodes"][0] == 32 * 16 / 4
     streams = jax.random.key_data(state.rollout_state.env_keys).reshape(32, -1)
     assert len(np.unique(streams, axis=0)) == 32
 

@@ -50,7 +50,7 @@ def test_a_run_writes_its_files_and_nothing_else(results):
     assert config["ENV_KWARGS"] == {"memory_length": 3}
     metrics = load(folder / "5_metrics.npy")
     assert {
-        *("returned_episode_returns", "returned_episode_lengths", "episodes", "total_loss"),
+        *("returned_episode_returns", "returned_episode_lengths", "num_episodes", "total_loss"),
         *("actor_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"),
         *("explained_variance", "learning_rate", "steps_per_second", "env_steps", "param_norm"),
         *("mean_reward", "mean_observation"),

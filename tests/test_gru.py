@@ -48,7 +48,7 @@ def test_both_forms_are_the_equations(window_grad):
     reach = rng.integers(0, 2, (batch, steps))
     layer = GRULayer(WIDTH)
     memory = jnp.zeros((batch, 1 + steps - window_grad, WIDTH))
-    params = layer.init(jax.random.key(0), xs, memory, reach, window_grad, method="window")
+    params = layer.init(jax.random.key(0), xs, memory, reach, window_grad, method="unroll_windows")
     params = jax.tree.map(lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), params)
     expected = in_numpy(params["params"], xs, start, reach)
     carry, stepped = start, []
@@ -57,7 +57,9 @@ def test_both_forms_are_the_equations(window_grad):
         stepped.append(output)
     np.testing.assert_allclose(np.stack(stepped, axis=1), expected, atol=1e-5)
     kept = np.concatenate([start[:, None], expected[:, : steps - window_grad]], axis=1)
-    windows = layer.apply(params, xs, kept.astype(np.float32), reach, window_grad, method="window")
+    windows = layer.apply(
+        params, xs, kept.astype(np.float32), reach, window_grad, method="unroll_windows"
+    )
     np.testing.assert_allclose(windows, expected, atol=1e-5)
 
 
@@ -80,12 +82,12 @@ def test_rollout_and_window_agree_across_episode_ends(config, memory):
 
 def test_a_carry_that_is_not_forgotten_would_be_seen(monkeypatch):
     played = two_rollouts({**CHAIN, "MEMORY": "gru"})
-    original = GRULayer.window
+    original = GRULayer.unroll_windows
 
     def never_forgets(self, x, memory, reach, window_grad):
         return original(self, x, memory, jnp.ones_like(reach), window_grad)
 
-    monkeypatch.setattr(GRULayer, "window", never_forgets)
+    monkeypatch.setattr(GRULayer, "unroll_windows", never_forgets)
     assert largest_ratio_error(played) > 1e-3
 
 

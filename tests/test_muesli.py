@@ -17,8 +17,8 @@ from trxl.muesli import (
     PolicyTarget,
     Steps,
     clipped_mpo,
-    divergence,
     draw_rows,
+    kl_to_target,
     no_variance,
     retrace,
     sampled_mpo_weights,
@@ -173,7 +173,7 @@ def test_with_many_samples_the_sampled_gradient_is_the_exact_one():
     sampled = PolicyTarget(None, actions, sampled_mpo_weights(q[actions], 1.0))
 
     def gradient(target):
-        return jax.grad(lambda x: divergence(target, distrax.Categorical(logits=x)).sum())(logits)
+        return jax.grad(lambda x: kl_to_target(target, distrax.Categorical(logits=x)).sum())(logits)
 
     np.testing.assert_allclose(gradient(sampled), gradient(exact), atol=0.03)
     assert np.abs(gradient(exact)).max() > 0.1
@@ -185,7 +185,7 @@ def test_the_divergence_is_that_of_the_distributions_and_leaves_illegal_actions_
     policy = distrax.Categorical(logits=logits)
     probs = np.exp([0.3, -1.0]) / np.exp([0.3, -1.0]).sum()
     expected = (np.array([0.25, 0.75]) * np.log(np.array([0.25, 0.75]) / probs)).sum()
-    found = divergence(PolicyTarget(target, None, None), policy)
+    found = kl_to_target(PolicyTarget(target, None, None), policy)
     np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
 
 
@@ -291,7 +291,7 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
     kept = None
     for number in range(5):
         trajectory = collected.trajectory._replace(reward=jnp.full_like(reward, number))
-        kept = muesli.keep(config, kept, collected._replace(trajectory=trajectory))
+        kept = muesli.add_to_replay(config, kept, collected._replace(trajectory=trajectory))
         assert kept.number.tolist() == [number + 1] * config["NUM_ENVS"]
         there = set(np.asarray(kept.rollouts.reward[:, : number + 1]).ravel().tolist())
         assert there == {float(n) for n in range(max(0, number - 2), number + 1)}
@@ -309,7 +309,7 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
 
 def test_without_a_share_nothing_is_kept(played):
     config, _, _, collected = played
-    assert muesli.keep({**config, "REPLAY_SHARE": 0.0}, None, collected) is None
+    assert muesli.add_to_replay({**config, "REPLAY_SHARE": 0.0}, None, collected) is None
     assert muesli.num_replayed({"REPLAY_SHARE": 0.75}, 8) == 24
     assert muesli.num_replayed({"REPLAY_SHARE": 0.5}, 8) == 8
 
@@ -326,8 +326,8 @@ def setup(config):
     state = jax.jit(init)(jax.random.key(0))
     train_state = state.train_state
     params = random_params(train_state.params, 1, 0.3)
-    extra = train_state.extra._replace(target=random_params(params, 2, 0.3))
-    state = state._replace(train_state=train_state._replace(params=params, extra=extra))
+    extra = train_state.algorithm_state._replace(target=random_params(params, 2, 0.3))
+    state = state._replace(train_state=train_state._replace(params=params, algorithm_state=extra))
     state, collected = jax.jit(lambda state: collect(config, env, network, MUESLI, state))(state)
     return config, network, state, collected
 
@@ -340,7 +340,7 @@ def played():
 def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
     config, network, state, collected = played
     batch = muesli.make_batch(config, collected)
-    learner = state.train_state.extra
+    learner = state.train_state.algorithm_state
     targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
     assert batch.terminated.sum() > 10
     values = np.swapaxes(collected.trajectory.value, 0, 1)
@@ -360,7 +360,7 @@ def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
     """Those of the policy gradient, and those that the prior is weighed by."""
     config, network, state, collected = played
     batch = muesli.make_batch(config, collected)
-    learner = state.train_state.extra
+    learner = state.train_state.algorithm_state
 
     def targets_of(floor):
         changed = {**config, "ADVANTAGE_FLOOR": floor, "CMPO_CLIP": 1e6}
@@ -386,13 +386,13 @@ def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
 
 def test_action_values_are_one_step_of_the_model(played):
     config, network, state, collected = played
-    params = state.train_state.extra.target
+    params = state.train_state.algorithm_state.target
     batch = muesli.make_batch(config, collected)
 
     def call(method, *args):
         return network.apply(params, *args, method=method)
 
-    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     q = call("action_values", latent, muesli.every_action(network.action_space), 0.9)
     for action in range(2):
         imagined = call("imagine", latent, jnp.broadcast_to(jnp.eye(2)[action], (4, 16, 2)))
@@ -403,13 +403,13 @@ def test_action_values_are_one_step_of_the_model(played):
 def test_replayed_rows_are_of_the_replay(played):
     """With other rewards in what is kept another loss of rewards comes out."""
     config, network, state, collected = played
-    kept = muesli.keep({**config, "REPLAY_ROLLOUTS": 1}, None, collected)
+    kept = muesli.add_to_replay({**config, "REPLAY_ROLLOUTS": 1}, None, collected)
     other = kept._replace(rollouts=kept.rollouts._replace(reward=kept.rollouts.reward + 3))
 
     @jax.jit
     def reward_loss(kept):
-        rollout, key = collected._replace(kept=kept), jax.random.key(0)
-        return muesli.learn(config, network, state.train_state, rollout, key, None)[1][
+        rollout, key = collected._replace(replay=kept), jax.random.key(0)
+        return muesli.update(config, network, state.train_state, rollout, key, None)[1][
             "reward_loss"
         ]
 
@@ -421,7 +421,7 @@ def test_steps_without_the_agent_are_in_no_loss(played):
     batch = muesli.make_batch(config, collected)
     active = jnp.asarray(np.random.default_rng(0).random(batch.reward.shape) < 0.6)
     batch = batch._replace(active=active)
-    learner, params = state.train_state.extra, state.train_state.params
+    learner, params = state.train_state.algorithm_state, state.train_state.params
     targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
     config = {**config, "MODEL_STEPS": 1}
 
@@ -461,7 +461,7 @@ class Known:
 
     def apply(self, params, *args, method):
         del params
-        if method == "window":
+        if method == "unroll_windows":
             return args[0]
         latent = args[0]
         if method == "policy":
@@ -491,7 +491,10 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
     action = rng.integers(0, 2, (length, rows))
     likely = np.log([0.4, 0.6])[action]
     fields |= {"active": active, "action": action, "log_prob": likely}
-    fields |= {"obs": np.tile(np.arange(20.0)[:, None], rows), "hidden": ends[..., None, None]}
+    fields |= {
+        "obs": np.tile(np.arange(20.0)[:, None], rows),
+        "layer_inputs": ends[..., None, None],
+    }
     config = {"GAMMA": gamma, "RETRACE_LAMBDA": decay, "WINDOW_GRAD": 20, "NUM_STEPS": 20}
     config |= {"ADVANTAGE_DECAY": 0.9, "ADVANTAGE_FLOOR": 0.0, "CMPO_CLIP": 1.0, "EXACT_ACTIONS": 2}
     collected = Rollout(
@@ -537,15 +540,15 @@ def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
     config, network, state, collected = played
     config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "LR": 0.1}
     config |= {"ANNEAL_LR": False}
-    collected = collected._replace(kept=muesli.keep(config, state.kept, collected))
+    collected = collected._replace(replay=muesli.add_to_replay(config, state.replay, collected))
     before = state.train_state
     after, metrics = jax.jit(
-        lambda s, c: muesli.learn(config, network, s, c, jax.random.key(0), None)
+        lambda s, c: muesli.update(config, network, s, c, jax.random.key(0), None)
     )(before, collected)
-    expected = optax.incremental_update(after.params, before.extra.target, 0.1)
+    expected = optax.incremental_update(after.params, before.algorithm_state.target, 0.1)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-        after.extra.target,
+        after.algorithm_state.target,
         expected,
     )
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params, before.params)
@@ -556,7 +559,7 @@ def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
 def test_the_loss_is_its_parts(played):
     config, network, state, collected = played
     batch = muesli.make_batch(config, collected)
-    learner = state.train_state.extra
+    learner = state.train_state.algorithm_state
     targets, _ = muesli.make_targets(config, network, learner, batch, jax.random.key(0), None)
 
     def total(**weights):
@@ -582,7 +585,7 @@ def test_the_loss_is_its_parts(played):
         network.apply(
             state.train_state.params,
             *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
-            method="window",
+            method="unroll_windows",
         ),
         batch.obs,
         method="policy",
@@ -609,15 +612,15 @@ def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
     state = out["runner_state"]
     env = make_env(config, 8)
     network = MUESLI.make_network(config, env.action_space, obs_space(env))
-    batch = jax.tree.map(lambda x: x[:, 0], state.kept.rollouts)
-    learner = state.train_state.extra
+    batch = jax.tree.map(lambda x: x[:, 0], state.replay.rollouts)
+    learner = state.train_state.algorithm_state
     targets, variance = muesli.make_targets(config, network, learner, batch, None, None)
     obs = unpack_obs(batch.obs, obs_space(env))
 
     def call(method, *args):
         return network.apply(learner.target, *args, method=method)
 
-    latent = call("window", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
+    latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     q = call("action_values", latent, muesli.every_action(env.action_space), 0.5)
     in_0, in_1 = (np.asarray(obs[..., i]) == 1 for i in range(2))
     v_1 = 1 / (1 - 0.25)
@@ -683,8 +686,8 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
 
 def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
     _, _, state, _ = played
-    assert "kept" in filled_fields(state)
-    assert "kept" not in filled_fields(state._replace(kept=None))
+    assert "replay" in filled_fields(state)
+    assert "replay" not in filled_fields(state._replace(replay=None))
 
 
 def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):

@@ -169,7 +169,7 @@ def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_
     )
     metrics = load_results(tmp_path / "runs/corridor/Corridor/0_metrics.npy")
     np.testing.assert_array_equal(metrics["returned_episode_lengths"], 4)
-    np.testing.assert_array_equal(metrics["episodes"], 16)
+    np.testing.assert_array_equal(metrics["num_episodes"], 16)
     assert np.isfinite(metrics["total_loss"]).all()
 
 

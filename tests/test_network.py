@@ -168,7 +168,7 @@ def test_initialisation_is_flaxs_default_outside_the_heads():
         memory,
         jnp.zeros((1, 1), jnp.int32),
         1,
-        method="window",
+        method="unroll_windows",
     )["params"]
     layer = params["transformer"]["layers_1"]
     # lecun_normal: standard deviation 1 / sqrt(fan-in), for fused matrices the same.

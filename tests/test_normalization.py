@@ -188,7 +188,7 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     moments = saved["normalizer"]["obs"]
     seen = (obs - moments["mean"]) / np.sqrt(moments["variance"] + 1e-8)
     caches = network.apply(
-        {"params": saved["params"]}, empty_memory(config, 1).hidden, method="init_cache"
+        {"params": saved["params"]}, empty_memory(config, 1).layer_inputs, method="init_cache"
     )
     policy, *_ = network.apply(
         {"params": saved["params"]}, seen, caches, 0, jnp.zeros(1, jnp.int32), method="step"

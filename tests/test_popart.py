@@ -36,7 +36,7 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
     kernel, bias = rng.standard_normal((6, 1)), rng.standard_normal(1)
     layer = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     x = rng.standard_normal((9, 6))
-    says = first.raw(x @ kernel + bias)
+    says = first.denormalize(x @ kernel + bias)
     for updates, scale in enumerate((1.0, 30.0, 1e-3)):
         returns = (scale * (rng.standard_normal((4, 5)) + 2)).astype(np.float32)
         counts = (rng.random((4, 5)) < 0.7) * 1.0
@@ -53,7 +53,7 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
         deviation = np.sqrt(square / weight - (mean / weight) ** 2)
         np.testing.assert_allclose(new.sigma, deviation, rtol=1e-3)
         layer = statistics.preserve_outputs(layer, old, new)
-        after = new.raw(x @ layer["kernel"] + layer["bias"])
+        after = new.denormalize(x @ layer["kernel"] + layer["bias"])
         np.testing.assert_allclose(after, says, rtol=1e-3, atol=1e-3)
     still = statistics.update_return_moments(
         statistics.init_return_moments(), jnp.full((2, 2), 3.0), None, decay, jnp.int32(0), None
@@ -76,8 +76,8 @@ def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_criti
     reach = jnp.zeros((4, 16), jnp.int32)
 
     def values(state):
-        x = network.apply(state.params, obs, memory, reach, 4, method="window")[1]
-        return statistics.value_scale(state.extra).raw(x)
+        x = network.apply(state.params, obs, memory, reach, 4, method="unroll_windows")[1]
+        return statistics.value_scale(state.algorithm_state).denormalize(x)
 
     before = values(state)
     returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
@@ -141,10 +141,10 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
     network = make_network(config, Discrete(2), ObsSpace(2, 2))
     params = PPO.saved_params(config, train_state)
     obs, no_memory, reach = jnp.eye(2)[:, None], jnp.zeros((2, 0, 1, 16)), jnp.zeros((2, 1), int)
-    policy, value = network.apply(params, obs, no_memory, reach, 1, method="window")
+    policy, value = network.apply(params, obs, no_memory, reach, 1, method="unroll_windows")
     np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
     np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
-    scale = statistics.value_scale(train_state.extra)
+    scale = statistics.value_scale(train_state.algorithm_state)
     assert 2500 < scale.mu < 3500
     assert 100 < scale.sigma < 400
 
@@ -168,7 +168,7 @@ def test_the_floor_of_advantages_is_in_returns_as_they_are():
     def moved(floor):
         settings = {**config, "ADVANTAGE_FLOOR": floor}
         before = state.train_state
-        after, _ = trainer.learn(settings, network, before, collected, jax.random.key(1), None)
+        after, _ = trainer.update(settings, network, before, collected, jax.random.key(1), None)
         kernels = (x.params["params"]["actor"]["Dense_2"]["kernel"] for x in (after, before))
         return jnp.linalg.norm(jnp.subtract(*kernels))
 
@@ -190,7 +190,7 @@ def test_steps_without_the_agent_are_no_part_of_the_moments():
     )
     after, _ = trainer.rescale(config, state, batch, None)
     counted = returns[weight > 0]
-    np.testing.assert_allclose(after.extra, (counted.mean(), counted.var()), rtol=1e-4)
+    np.testing.assert_allclose(after.algorithm_state, (counted.mean(), counted.var()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", ["mlp", "residual"])
@@ -199,12 +199,12 @@ def test_saved_parameters_predict_returns(heads):
     network = make_network(config, Discrete(3), ObsSpace(2))
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
     scale = statistics.ReturnMoments(jnp.float32(500.0), jnp.float32(400.0))
-    state = PPO.init(config, params)._replace(extra=scale)
+    state = PPO.init(config, params)._replace(algorithm_state=scale)
 
     def values(params):
         obs = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 2)), jnp.float32)
         memory, reach = jnp.zeros((4, 8 + 16 - 4, 1, 16)), jnp.zeros((4, 16), int)
-        return network.apply(params, obs, memory, reach, 4, method="window")[1]
+        return network.apply(params, obs, memory, reach, 4, method="unroll_windows")[1]
 
     saved = PPO.saved_params(config, state)
     np.testing.assert_allclose(values(saved), 500 + 20 * values(params), rtol=1e-4)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from trxl.results import UnsafeFileError, load_results
+from trxl.results import UnsafeFileError, load_results, with_new_names
 
 from evaluate_PPO_trXL import load_agent
 
@@ -18,6 +18,7 @@ COMMITTED = sorted(REPOSITORY.glob("results_*/**/*.npy"))
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_it_reads_what_numpy_reads(path):
     ours, numpys = load_results(path), np.load(path, allow_pickle=True).item()
+    numpys = with_new_names(numpys)
     assert jax.tree.structure(ours) == jax.tree.structure(numpys)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(numpys), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -30,6 +31,17 @@ def test_scalars_strings_and_containers_are_plain(tmp_path):
     assert loaded["a"] == 1.5
     assert loaded["b"] == content["b"]
     np.testing.assert_array_equal(loaded["c"]["d"], [0, 1, 2])
+
+
+def test_names_of_earlier_versions_are_today_s(tmp_path):
+    config = {"RETURN_DECAY": 0.9, "TARGET_RATE": 0.5, "EPISODE_END": "beside", "LR": 1e-3}
+    np.save(tmp_path / "0_config.npy", config)
+    assert load_results(tmp_path / "0_config.npy") == {
+        **{"POPART_DECAY": 0.9, "TARGET_EMA_RATE": 0.5, "EPISODE_END": "append", "LR": 1e-3}
+    }
+    old = REPOSITORY / "results_gymnax/MemoryChain-bsuite/0_metrics.npy"
+    assert "episodes" in np.load(old, allow_pickle=True).item()
+    assert load_results(old)["num_episodes"].min() > 0
 
 
 class Malicious:

@@ -154,7 +154,7 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_device
     run({**resumed_config(stopped, {}), "RESUME": str(stopped)}, all_devices)
     for seed in range(config.get("NUM_SEEDS", 1)):
         assert_bitwise_equal(load(whole, seed), load(stopped, seed))
-    assert np.all(load(whole)[0]["episodes"] > 0)
+    assert np.all(load(whole)[0]["num_episodes"] > 0)
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
         run({**resumed, "RESUME": str(folder)}, all_devices=second)
         curves[name] = load(folder)[0]
     for name in ("False_True", "True_False"):
-        for metric in ("returned_episode_returns", "episodes", "total_loss", "grad_norm"):
+        for metric in ("returned_episode_returns", "num_episodes", "total_loss", "grad_norm"):
             np.testing.assert_allclose(
                 curves[name][metric], curves["False_False"][metric], rtol=1e-3, atol=1e-5
             )

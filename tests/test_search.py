@@ -288,7 +288,7 @@ def test_a_member_is_the_run_of_its_config(devices):
         state, metrics = train_alone(config_of(**row.traced), row.seed, 3)
         for one, alone in zip(seen, metrics, strict=True):
             np.testing.assert_allclose(one.returns[i], alone["returned_episode_returns"], rtol=1e-4)
-            assert one.episodes[i] == alone["episodes"]
+            assert one.episodes[i] == alone["num_episodes"]
         own = jax.tree.map(lambda x, i=i: x[i], chunk.state().train_state.params)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), own, state.train_state.params

@@ -37,7 +37,7 @@ if sys.argv[3] == "fail":
     sys.exit(3)
 returns = np.array([np.nan, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
 for seed in sys.argv[2].split(","):
-    metrics = {"returned_episode_returns": returns, "episodes": np.arange(10)}
+    metrics = {"returned_episode_returns": returns, "num_episodes": np.arange(10)}
     metrics["env_steps"] = 32_768 * (1 + np.arange(10))
     np.save(folder / f"{seed}_metrics.npy", metrics)
     config = {"TOTAL_TIMESTEPS": 327_680, "NUM_ENVS": 256, "NUM_STEPS": 128, "seed": int(seed)}
@@ -89,7 +89,7 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
     assert sorted((line["seed"], line["status"]) for line in lines) == [(3, 0), (4, 0), (4, 3)]
     for line in lines:
         if line["status"] == 0:
-            assert line["last_tenth"] == 9.0
+            assert line["final_return"] == 9.0
             assert line["curve"] == [None, *map(float, range(1, 10))]
             # Two updates make 65,536 steps; the last two have 8 and 9 episodes.
             assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
@@ -108,7 +108,7 @@ def test_seeds_of_one_program_have_a_line_each_and_one_that_diverged_fails_alone
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [5, 6]
     assert [line["status"] for line in lines] == statuses
-    assert [line["last_tenth"] for line in lines] == [9.0, 9.0]
+    assert [line["final_return"] for line in lines] == [9.0, 9.0]
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path):
@@ -151,9 +151,9 @@ runpy.run_path({study.__file__!r}, run_name="__main__")
 
 
 def test_a_training_in_which_no_episode_ends_has_no_returns():
-    metrics = {"returned_episode_returns": np.full(4, np.nan), "episodes": np.zeros(4)}
+    metrics = {"returned_episode_returns": np.full(4, np.nan), "num_episodes": np.zeros(4)}
     found = study.summary(metrics | {"env_steps": np.arange(1, 5)})
-    assert (found["mmer"], found["last_tenth"], found["curve"]) == (None, None, [None] * 4)
+    assert (found["mmer"], found["final_return"], found["curve"]) == (None, None, [None] * 4)
 
 
 def test_a_run_goes_on_in_the_environment_of_ones_own_that_it_had(tmp_path):

@@ -354,7 +354,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     policy, _ = network.apply(
         state.train_state.params,
         *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
-        method="window",
+        method="unroll_windows",
     )
     np.testing.assert_allclose(policy.log_prob(batch.action), batch.log_prob, atol=1e-4)
 
@@ -380,7 +380,7 @@ def test_dead_units_are_out_until_their_teams_episode_ends():
 
 def trials(ruleset_file, **changes):
     env_kwargs = {"benchmark": ruleset_file, "episodes_per_trial": 3, "max_steps": 15}
-    changes = {"EPISODE_END": "hidden", "num_envs": 8} | changes
+    changes = {"EPISODE_END": "none", "num_envs": 8} | changes
     return make("xminigrid/XLand-MiniGrid-R1-9x9", ENV_KWARGS=env_kwargs, **changes)
 
 

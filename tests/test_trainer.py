@@ -35,18 +35,20 @@ def test_the_ratio_is_one_before_the_first_gradient_step(chain):
 
 @pytest.mark.parametrize("offset", [-1, 1])
 def test_a_mask_that_is_off_by_one_would_be_seen(chain, offset, monkeypatch):
-    monkeypatch.setattr(transformerXL.TransformerXLLayer, "window", window_with_other_reach(offset))
+    monkeypatch.setattr(
+        transformerXL.TransformerXLLayer, "unroll_windows", window_with_other_reach(offset)
+    )
     assert largest_ratio_error(chain) > 1e-3
 
 
 def window_with_other_reach(offset):
-    original = transformerXL.TransformerXLLayer.window
+    original = transformerXL.TransformerXLLayer.unroll_windows
 
-    def window(self, x, memory, reach, window_grad):
+    def unroll_windows(self, x, memory, reach, window_grad):
         reach = jnp.clip(reach + offset, 0, self.window_mem)
         return original(self, x, memory, reach, window_grad)
 
-    return window
+    return unroll_windows
 
 
 def test_a_relative_shift_that_is_off_by_one_would_be_seen(chain, monkeypatch):
@@ -103,7 +105,7 @@ def test_advantages_are_those_of_a_loop():
 
 QUEST = {
     **SMALL,
-    **{"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Quest", "EPISODE_END": "hidden"},
+    **{"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Quest", "EPISODE_END": "none"},
     "NUM_STEPS": 32,
 }
 
@@ -180,10 +182,10 @@ def test_a_truncated_step_is_worth_the_old_episodes_next_value():
         assert not trajectory.terminated[end].any()
         episode = unpack_obs(trajectory.obs, obs_space(env))[end - 2 : end + 1]  # (3, B, .)
         obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
-        no_memory = empty_memory(config, config["NUM_ENVS"]).hidden
+        no_memory = empty_memory(config, config["NUM_ENVS"]).layer_inputs
         reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))
         _, value = network.apply(
-            state.train_state.params, obs, no_memory, reach, 4, method="window"
+            state.train_state.params, obs, no_memory, reach, 4, method="unroll_windows"
         )
         np.testing.assert_allclose(trajectory.final_value[end], value[:, 3], atol=1e-5)
     np.testing.assert_array_equal(trajectory.final_value[~trajectory.truncated], 0.0)
@@ -301,7 +303,7 @@ def test_make_train_leaves_the_config_unchanged():
 
 def test_memory_holds_the_newest_hidden_states(chain):
     config, _, _, (first, second) = chain
-    hidden = jnp.swapaxes(first.trajectory.hidden, 0, 1)
+    hidden = jnp.swapaxes(first.trajectory.layer_inputs, 0, 1)
     expected = jnp.concatenate([first.memory, hidden], axis=1)[:, -config["WINDOW_MEM"] :]
     np.testing.assert_array_equal(second.memory, expected)
 
@@ -320,14 +322,14 @@ def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
     trajectory = chain[-1][0].trajectory
     returned = trajectory.episode_metrics["returned_episode_returns"]
     metrics = episode_metrics(trajectory, None)
-    assert metrics["episodes"] == trajectory.done.sum() == 16  # of 4 steps each
+    assert metrics["num_episodes"] == trajectory.done.sum() == 16  # of 4 steps each
     assert metrics["returned_episode_lengths"] == 4.0
     np.testing.assert_allclose(
         metrics["returned_episode_returns"], np.mean(returned[trajectory.done])
     )
     none = jnp.zeros_like(trajectory.done)
     none_ended = episode_metrics(trajectory._replace(returned_episode=none), None)
-    assert none_ended["episodes"] == 0
+    assert none_ended["num_episodes"] == 0
     assert np.isnan(none_ended["returned_episode_returns"])
 
 
@@ -436,7 +438,7 @@ def test_advantages_that_are_noise_are_not_blown_up(chain):
     @jax.jit
     def largest_change(floor):
         settings = {**config, "ADVANTAGE_FLOOR": floor, "ENT_COEF": 0.0, "VF_COEF": 0.0}
-        after, _ = trainer.learn(settings, network, before, collected, jax.random.key(1), None)
+        after, _ = trainer.update(settings, network, before, collected, jax.random.key(1), None)
         changes = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after.params, before.params)
         return jax.tree.reduce(jnp.maximum, changes["params"]["actor"])
 

@@ -39,7 +39,7 @@ def play(episode_end, **changes):
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])
-@pytest.mark.parametrize("episode_end", ["hidden", "beside", "step"])
+@pytest.mark.parametrize("episode_end", ["none", "append", "step"])
 def test_of_several_agents_each_sees_what_one_would(episode_end, bootstrap):
     one, two = (
         play(episode_end, ENV_NAME=name, BOOTSTRAP_TRUNCATED=bootstrap)
@@ -51,8 +51,8 @@ def test_of_several_agents_each_sees_what_one_would(episode_end, bootstrap):
 
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_beside_has_the_last_observation_beside_the_next_first_one(bootstrap):
-    played = play("beside", BOOTSTRAP_TRUNCATED=bootstrap)
-    plain = play("hidden", BOOTSTRAP_TRUNCATED=bootstrap)
+    played = play("append", BOOTSTRAP_TRUNCATED=bootstrap)
+    plain = play("none", BOOTSTRAP_TRUNCATED=bootstrap)
     np.testing.assert_array_equal(played["obs"][..., :3], plain["obs"])
     boundary, done = plain["memory_boundary"], plain["done"]
     assert (done & boundary).any()
@@ -84,7 +84,7 @@ def test_a_step_of_its_own_shows_the_end_and_changes_nothing_else():
     assert (left == 0).sum() == ends[:-1].sum()
 
 
-@pytest.mark.parametrize("episode_end", ["hidden", "beside", "step"])
+@pytest.mark.parametrize("episode_end", ["none", "append", "step"])
 def test_without_a_trials_memory_nothing_outlasts_an_episode(episode_end):
     played = play(episode_end, TRIAL_MEMORY=False, PREV_ACTION_REWARD=True)
     kept = play(episode_end, PREV_ACTION_REWARD=True)
@@ -96,14 +96,14 @@ def test_without_a_trials_memory_nothing_outlasts_an_episode(episode_end):
     assert not action[done].any()
     assert not reward[done].any()
     assert (action[~done].sum(axis=-1) == 1).all()
-    if episode_end == "beside":
+    if episode_end == "append":
         assert not played["next"][..., 5:-1].any()
     else:
         np.testing.assert_array_equal(np.diff(played["next"][..., 2], axis=0)[done[1:]] % 3, 1)
 
 
 def test_the_previous_action_and_reward_last_for_a_trial():
-    played = play("hidden", PREV_ACTION_REWARD=True)
+    played = play("none", PREV_ACTION_REWARD=True)
     action, reward = played["next"][..., :2], played["next"][..., -1]
     boundary = played["memory_boundary"]
     assert (played["done"] & ~boundary).sum() > 50
@@ -115,6 +115,6 @@ def test_without_trials_nothing_is_shown():
     chain = {**SMALL, "ENV_NAME": "MemoryChain-bsuite"}
     sizes = {
         make_env(PPO.check({**chain, "EPISODE_END": end}), 4).obs_size
-        for end in ("hidden", "beside", "step")
+        for end in ("none", "append", "step")
     }
     assert len(sizes) == 1

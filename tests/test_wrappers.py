@@ -207,7 +207,7 @@ def test_agents_are_rows_with_their_own_actions_and_their_teams_end():
     action = jnp.arange(6) % 4
     np.testing.assert_array_equal(obs[:, 0], [0, 1, 2, 0, 1, 2])
     for t in range(1, 11):
-        active = np.asarray(env.active(state))
+        active = np.asarray(env.agents_active(state))
         np.testing.assert_array_equal(active, np.tile((t - 1) % 5 < 2 + np.arange(3), 2))
         obs, state, reward, done, info = env.step(keys, state, action)
         np.testing.assert_array_equal(reward, action)

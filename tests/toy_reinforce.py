@@ -37,10 +37,10 @@ class Batch(NamedTuple):
 
 
 def init(config, params):
-    return fresh_train_state(params, clipped_adam(1.0), extra=jnp.zeros(()))
+    return fresh_train_state(params, clipped_adam(1.0), algorithm_state=jnp.zeros(()))
 
 
-def learn(config, network, train_state, collected, key, axis_name):
+def update(config, network, train_state, collected, key, axis_name):
     trajectory = collected.trajectory
 
     def discount(later, step):
@@ -64,13 +64,13 @@ def learn(config, network, train_state, collected, key, axis_name):
 
     train_state, metrics = jax.lax.scan(step, train_state, rows)
     metrics = mean_metrics(metrics, rate, train_state.params)
-    best = jnp.maximum(train_state.extra, returns.max())
-    return train_state._replace(extra=best), metrics | {"best_return": best}
+    best = jnp.maximum(train_state.algorithm_state, returns.max())
+    return train_state._replace(algorithm_state=best), metrics | {"best_return": best}
 
 
 def reinforce_loss(network, window_grad, baseline_coef, params, batch):
     policy, value = network.apply(
-        params, batch.obs, batch.memory, batch.reach, window_grad, method="window"
+        params, batch.obs, batch.memory, batch.reach, window_grad, method="unroll_windows"
     )
     error = batch.returns - value
     weight = jax.lax.stop_gradient(error)
@@ -81,5 +81,5 @@ def reinforce_loss(network, window_grad, baseline_coef, params, batch):
 
 
 REINFORCE = Algorithm(
-    "REINFORCE", KEYS, make_env, make_network, init, learn, ("policy_loss", "param_norm")
+    "REINFORCE", KEYS, make_env, make_network, init, update, ("policy_loss", "param_norm")
 )

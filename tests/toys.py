@@ -22,7 +22,7 @@ class Team(SingleEnvironment):
         state = state + 1
         return self._observe(state), state, action * 1.0, state == 5, jnp.bool_(False), {}
 
-    def out(self, state):
+    def agents_done(self, state):
         return state >= 2 + jnp.arange(3)
 
     def _observe(self, state):
@@ -119,7 +119,7 @@ class QuestOfTwo(Quest):
         obs, state, reward, *rest = super().step(key, state, action[0])
         return obs, state, jnp.stack([reward, -reward]), *rest
 
-    def out(self, state):
+    def agents_done(self, state):
         return jnp.zeros(2, bool)
 
     def _observe(self, state):

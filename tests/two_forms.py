@@ -58,7 +58,7 @@ def largest_ratio_error(chain):
     policy, value = network.apply(
         state.train_state.params,
         *(batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]),
-        method="window",
+        method="unroll_windows",
     )
     ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
     return max(float(jnp.abs(ratio - 1).max()), float(jnp.abs(value - batch.value).max()))

@@ -101,10 +101,10 @@ SHARED_KEYS = {
         " both",
     ),
     "EPISODE_END": environment(
-        "beside",
-        "what is seen of an episode's end within a trial: `hidden`, nothing; `beside`, the last"
-        " observation beside the next first one; `step`, a step of its own",
-        choices=("hidden", "beside", "step"),
+        "append",
+        "what is seen of an episode's end within a trial: `none`, nothing; `append`, the last"
+        " observation beside the first of the next; `step`, a step of its own",
+        choices=("none", "append", "step"),
     ),
     "PREV_ACTION_REWARD": environment(
         None,
@@ -249,7 +249,7 @@ MEMORIES = {
 }
 """What is kept of the steps before, by the value of MEMORY, whatever else a config asks for."""
 
-BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "hidden", "NORMALIZE_VALUE": False}
+BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "none", "NORMALIZE_VALUE": False}
 """Values of keys that a saved config lacks because it is older than they are, not the defaults."""
 
 

@@ -27,7 +27,7 @@ from trxl.spaces import (
     StoredObs,
     cell_words,
     grid_and_vector,
-    pieces,
+    obs_parts,
     unpack_cells,
 )
 
@@ -123,7 +123,7 @@ def find_entries(cells: jax.Array, grid: Grid) -> Appearing:
 
 def all_entries(cells: jax.Array, grid: Grid, dtype) -> jax.Array:
     """(N, rows, columns, words) as stored to (N, grid.size)."""
-    return grid.part(unpack_cells(cells, grid.groups)).astype(dtype)
+    return grid.flatten(unpack_cells(cells, grid.groups)).astype(dtype)
 
 
 def some_entries(cells: jax.Array, index: jax.Array, grid: Grid, dtype) -> jax.Array:
@@ -172,7 +172,7 @@ class LinearEncoder(nn.Module):
             beside = matmul(vector.astype(self.dtype), jnp.concatenate([before, behind]))
             cells = obs.cells.reshape(-1, *obs.cells.shape[-3:])
             return beside + cells_product(cells, of_grid, grid).reshape(beside.shape)
-        present = [x.astype(self.dtype) for x in pieces(obs, self.space) if x.shape[-1]]
+        present = [x.astype(self.dtype) for x in obs_parts(obs, self.space) if x.shape[-1]]
         ends = np.cumsum([x.shape[-1] for x in present])[:-1]
         products = map(matmul, present, jnp.split(kernel, ends))
         return reduce(jnp.add, products)

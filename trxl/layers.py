@@ -65,7 +65,7 @@ def _layer_norm_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.A
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-class Norm(nn.Module):
+class LayerNormParams(nn.Module):
     """LayerNorm's scale and bias, (width,) each, for the `Dense` that reads what is normed."""
 
     width: int
@@ -82,7 +82,7 @@ class NormRelu(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = Norm(x.shape[-1])()
+        scale, bias = LayerNormParams(x.shape[-1], name="Norm_0")()
         return nn.relu(scale * layer_norm(x) + bias)
 
 
@@ -130,7 +130,7 @@ def orthogonal(gain: float) -> Callable:
     return initialise
 
 
-class Head(nn.Module):
+class MLPHead(nn.Module):
     """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
 
     width: int
@@ -161,7 +161,7 @@ class ResidualHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        norm = Norm(x.shape[-1])()
+        norm = LayerNormParams(x.shape[-1], name="Norm_0")()
         h = Dense(self.width, kernel_init=orthogonal(2**0.5), dtype=self.dtype)(layer_norm(x), norm)
         h = h.astype(jnp.float32)
         residual = Dense(self.width, kernel_init=orthogonal(0.1), dtype=self.dtype)
@@ -230,11 +230,11 @@ class GRULayer(nn.Module):
         carry = self._advance(carry, self.cell.project(x), reach)
         return carry, carry
 
-    def kept(self, x: jax.Array, carry: jax.Array) -> jax.Array:
-        """What the memory keeps of a step, (B, E)."""
+    def memory_entry(self, x: jax.Array, carry: jax.Array) -> jax.Array:
+        """Returns the memory entry (B, E) of a step, its carry."""
         return carry
 
-    def window(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
         """x (B, T, E), memory (B, 1+T-W, E) of the steps -1 .. T-W-1, reach (B, T) -> (B, T, E)."""
         batch, steps = reach.shape
 

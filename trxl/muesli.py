@@ -169,7 +169,7 @@ class PolicyTarget(NamedTuple):
     weights: jax.Array | None  # (B, T, N)
 
 
-def divergence(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
+def kl_to_target(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
     """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
     if target.probs is not None:
         probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
@@ -253,14 +253,14 @@ class ModelNetwork(nn.Module):
         return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
-        """One step of a rollout: policy over (B,), values (B,), caches, hidden (B, L, E)."""
-        x, caches, hidden = self.transformer.step(obs, caches, t, reach)
+        """One step of a rollout: policy over (B,), values (B,), caches, layer_inputs (B, L, E)."""
+        x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
         latent = self._latent(x)
-        return self.policy(latent, obs), self.bins.mean(self.critic(latent)), caches, hidden
+        return self.policy(latent, obs), self.bins.mean(self.critic(latent)), caches, layer_inputs
 
-    def window(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
         """A whole rollout: latents s_0, (B, T, S)."""
-        latent = self._latent(self.transformer.window(obs, memory, reach, window_grad))
+        latent = self._latent(self.transformer.unroll_windows(obs, memory, reach, window_grad))
         if self.is_initializing():
             self.policy(latent, obs)
             self.imagine(latent, jnp.zeros((*latent.shape[:-1], self.action_space.num_outputs)))

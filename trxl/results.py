@@ -21,6 +21,28 @@ ALLOWED = {
 }
 
 
+RENAMED = {
+    "RETURN_DECAY": "POPART_DECAY",
+    "TARGET_RATE": "TARGET_EMA_RATE",
+    "episodes": "num_episodes",
+    "importance": "importance_weight",
+    "deviation": "advantage_std",
+    "value_error": "value_mse",
+}
+"""Keys and metrics of earlier versions, with their names of today."""
+
+RENAMED_VALUES = {"EPISODE_END": {"hidden": "none", "beside": "append"}}
+"""Values of keys, likewise."""
+
+
+def with_new_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a saved config or saved metrics with the names of today."""
+    return {
+        RENAMED.get(name, name): RENAMED_VALUES[name].get(x, x) if name in RENAMED_VALUES else x
+        for name, x in content.items()
+    }
+
+
 class UnsafeFileError(ValueError):
     """A file that holds something else than NumPy arrays, numbers, strings and plain containers."""
 
@@ -54,7 +76,7 @@ def unpickle_arrays(file: IO[bytes]) -> Any:
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """The dict in one of a run's `.npy` files.
+    """Loads the dict in one of a run's `.npy` files, with the names of today (`RENAMED`).
 
     Such a file holds a pickle, and `np.load(allow_pickle=True)` runs any code that it asks for.
     This reads the same files and refuses what is not plain data.
@@ -79,4 +101,4 @@ def load_results(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path} is cut off or not a run's file: {error}") from error
     if not (isinstance(content, np.ndarray) and shape == () and isinstance(content.item(), dict)):
         raise ValueError(f"{path} is not a run's file: it holds no dict")
-    return content.item()
+    return with_new_names(content.item())

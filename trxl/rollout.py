@@ -22,7 +22,7 @@ Metrics = dict[str, jax.Array]
 class Memory(NamedTuple):
     """What the agent carries from rollout to rollout."""
 
-    hidden: jax.Array  # (B, M, L, E), oldest first
+    layer_inputs: jax.Array  # (B, M, L, E), oldest first
     reach: jax.Array  # (B,) int32, how many of the newest are still valid, 0..M
 
 
@@ -48,7 +48,7 @@ class Transition(NamedTuple):
     terminated: jax.Array  # (B,)
     truncated: jax.Array  # (B,), and not terminated
     final_value: jax.Array  # (B,), of the final observation; means something where truncated
-    hidden: jax.Array  # (B, L, E), what each layer saw
+    layer_inputs: jax.Array  # (B, L, E), what each layer saw
     reach: jax.Array  # (B,) int32, how many steps before this one it attends to
     active: jax.Array | None  # (B,), whether the step counts; None where all do
     returned_episode: jax.Array  # (B,), whether the episode's metrics are to be counted
@@ -61,8 +61,8 @@ class Rollout(NamedTuple):
     trajectory: Transition  # leaves (T, B, ...)
     last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
     last_active: jax.Array | None  # (B,), whether the step from the last observation would count
-    memory: jax.Array  # (B, M, L, E), hidden states from before the rollout, oldest first
-    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts, see `training.Algorithm`
+    memory: jax.Array  # (B, M, L, E), layer inputs from before the rollout, oldest first
+    replay: Any = None  # (B, ...), earlier rollouts, see `training.Algorithm`
 
 
 class Carry(NamedTuple):
@@ -98,7 +98,7 @@ def rollout(
       the state after the steps, the statistics, and the trajectories.
     """
     with jax.named_scope("agent"):
-        caches = network.apply(params, state.memory.hidden, method="init_cache")
+        caches = network.apply(params, state.memory.layer_inputs, method="init_cache")
     carry = Carry(
         env_state=state.env_state,
         obs=state.obs,
@@ -119,7 +119,7 @@ def rollout(
             params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach, method="step"
         )
     last_active = active_rows(env, carry.env_state)
-    collected = Rollout(trajectory, last_value, last_active, state.memory.hidden)
+    collected = Rollout(trajectory, last_value, last_active, state.memory.layer_inputs)
     return next_rollout_state(carry, collected), carry.normalizer, collected
 
 
@@ -138,7 +138,7 @@ def take_step(
     # SELECT ACTION
     obs = network_input(carry.normalizer, carry.obs)
     with jax.named_scope("agent"):
-        policy, value, caches, hidden = network.apply(
+        policy, value, caches, layer_inputs = network.apply(
             params, obs, carry.caches, t, carry.reach, method="step"
         )
         action = sample_per_row(policy, action_keys)
@@ -179,7 +179,7 @@ def take_step(
         terminated=terminated,
         truncated=truncated,
         final_value=final_value,
-        hidden=hidden,
+        layer_inputs=layer_inputs,
         reach=carry.reach,
         active=active,
         returned_episode=returned,
@@ -271,9 +271,9 @@ def value_where(
 
 def next_rollout_state(carry: Carry, collected: Rollout) -> RolloutState:
     """Where the environments stand after a rollout, the memory with what its steps saw."""
-    seen = swap_time_and_batch(collected.trajectory.hidden)  # (B, T, L, E)
-    hidden = jnp.concatenate([collected.memory, seen], axis=1)
-    memory = Memory(hidden[:, seen.shape[1] :], carry.reach)
+    seen = swap_time_and_batch(collected.trajectory.layer_inputs)  # (B, T, L, E)
+    layer_inputs = jnp.concatenate([collected.memory, seen], axis=1)
+    memory = Memory(layer_inputs[:, seen.shape[1] :], carry.reach)
     return RolloutState(carry.env_state, carry.obs, carry.discounted_return, memory, carry.env_keys)
 
 
@@ -307,9 +307,9 @@ def empty_memory(config: Config, num_rows: int) -> Memory:
 
 
 def window_memory(config: Config, collected: Rollout) -> jax.Array:
-    """Returns (B, M+T-W, L, E), hidden states of the steps -M .. T-W-1, W = WINDOW_GRAD."""
+    """Returns (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1, W = WINDOW_GRAD."""
     before_last_window = config["NUM_STEPS"] - config["WINDOW_GRAD"]
-    recent = swap_time_and_batch(collected.trajectory.hidden[:before_last_window])
+    recent = swap_time_and_batch(collected.trajectory.layer_inputs[:before_last_window])
     return jnp.concatenate([collected.memory, recent], axis=1)
 
 
@@ -342,7 +342,7 @@ def apart(stacked: dict[tuple[str, ...], jax.Array]) -> dict[str, jax.Array]:
 
 def active_rows(env: Any, env_state: Any) -> jax.Array | None:
     """(B,) bool, which rows the step from this state counts for; None where it does for all."""
-    return env.active(env_state) if env.num_agents is not None else None
+    return env.agents_active(env_state) if env.num_agents is not None else None
 
 
 def swap_time_and_batch(tree: Any) -> Any:

@@ -122,7 +122,7 @@ class Grid(NamedTuple):
         shape = (*entries.shape[:-1], self.rows, self.columns, -1)
         return jnp.concatenate([part.reshape(shape) for part in parts], axis=-1)
 
-    def part(self, cells: jax.Array) -> jax.Array:
+    def flatten(self, cells: jax.Array) -> jax.Array:
         """Undoes `join`."""
         ends = np.cumsum([sum(groups) for groups in self.parts])[:-1]
         shape = (*cells.shape[:-3], -1)
@@ -219,10 +219,10 @@ def pack_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
 
 def unpack_obs(obs: Obs, space: ObsSpace) -> jax.Array:
     """Undoes `pack_obs`; leaves observations alone that are (..., size)."""
-    return jnp.concatenate(pieces(obs, space), axis=-1)
+    return jnp.concatenate(obs_parts(obs, space), axis=-1)
 
 
-def pieces(obs: Obs, space: ObsSpace) -> list[jax.Array]:
+def obs_parts(obs: Obs, space: ObsSpace) -> list[jax.Array]:
     """Observations (..., size) as pieces of them, one behind the other, that are there already."""
     if not isinstance(obs, StoredObs):
         return [obs]
@@ -230,7 +230,12 @@ def pieces(obs: Obs, space: ObsSpace) -> list[jax.Array]:
     if obs.cells is None or space.grid is None:
         return [binary, obs.real]
     before, behind = jnp.split(binary, [space.grid.start], axis=-1)
-    return [before, space.grid.part(unpack_cells(obs.cells, space.grid.groups)), behind, obs.real]
+    return [
+        before,
+        space.grid.flatten(unpack_cells(obs.cells, space.grid.groups)),
+        behind,
+        obs.real,
+    ]
 
 
 def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Array]:

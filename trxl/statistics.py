@@ -159,12 +159,12 @@ class Scale(NamedTuple):
     mu: jax.Array  # ()
     sigma: jax.Array  # ()
 
-    def raw(self, x: Any) -> Any:
+    def denormalize(self, x: Any) -> Any:
         """A tree of the critic's outputs, in units of the return."""
         return jax.tree.map(lambda y: self.sigma * y + self.mu, x)
 
-    def normalised(self, x: Any) -> Any:
-        """Undoes `raw`."""
+    def normalize(self, x: Any) -> Any:
+        """Undoes `denormalize`."""
         return jax.tree.map(lambda y: (y - self.mu) / self.sigma, x)
 
 
@@ -227,5 +227,5 @@ def preserve_outputs(layer: dict[str, jax.Array], old: Scale, new: Scale) -> dic
     """
     return {
         "kernel": layer["kernel"] * (old.sigma / new.sigma),
-        "bias": new.normalised(old.raw(layer["bias"])),
+        "bias": new.normalize(old.denormalize(layer["bias"])),
     }

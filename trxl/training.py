@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     opt_state: Any  # of the parameters as one vector
     updates: jax.Array  # () int32, updates done
     normalizer: dict[str, Moments]  # "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD
-    extra: Any = None  # what else the algorithm learns or averages
+    algorithm_state: Any = None  # what else the algorithm learns or averages
 
 
 class RunnerState(NamedTuple):
@@ -46,7 +46,7 @@ class RunnerState(NamedTuple):
     train_state: TrainState
     rollout_state: RolloutState
     permutation_key: jax.Array
-    kept: Any = None  # (B, ...), what the algorithm keeps of rollouts
+    replay: Any = None  # (B, ...), earlier rollouts, see `Algorithm.add_to_replay`
 
 
 class Start(NamedTuple):
@@ -66,15 +66,15 @@ class Algorithm(NamedTuple):
     make_env(config, num_envs) -> the batched environment, see wrappers.py.
 
     make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`,
-    see `rollout.rollout`, and `window`, by which its parameters are initialised.
+    see `rollout.rollout`, and `unroll_windows`, by which its parameters are initialised.
 
     init(config, params) -> the `TrainState` of fresh parameters, without statistics.
 
-    learn(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): one
-    update with what was collected. `key` is each device's own, metrics are {name: ()}.
+    update(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): the
+    gradient steps on a rollout. `key` differs between devices; metrics are {name: ()}.
 
-    keep(config, kept, rollout) -> what is kept of rollouts, this one included, leaves (B, ...);
-    `learn` finds it in the rollout. `kept` is what was kept before, None for nothing yet.
+    add_to_replay(config, replay, rollout) -> the replay with this rollout, leaves (B, ...), which
+    `update` finds in `rollout.replay`. The first call has None for the replay.
     """
 
     name: str  # stands in a saved config
@@ -82,10 +82,10 @@ class Algorithm(NamedTuple):
     make_env: Callable
     make_network: Callable
     init: Callable
-    learn: Callable
+    update: Callable
     must_be_finite: tuple[str, ...]  # metrics that are numbers as long as the agent is whole
     behaviour_params: Callable = lambda train_state: train_state.params  # those that act
-    keep: Callable | None = None
+    add_to_replay: Callable | None = None
     # (config, train_state) -> the parameters that a run saves; None: those that act.
     saved_params: Callable | None = None
 
@@ -144,26 +144,27 @@ def make_init_and_update(
         normalizer = update_obs_statistics(env, start.normalizer, state.obs, active, axis_name)
         train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
         runner_state = RunnerState(train_state, state, permutation_key)
-        kept = nothing_kept(config, env, network, algorithm, runner_state, axis_name)
-        return runner_state._replace(kept=kept)
+        replay = empty_replay(config, env, network, algorithm, runner_state, axis_name)
+        return runner_state._replace(replay=replay)
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
         # COLLECT TRAJECTORIES
         state, collected = collect(config, env, network, algorithm, state, axis_name)
-        if algorithm.keep is not None:
-            collected = collected._replace(kept=algorithm.keep(config, state.kept, collected))
+        if algorithm.add_to_replay is not None:
+            replay = algorithm.add_to_replay(config, state.replay, collected)
+            collected = collected._replace(replay=replay)
 
         # LEARN FROM THEM
         permutation_key, key = jax.random.split(state.permutation_key)
         key = jax.random.fold_in(key, device_index(axis_name))
-        train_state, metrics = algorithm.learn(
+        train_state, metrics = algorithm.update(
             config, network, state.train_state, collected, key, axis_name
         )
         train_state = train_state._replace(updates=train_state.updates + 1)
         metrics |= input_metrics(collected.trajectory, axis_name)
         metrics |= episode_metrics(collected.trajectory, axis_name)
         state = state._replace(
-            train_state=train_state, permutation_key=permutation_key, kept=collected.kept
+            train_state=train_state, permutation_key=permutation_key, replay=collected.replay
         )
         return state, metrics
 
@@ -198,7 +199,7 @@ def collect(
     return state._replace(train_state=train_state, rollout_state=rollout_state), collected
 
 
-def nothing_kept(
+def empty_replay(
     config: Config,
     env: Any,
     network: Any,
@@ -206,16 +207,16 @@ def nothing_kept(
     state: RunnerState,
     axis_name: str | None,
 ) -> Any:
-    """What the algorithm's `keep` makes of a rollout, with zeros; None if it keeps nothing."""
-    keep = algorithm.keep
-    if keep is None:
+    """Returns the replay before the first update, all zeros; None if the algorithm has none."""
+    add_to_replay = algorithm.add_to_replay
+    if add_to_replay is None:
         return None
 
-    def keep_first() -> Any:
+    def first_replay() -> Any:
         _, collected = collect(config, env, network, algorithm, state, axis_name)
-        return keep(config, None, collected)
+        return add_to_replay(config, None, collected)
 
-    shapes = jax.eval_shape(keep_first)
+    shapes = jax.eval_shape(first_replay)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
@@ -224,10 +225,10 @@ def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> 
     return network.init(
         key,
         jnp.zeros((1, 1, obs_size)),
-        empty_memory(config, 1).hidden,
+        empty_memory(config, 1).layer_inputs,
         jnp.zeros((1, 1), jnp.int32),
         window_grad=1,
-        method="window",
+        method="unroll_windows",
     )
 
 
@@ -315,12 +316,12 @@ def episode_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
     sums = jnp.stack([jnp.sum(jnp.where(given[name], x, 0.0)) for name, x in values.items()])
     counts = jnp.stack([jnp.sum(given[name]) for name in values])
     sums, counts, episodes = sum_over_devices((sums, counts, jnp.sum(returned)), axis_name)
-    return dict(zip(values, sums / counts, strict=True)) | {"episodes": episodes}
+    return dict(zip(values, sums / counts, strict=True)) | {"num_episodes": episodes}
 
 
 def fresh_train_state(
-    params: Any, optimizer: optax.GradientTransformation, extra: Any = None
+    params: Any, optimizer: optax.GradientTransformation, algorithm_state: Any = None
 ) -> TrainState:
     """Before the first update, without statistics."""
     opt_state = optimizer.init(ravel_pytree(params)[0])
-    return TrainState(params, opt_state, jnp.int32(0), {}, extra)
+    return TrainState(params, opt_state, jnp.int32(0), {}, algorithm_state)

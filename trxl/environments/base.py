@@ -57,7 +57,7 @@ class SingleEnvironment:
         del state
         return self.reset(key)
 
-    def out(self, state: Any) -> jax.Array:
+    def agents_done(self, state: Any) -> jax.Array:
         """Of several agents (A,) bool, which have no part in the episode any more."""
         raise NotImplementedError
 

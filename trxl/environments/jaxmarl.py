@@ -95,7 +95,7 @@ class JaxMARLAdapter(SingleEnvironment):
         obs = self._observe(obs, new_state)
         return obs, Team(new_state, out), reward, terminated, jnp.zeros_like(terminated), {}
 
-    def out(self, state: Team) -> jax.Array:
+    def agents_done(self, state: Team) -> jax.Array:
         """(A,) bool, which agents have no part in the episode any more."""
         return state.out
 

@@ -119,8 +119,8 @@ def check_shapes(name: str, env: SingleEnvironment, source: str) -> None:
         boundary = info["memory_boundary"]
         check_array(f"{name}.step", "memory_boundary", boundary, (), (jnp.bool_,), "bool")
     if env.num_agents is not None:
-        out = trace("out", state)
-        check_array(f"{name}.out", "what it returns", out, obs_size, (jnp.bool_,), "bool")
+        out = trace("agents_done", state)
+        check_array(f"{name}.agents_done", "what it returns", out, obs_size, (jnp.bool_,), "bool")
     later = check_first("next_episode", trace("next_episode", key, state))
     check_same_state(f"{name}.next_episode", state, later)
 

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from trxl.errors import ConfigError, first_line
 from trxl.runs.compiled import Program
-from trxl.runs.processes import is_main, run_on_all, say
+from trxl.runs.processes import is_main, print_main, run_on_all
 from trxl.statistics import Moments, exact_count
 from trxl.training import RunnerState, TrainState
 
@@ -390,7 +390,7 @@ class States:
             updates, learnt(state.train_state), state.train_state.opt_state
         )
         how = "the optimiser's state is kept" if opt_state else "the optimiser starts afresh"
-        say(f"a learner-only checkpoint: every environment starts a fresh episode, {how}")
+        print_main(f"a learner-only checkpoint: every environment starts a fresh episode, {how}")
         train_state = state.train_state._replace(
             **kept._asdict(), updates=jnp.full_like(state.train_state.updates, updates)
         )

@@ -89,7 +89,7 @@ class Program:
         def size(tree: Any) -> int:
             return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) // devices
 
-        return size((running.env_state, running.obs)), size(state.kept)
+        return size((running.env_state, running.obs)), size(state.replay)
 
     def compile(self, state: RunnerState) -> Callable:
         """The update, compiled for such a state."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-from trxl.runs.processes import largest, tell
+from trxl.runs.processes import largest, warn_main
 
 
 class Closed(Protocol):
@@ -44,7 +44,7 @@ class StopOnSignal:
         """Sets `signal` to what any of the processes got; all of them call it after an update."""
         self.signal = largest(self._own) or None
         if self.signal and not self._own:
-            tell("stopping: another process was asked to")
+            warn_main("stopping: another process was asked to")
 
     def __enter__(self):
         self._previous = {
@@ -67,11 +67,11 @@ class StopOnSignal:
         elif not self.training:
             self._quit(number)
         else:
-            tell("stopping after this update (once more to quit at once)")
+            warn_main("stopping after this update (once more to quit at once)")
 
     def _quit(self, number: int, patient: bool = True) -> None:
         """Ends the process; closing the record may wait for the receiver of live metrics."""
-        tell("stopped at once")
+        warn_main("stopped at once")
         if self._record:
             (self._record.close if patient else self._record.discard_if_empty)()
         # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trxl.errors import ConfigError
-from trxl.runs.processes import say
+from trxl.runs.processes import print_main
 
 
 class FolderLock:
@@ -46,7 +46,9 @@ class FolderLock:
                     " stop it first"
                 ) from error
             except OSError as error:
-                say(f"no locks on this file system ({error.strerror}): don't start a run twice")
+                print_main(
+                    f"no locks on this file system ({error.strerror}): don't start a run twice"
+                )
             if is_same_file(file.fileno(), self._path):
                 break
             file.close()  # its last holder removed it meanwhile

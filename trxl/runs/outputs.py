@@ -10,7 +10,7 @@ import numpy as np
 
 from trxl.environments import resolve_name
 from trxl.errors import ConfigError, first_line
-from trxl.runs.processes import tell
+from trxl.runs.processes import warn_main
 
 
 def results_root(config: dict[str, Any]) -> Path:
@@ -64,7 +64,7 @@ def save_results(
     try:
         save_plot(folder, config, seeds, curves, diverged)
     except Exception as error:  # of a package that is not ours
-        tell(f"no plot of the returns: {first_line(str(error))}")
+        warn_main(f"no plot of the returns: {first_line(str(error))}")
 
 
 def save_seed(

@@ -85,13 +85,13 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def print_main(text: str) -> None:
     """Prints in process 0."""
     if is_main():
         print(text, flush=True)
 
 
-def tell(text: str) -> None:
+def warn_main(text: str) -> None:
     """Prints to the standard error in process 0, above the bar."""
     if is_main():
         tqdm.write(text, file=sys.stderr)

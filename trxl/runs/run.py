@@ -24,7 +24,14 @@ from trxl.runs.interruption import StopOnSignal, lasting_output
 from trxl.runs.memory_check import check_capacity
 from trxl.runs.outputs import save_results
 from trxl.runs.parameters import saved_params
-from trxl.runs.processes import check_same_config, connect, is_main, run_on_all, say, status_of
+from trxl.runs.processes import (
+    check_same_config,
+    connect,
+    is_main,
+    print_main,
+    run_on_all,
+    status_of,
+)
 from trxl.runs.progress import Progress
 from trxl.runs.run_folder import NotFiniteError, Record
 from trxl.runs.saved_config import how_to_go_on, resumed_config
@@ -157,7 +164,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
             if is_main():
                 save(config, algorithm, record, program.seeds, train_states, stop.signal)
     if stop.signal:
-        say(how_to_go_on(record.folder, config["ENV_NAME"]))
+        print_main(how_to_go_on(record.folder, config["ENV_NAME"]))
     elif record.diverged:
         raise NotFiniteError("\n".join(record.divergences(record.diverged)))
     return stop.signal
@@ -211,12 +218,12 @@ def train(
     worker = ThreadPoolExecutor(1)
     total = num_updates(config)
     parameters = f"{program.num_parameters():,} parameters"
-    say(f"{config['ENV_NAME']}, {parameters}, {total} updates, to {record.folder}")
-    say(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
+    print_main(f"{config['ENV_NAME']}, {parameters}, {total} updates, to {record.folder}")
+    print_main(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
     state = worker.submit(record.first_state, program).result()
     update = worker.submit(program.compile, state).result()
-    say(f"compiled in {time.perf_counter() - start:.1f} s")
+    print_main(f"compiled in {time.perf_counter() - start:.1f} s")
 
     stop.training = True
     try:
@@ -225,7 +232,7 @@ def train(
                 start = time.perf_counter()
                 state, metrics = update(state)
                 metrics = worker.submit(program.per_seed, metrics).result()
-                note(config, program, record, progress, metrics, time.perf_counter() - start)
+                log_update(config, program, record, progress, metrics, time.perf_counter() - start)
                 if record.updates % config["CHECKPOINT_EVERY"] == 0 or record.owes_checkpoint():
                     record.save_checkpoint(program, state)
                 worker.submit(stop.agree).result()
@@ -239,7 +246,7 @@ def train(
     return state
 
 
-def note(
+def log_update(
     config: dict[str, Any],
     program: Program,
     record: Record,

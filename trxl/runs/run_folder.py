@@ -27,7 +27,15 @@ from trxl.runs.divergence import (
 from trxl.runs.lock import FolderLock
 from trxl.runs.metrics import CurveFile, whole_updates
 from trxl.runs.outputs import fresh_folder, results_root
-from trxl.runs.processes import broadcast, check_shared, is_main, largest, run_on_all, say, tell
+from trxl.runs.processes import (
+    broadcast,
+    check_shared,
+    is_main,
+    largest,
+    print_main,
+    run_on_all,
+    warn_main,
+)
 from trxl.runs.saved_config import as_saved, save_run_config
 from trxl.runs.tracking import NoTracker, make_tracker
 from trxl.training import INPUTS, Algorithm, RunnerState
@@ -101,7 +109,9 @@ class Record:
             broken = f"line {whole[shortest] + 1} of {shortest} is missing or corrupt"
             if not start:
                 raise ConfigError(f"RESUME: {broken}, and no checkpoint is from before it")
-            say(f"{broken}: checkpoints after update {start} are moved to {self.folder / 'aside'}")
+            print_main(
+                f"{broken}: checkpoints after update {start} are moved to {self.folder / 'aside'}"
+            )
         total = num_updates(self._config)
         whole_seeds = set(self._seeds) - read_divergences(self.folder, start).keys()
         saved = all((self.folder / f"{seed}_params.npy").exists() for seed in whole_seeds)
@@ -139,9 +149,9 @@ class Record:
         return state
 
     def _restored(self, program: Program) -> RunnerState:
-        say(f"going on after update {self.updates} of {self.folder}")
+        print_main(f"going on after update {self.updates} of {self.folder}")
         for line in self.divergences(self.diverged):
-            say(line)
+            print_main(line)
         return self._states.restore(self.updates, program)
 
     def newest_checkpoint(self) -> int:
@@ -185,9 +195,9 @@ class Record:
             if seed not in self.diverged and (what := what_is_not_finite(one_seed, must_be_finite))
         }
         if broken:
-            self._mark(broken)
+            self._mark_diverged(broken)
 
-    def _mark(self, broken: dict[int, str]) -> None:
+    def _mark_diverged(self, broken: dict[int, str]) -> None:
         """Marks seeds as diverged, {seed: what shows it}, and keeps the last checkpoint before."""
         newest = self._states.newest() or None
         for seed, what in broken.items():
@@ -201,7 +211,7 @@ class Record:
                     keep_copy(self._states.newest_folder(), seed)
             save_divergences(self.folder, self.diverged)
         for line in self.divergences(broken):
-            tell(f"{line}; the other seeds go on")
+            warn_main(f"{line}; the other seeds go on")
 
     def divergences(self, seeds: Iterable[int]) -> list[str]:
         """A line for each of these seeds, which diverged."""
@@ -225,7 +235,7 @@ class Record:
                 self._states.reload()
             run_on_all(lambda: self._save_state(self._states, program, state), OSError)
             if self._trouble:
-                tell(f"the checkpoint of update {self.updates} is in {self.folder} now")
+                warn_main(f"the checkpoint of update {self.updates} is in {self.folder} now")
             self._owed, self._trouble = False, ""
 
     def _prepare_folder(self) -> None:
@@ -256,11 +266,13 @@ class Record:
             try:
                 run_on_all(lambda: self._save_elsewhere(program, state), OSError)
             except OSError as error:
-                tell(f"nor in {tempfile.gettempdir()}: {reason(error)}; waiting for room in either")
+                warn_main(
+                    f"nor in {tempfile.gettempdir()}: {reason(error)}; waiting for room in either"
+                )
                 time.sleep(RETRY_SECONDS)
                 self.save_checkpoint(program, state)
             else:
-                tell(f"the run is saved in {self.folder} instead")
+                warn_main(f"the run is saved in {self.folder} instead")
                 self._owed, self._trouble = False, ""
 
     def _save_elsewhere(self, program: Program, state: RunnerState) -> None:
@@ -295,7 +307,7 @@ class Record:
             yield
         except (ConfigError, OSError) as error:
             if not self._trouble:
-                tell(
+                warn_main(
                     f"can't write to {self.folder}: {reason(error)}; the run goes on in memory and"
                     f" tries again every {RETRY_SECONDS} s"
                 )

@@ -8,6 +8,7 @@ from typing import Any
 from trxl.config import of_saved_run
 from trxl.environments import is_own, named_by_user
 from trxl.errors import ConfigError, shortened
+from trxl.results import with_new_names
 from trxl.training import Algorithm
 
 
@@ -105,4 +106,4 @@ def read_run_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
     if not isinstance(saved, dict):
         raise ConfigError(f"RESUME: {path} is broken: it holds no config but {shortened(saved)}")
-    return saved
+    return with_new_names(saved)

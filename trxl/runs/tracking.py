@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trxl.errors import ConfigError, first_line
-from trxl.runs.processes import tell
+from trxl.runs.processes import warn_main
 
 
 class NoTracker:
@@ -100,7 +100,9 @@ class CarefulTracker(NoTracker):
         try:
             act()
         except Exception as error:  # of a package that is not ours
-            tell(f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on")
+            warn_main(
+                f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on"
+            )
             self._tracker = NoTracker()
 
 

@@ -22,7 +22,7 @@ from trxl.errors import ConfigError
 from trxl.rollout import Rollout, init_rollout, rollout
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.outputs import save_results
-from trxl.runs.processes import say
+from trxl.runs.processes import print_main
 from trxl.runs.saved_config import how_to_go_on
 from trxl.search.evosax_strategies import as_fitness, make_algorithm, start
 from trxl.search.population import BY_ROW, ROWS
@@ -178,7 +178,7 @@ def evolve(
         asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
         record = EvolutionRecord(folder, asked, resumed, config["seed"])
         stop.watch(record)
-        say(
+        print_main(
             f"{config['ENV_NAME']}, {task.algorithm.num_dims:,} parameters by"
             f" {settings['STRATEGY']}, {generations} generations of {settings['POPULATION']}, to"
             f" {folder}"
@@ -194,7 +194,7 @@ def evolve(
         finally:
             record.close()
     if stop.signal:
-        say(how_to_go_on(folder, config["ENV_NAME"]))
+        print_main(how_to_go_on(folder, config["ENV_NAME"]))
     return stop.signal
 
 

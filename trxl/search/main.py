@@ -13,7 +13,7 @@ from trxl.errors import ConfigError, explained, shortened
 from trxl.runs.help import help_text, key_lines
 from trxl.runs.interruption import StopOnSignal, lasting_output
 from trxl.runs.memory_check import check_capacity
-from trxl.runs.processes import say
+from trxl.runs.processes import print_main
 from trxl.runs.run import enable_compilation_cache
 from trxl.runs.saved_config import how_to_go_on
 from trxl.search.loop import Loop, best_of
@@ -172,7 +172,7 @@ def search(
     with StopOnSignal() as stop:
         record = SearchRecord(folder, asked, resumed)
         stop.watch(record)
-        say(
+        print_main(
             f"{config['ENV_NAME']}: {', '.join(d.name for d in space.dimensions)} of"
             f" {algorithm.name} by {settings['STRATEGY']}, {settings['POPULATION']} members,"
             f" {env_steps:.3g} environment steps with the report, to {folder}"
@@ -189,7 +189,7 @@ def search(
         finally:
             record.close()
     if stop.signal:
-        say(how_to_go_on(folder, config["ENV_NAME"]))
+        print_main(how_to_go_on(folder, config["ENV_NAME"]))
     return stop.signal
 
 

@@ -117,10 +117,10 @@ class Programs:
 
     def seen(self, metrics: Metrics, number: int) -> Seen:
         """Of the first `number` rows; no other metrics leave the devices."""
-        names = {*self._must_be_finite, *RUNNING, "returned_episode_returns", "episodes"}
+        names = {*self._must_be_finite, *RUNNING, "returned_episode_returns", "num_episodes"}
         here: dict[str, np.ndarray] = jax.device_get({name: metrics[name] for name in names})
         whole = np.all([np.isfinite(here[name]) for name in self._must_be_finite], axis=0)
-        returns, episodes = here["returned_episode_returns"], here["episodes"]
+        returns, episodes = here["returned_episode_returns"], here["num_episodes"]
         running = [
             Running(int(n), float(mean))
             for n, mean in zip(*(here[x] for x in RUNNING), strict=True)

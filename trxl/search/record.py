@@ -19,7 +19,7 @@ from trxl.runs.compiled import with_sharding
 from trxl.runs.lock import FolderLock
 from trxl.runs.metrics import CurveFile
 from trxl.runs.outputs import fresh_folder, write_whole
-from trxl.runs.processes import tell
+from trxl.runs.processes import warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
 from trxl.runs.saved_config import as_saved
 from trxl.search.population import host_device
@@ -80,7 +80,7 @@ class SearchFolder:
             yield
         except OSError as error:
             if not self._trouble:
-                tell(
+                warn_main(
                     f"can't write to {self.folder}: {reason(error)}; the search goes on in memory"
                     f" and tries again every {RETRY_SECONDS} s"
                 )
