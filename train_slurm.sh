@@ -2,7 +2,7 @@
 # Trains on every GPU of several nodes, from the repository's folder:
 #
 #   sbatch train_slurm.sh [KEY=VALUE ...]
-#   SCRIPT=train_Muesli_trXL_pmap.py sbatch train_slurm.sh [KEY=VALUE ...]
+#   SCRIPT=train_Muesli_trXL.py sbatch train_slurm.sh ALL_DEVICES=True [KEY=VALUE ...]
 #
 # The settings are those of the script, train_PPO_trXL_pmap.py where none is named; NUM_ENVS counts
 # all GPUs of all nodes. A job that is preempted, runs out of time, loses a node or fails to reach one

@@ -24,20 +24,20 @@ from trxl.muesli import (
     PolicyTarget,
     Replay,
     Steps,
-    Variance,
     add_rollout,
+    advantage_std,
     clipped_mpo,
     draw_rows,
     empty_replay,
     every_action,
     kl_to_target,
-    no_variance,
     retrace,
     sampled_mpo_weights,
-    update_advantage_variance,
+    update_advantage_moments,
 )
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
+from trxl.statistics import Moments, init_decaying_moments
 from trxl.training import (
     Algorithm,
     TrainState,
@@ -113,7 +113,7 @@ class Learner(NamedTuple):
     """What is learnt besides theta."""
 
     target: Any  # theta'
-    variance: Variance
+    advantages: Moments
 
 
 class Targets(NamedTuple):
@@ -146,14 +146,16 @@ def make_network(
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """Adam, its direction clipped to +-1; the learning rate comes after it."""
-    return optax.chain(optax.scale_by_adam(), optax.clip(1.0))
+    """Returns Adam's direction, clipped to +-1; all parameters are one vector to it."""
+    return optax.flatten(optax.chain(optax.scale_by_adam(), optax.clip(1.0)))
 
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters; theta' starts as theta."""
     del config
-    return training.fresh_train_state(params, make_optimizer(), Learner(params, no_variance()))
+    return training.fresh_train_state(
+        params, make_optimizer(), Learner(params, init_decaying_moments())
+    )
 
 
 def update(
@@ -187,16 +189,19 @@ def update(
                 lambda *x: jnp.concatenate(x), minibatch, without_old_values(replayed)
             )
         learner: Learner = train_state.algorithm_state
-        targets, variance = make_targets(config, network, learner, minibatch, key, axis_name)
+        targets, advantages = make_targets(config, network, learner, minibatch, key, axis_name)
         train_state, metrics = gradient_step(
-            lambda params: loss(params, config, network, minibatch, targets, axis_name),
-            *(optimizer, rate, train_state, axis_name),
+            partial(loss, config, network, batch=minibatch, targets=targets, axis_name=axis_name),
+            optimizer,
+            rate,
+            train_state,
+            axis_name,
         )
-        metrics["advantage_std"] = variance.deviation()
+        metrics["advantage_std"] = advantage_std(advantages)
         target = optax.incremental_update(
             train_state.params, learner.target, config["TARGET_EMA_RATE"]
         )
-        return train_state._replace(algorithm_state=Learner(target, variance)), metrics
+        return train_state._replace(algorithm_state=Learner(target, advantages)), metrics
 
     def epoch(train_state: TrainState, inputs):
         return jax.lax.scan(minibatch_step, train_state, inputs)
@@ -262,7 +267,7 @@ def make_targets(
     batch: Batch,
     key: jax.Array,
     axis_name: str | None,
-) -> tuple[Targets, Variance]:
+) -> tuple[Targets, Moments]:
     """What theta' says of a minibatch, and the advantages' variance with it. No gradient."""
 
     def call(method: str, *args: Any) -> Any:
@@ -297,11 +302,11 @@ def make_targets(
     )
     returns = retrace(steps, gamma, config["RETRACE_LAMBDA"])
     weight = 1.0 * (batch.has_return if batch.active is None else batch.has_return & batch.active)
-    variance = update_advantage_variance(
-        learner.variance, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
+    advantages = update_advantage_moments(
+        learner.advantages, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
     )
     floor = config["ADVANTAGE_FLOOR"] * root_mean_square(returns, weight, axis_name)
-    deviation = jnp.maximum(variance.deviation(), floor)
+    deviation = jnp.maximum(advantage_std(advantages), floor)
     advantage = (q - value[..., None]) / deviation
     if exact:
         logits = clipped_mpo(prior.logits, advantage, config["CMPO_CLIP"])
@@ -310,7 +315,7 @@ def make_targets(
         weights = sampled_mpo_weights(advantage, config["CMPO_CLIP"])
         policy = PolicyTarget(None, actions, weights)
     gained = jnp.where(batch.has_return, returns - value, 0)
-    return Targets(value, returns, gained / deviation, policy), variance
+    return Targets(value, returns, gained / deviation, policy), advantages
 
 
 def tries_all(config: Config, space: ActionSpace) -> bool:
@@ -319,9 +324,9 @@ def tries_all(config: Config, space: ActionSpace) -> bool:
 
 
 def loss(
-    params: Any,
     config: Config,
     network: ModelNetwork,
+    params: Any,
     batch: Batch,
     targets: Targets,
     axis_name: str | None,
@@ -448,8 +453,15 @@ MUESLI = Algorithm(
     init=init,
     update=update,
     must_be_finite=(
-        *("total_loss", "actor_loss", "cmpo_loss", "model_loss", "reward_loss", "value_loss"),
-        *("entropy", "grad_norm", "param_norm"),
+        "total_loss",
+        "actor_loss",
+        "cmpo_loss",
+        "model_loss",
+        "reward_loss",
+        "value_loss",
+        "entropy",
+        "grad_norm",
+        "param_norm",
     ),
     behaviour_params=lambda train_state: train_state.algorithm_state.target,
     add_to_replay=add_to_replay,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from trxl import training
 from trxl.collectives import (
@@ -20,14 +21,14 @@ from trxl.collectives import (
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, Key, piece, with_shared
+from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
 from trxl.statistics import (
     Scale,
     absorb_scale,
-    init_return_moments,
+    init_decaying_moments,
     preserve_outputs,
     update_return_moments,
     value_scale,
@@ -35,7 +36,6 @@ from trxl.statistics import (
 from trxl.training import (
     Algorithm,
     TrainState,
-    clipped_adam,
     gradient_step,
     learning_rate,
     mean_metrics,
@@ -56,6 +56,7 @@ KEYS = with_shared(
             None,
             "whether a value may move by CLIP_EPS alone per update; None: unless NORMALIZE_VALUE",
             type=bool,
+            derive=lambda config, _: not config["NORMALIZE_VALUE"],
         ),
         "NORMALIZE_VALUE": Key(
             True, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
@@ -109,13 +110,18 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
-    return_moments = init_return_moments() if config["NORMALIZE_VALUE"] else None
+    return_moments = init_decaying_moments() if config["NORMALIZE_VALUE"] else None
     return training.fresh_train_state(params, make_optimizer(config), return_moments)
 
 
-def make_optimizer(config: Config):
-    """Adam on clipped gradients."""
-    return clipped_adam(config["MAX_GRAD_NORM"], config["ADAM_EPSILON"])
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns Adam's direction of clipped gradients.
+
+    All parameters are one vector to it, so that a GPU launches a few kernels and not some for each
+    array.
+    """
+    clip = optax.clip_by_global_norm(config["MAX_GRAD_NORM"])
+    return optax.flatten(optax.chain(clip, optax.scale_by_adam(eps=config["ADAM_EPSILON"])))
 
 
 def update(
@@ -126,7 +132,15 @@ def update(
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """One update: advantages, then gradient steps on them."""
+    """Runs the gradient steps on one rollout.
+
+    Args:
+      collected: leaves (T, B, ...), values in the critic's units.
+      key: differs between devices.
+
+    Returns:
+      the train state, and metrics {name: ()} averaged over gradient steps and devices.
+    """
     # CALCULATE ADVANTAGES
     if config["NORMALIZE_VALUE"]:
         collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
@@ -134,13 +148,54 @@ def update(
     batch = make_batch(config, collected, advantage)
     floor = config["ADVANTAGE_FLOOR"] * root_mean_square(batch.returns, batch.weight, axis_name)
 
-    # UPDATE NETWORK
+    # RESCALE THE CRITIC
     if config["NORMALIZE_VALUE"]:
         train_state, batch = rescale(config, train_state, batch, axis_name)
+
+    # UPDATE NETWORK
     train_state, metrics = update_network(
         config, network, train_state, batch, floor, key, axis_name
     )
     return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
+
+
+def update_network(
+    config: Config,
+    network: ActorCriticTransformer,
+    train_state: TrainState,
+    batch: Batch,
+    floor: jax.Array,
+    key: jax.Array,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    """Runs UPDATE_EPOCHS epochs over the environments in NUM_MINIBATCHES minibatches each.
+
+    Args:
+      floor: (), see `normalise_advantages`.
+      key: shuffles the environments.
+    """
+    rate = learning_rate(config, train_state.updates)
+    optimizer = make_optimizer(config)
+    epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
+    rows = minibatch_rows(key, len(batch.value), epochs, minibatches)
+    # Of all minibatches at once: many devices then meet only for the gradients in each step.
+    normalise = jax.vmap(jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name)))
+    weight = None if batch.weight is None else batch.weight[rows]
+    normalised = normalise(batch.advantage[rows], weight)
+
+    def minibatch_step(train_state: TrainState, inputs):
+        rows, (advantage, weight) = inputs
+        # Rows are taken here, one minibatch at a time, so that no epoch copies the whole batch.
+        minibatch: Batch = jax.tree.map(lambda x: x[rows], batch)
+        minibatch = minibatch._replace(advantage=advantage, weight=weight)
+        loss = partial(ppo_loss, config, network, batch=minibatch)
+        return gradient_step(loss, optimizer, rate, train_state, axis_name)
+
+    def epoch(train_state: TrainState, minibatches):
+        return jax.lax.scan(minibatch_step, train_state, minibatches)
+
+    train_state, metrics = jax.lax.scan(epoch, train_state, (rows, normalised))
+    return train_state, mean_metrics(metrics, rate, train_state.params)
 
 
 def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
@@ -167,7 +222,6 @@ def rescale(
         batch.returns,
         batch.weight,
         config["POPART_DECAY"],
-        train_state.updates,
         axis_name,
     )
     new = value_scale(seen)
@@ -184,7 +238,7 @@ def rescale(
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
     """Returns the parameters with the critic's last layer changed."""
     network = dict(params["params"])
-    name = OUTPUT_LAYER[piece(config, "HEADS")]
+    name = OUTPUT_LAYER[config["HEADS"]]
     network["critic"] = network["critic"] | {name: change(network["critic"][name])}
     return params | {"params": network}
 
@@ -195,43 +249,6 @@ def saved_params(config: Config, train_state: TrainState) -> Any:
         return train_state.params
     scale = value_scale(train_state.algorithm_state)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
-
-
-def update_network(
-    config: Config,
-    network: ActorCriticTransformer,
-    train_state: TrainState,
-    batch: Batch,
-    floor: jax.Array,
-    key: jax.Array,
-    axis_name: str | None,
-) -> tuple[TrainState, Metrics]:
-    """Runs UPDATE_EPOCHS epochs over the environments in NUM_MINIBATCHES minibatches each."""
-    rate = learning_rate(config, train_state.updates)
-    optimizer = make_optimizer(config)
-    settings = loss_settings(config)
-    epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
-    rows = minibatch_rows(key, len(batch.value), epochs, minibatches)
-    # Of all minibatches at once: many devices then meet only for the gradients in each step.
-    normalise = jax.vmap(jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name)))
-    weight = None if batch.weight is None else batch.weight[rows]
-    normalised = normalise(batch.advantage[rows], weight)
-
-    def minibatch_step(train_state: TrainState, inputs):
-        rows, (advantage, weight) = inputs
-        # Rows are taken here, one minibatch at a time, so that no epoch copies the whole batch.
-        minibatch: Batch = jax.tree.map(lambda x: x[rows], batch)
-        minibatch = minibatch._replace(advantage=advantage, weight=weight)
-        return gradient_step(
-            lambda params: ppo_loss(params, minibatch, network, **settings),
-            *(optimizer, rate, train_state, axis_name),
-        )
-
-    def epoch(train_state: TrainState, minibatches):
-        return jax.lax.scan(minibatch_step, train_state, minibatches)
-
-    train_state, metrics = jax.lax.scan(epoch, train_state, (rows, normalised))
-    return train_state, mean_metrics(metrics, rate, train_state.params)
 
 
 @jax.named_scope("advantages")
@@ -324,48 +341,32 @@ def normalise_advantages(
     return (advantage - mean) / (deviation + 1e-8), weight
 
 
-def loss_settings(config: Config) -> dict[str, Any]:
-    """What `ppo_loss` needs of a checked config."""
-    names = ("WINDOW_GRAD", "CLIP_EPS", "VF_COEF", "ENT_COEF")
-    clip_value = config["CLIP_VALUE"]
-    if clip_value is None:
-        clip_value = not config["NORMALIZE_VALUE"]
-    return {name.lower(): config[name] for name in names} | {"clip_value": clip_value}
-
-
 def ppo_loss(
-    params: Any,
-    batch: Batch,
-    network: ActorCriticTransformer,
-    window_grad: int,
-    clip_eps: float,
-    vf_coef: float,
-    ent_coef: float,
-    clip_value: bool,
+    config: Config, network: ActorCriticTransformer, params: Any, batch: Batch
 ) -> tuple[jax.Array, Metrics]:
     """The clipped surrogate, the value loss and the entropy bonus.
 
-    L = L_clip + vf_coef L_value - ent_coef H (Schulman et al. 2017, equation 9), of a batch whose
+    L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equation 9), of a batch whose
     advantages and weights are normalised.
     """
-    outputs: Any = network.apply(
-        params, batch.obs, batch.memory, batch.reach, window_grad, method="unroll_windows"
-    )
+    inputs = batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]
+    outputs: Any = network.apply(params, *inputs, method="unroll_windows")
     policy, value = outputs
-    log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, batch.weight)
+    clip_eps, weight = config["CLIP_EPS"], batch.weight
+    log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, weight)
     ratio = jnp.exp(log_ratio)
-    actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, batch.weight)
-    old_value = batch.value if clip_value else None
-    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, batch.weight)
-    entropy = weighted_mean(policy.entropy(), batch.weight)
-    loss = actor_loss + vf_coef * value_loss - ent_coef * entropy
+    actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
+    old_value = batch.value if config["CLIP_VALUE"] else None
+    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
+    entropy = weighted_mean(policy.entropy(), weight)
+    loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
     return loss, {
         "total_loss": loss,
         "actor_loss": actor_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "approx_kl": weighted_mean(ratio - 1 - log_ratio, batch.weight),
-        "clip_fraction": weighted_mean(jnp.abs(ratio - 1) > clip_eps, batch.weight),
+        "approx_kl": weighted_mean(ratio - 1 - log_ratio, weight),
+        "clip_fraction": weighted_mean(jnp.abs(ratio - 1) > clip_eps, weight),
     }
 
 
@@ -411,7 +412,12 @@ PPO = Algorithm(
     init=init,
     update=update,
     must_be_finite=(
-        *("total_loss", "actor_loss", "value_loss", "entropy", "approx_kl", "grad_norm"),
+        "total_loss",
+        "actor_loss",
+        "value_loss",
+        "entropy",
+        "approx_kl",
+        "grad_norm",
         "param_norm",
     ),
     saved_params=saved_params,

@@ -26,7 +26,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trxl.config import piece
 from trxl.distributions import make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
 from trxl.layers import Dense, GRULayer, LayerNormParams, MLPHead, ResidualHead, layer_norm
@@ -411,7 +410,7 @@ def make_body(
             dtype=dtype,
         )
     )
-    linear = piece(config, "ENCODER") == "linear"
+    linear = config["ENCODER"] == "linear"
     make_encoder = (
         partial(LinearEncoder, space, width, dtype)
         if linear
@@ -419,7 +418,7 @@ def make_body(
     )
     make_head = (
         partial(MLPHead, activation=config["ACTIVATION"])
-        if piece(config, "HEADS") == "mlp"
+        if config["HEADS"] == "mlp"
         else ResidualHead
     )
     body = TransformerXL(
@@ -428,7 +427,7 @@ def make_body(
         make_encoder,
         make_layer,
         embeds=not linear,
-        skip=piece(config, "SKIP"),
+        skip=config["SKIP"],
         dtype=dtype,
     )
     return body, partial(make_head, width=config["hidden_layers"], dtype=dtype)

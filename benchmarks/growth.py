@@ -68,7 +68,7 @@ def point(config: dict[str, Any], key: str, value: int) -> dict[str, float]:
 
     in_rollout, state = median_seconds(roll, state, CALLS)
     caches = jax.jit(lambda params, memory: network.apply(params, memory, method="init_cache"))(
-        state.train_state.params, state.rollout_state.memory.layer_inputs
+        state.train_state.params, state.rollout_state.memory
     )
     leaves = [leaf for cache in caches for leaf in (cache.keys, cache.values)]
 

@@ -49,7 +49,7 @@ def has_products(closed_jaxpr):
 @pytest.mark.parametrize("nested", [False, True])
 def test_truncations_of_vmapped_seeds_are_skipped_where_none_has_one(nested):
     """The traced update has a `cond` on one number for the values of final observations."""
-    init, update = make_init_and_update(ERRAND, PPO)
+    init, update = make_init_and_update(PPO.check(ERRAND), PPO)
     keys = jax.random.split(jax.random.key(0), (2, 2) if nested else 2)
     for _ in range(1 + nested):
         init, update = jax.vmap(init), jax.vmap(update)
@@ -63,7 +63,7 @@ def test_truncations_of_vmapped_seeds_are_skipped_where_none_has_one(nested):
 @pytest.mark.slow
 def test_seeds_under_vmap_train_as_each_of_them_alone():
     """Their environments are cut off at different steps, and their pools run dry at others."""
-    init, update = make_init_and_update(ERRAND, PPO)
+    init, update = make_init_and_update(PPO.check(ERRAND), PPO)
 
     def run(key):
         return jax.lax.scan(lambda state, _: update(state), init(key), None, 3)

@@ -34,7 +34,7 @@ from trxl.training import collect, init_params, make_init_and_update
 
 import train_PPO_trXL
 import train_PPO_trXL_pmap
-from trainer_PPO_trXL import PPO, generalized_advantages, loss_settings, make_batch, ppo_loss
+from trainer_PPO_trXL import PPO, generalized_advantages, make_batch, ppo_loss
 from transformerXL import make_network
 from wrappers import make_env
 
@@ -74,9 +74,8 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
     env, params, batch = stored_batch(config)
 
     def losses(network):
-        loss = jax.value_and_grad(ppo_loss, has_aux=True)
-        loss = partial(loss, network=network, **loss_settings(config))
-        return jax.jit(loss)(params, batch)
+        loss = partial(ppo_loss, config, network)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
 
     (_, metrics), gradients = losses(make_network(config, env.action_space, obs_space(env)))
     (_, naive_metrics), naive_gradients = losses(
@@ -93,7 +92,7 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
 def test_whole_updates_with_the_naive_network_are_the_same():
     curves = []
     for algorithm in (PPO, NAIVE_PPO):
-        init, update = make_init_and_update(SHORT_EPISODES, algorithm)
+        init, update = make_init_and_update(PPO.check(SHORT_EPISODES), algorithm)
         state = jax.jit(init)(jax.random.key(1))
         _, metrics = jax.jit(
             lambda state, update=update: jax.lax.scan(
@@ -127,7 +126,7 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     state, metrics = jax.jit(update)(jax.jit(init)(jax.random.key(0)))
     for leaf in jax.tree.leaves(state.train_state):
         assert leaf.dtype in (jnp.float32, jnp.int32)
-    assert state.rollout_state.memory.layer_inputs.dtype == jnp.float32
+    assert state.rollout_state.memory.dtype == jnp.float32
     assert np.isfinite(metrics["total_loss"])
 
 

@@ -16,15 +16,15 @@ from trxl.muesli import (
     Bins,
     PolicyTarget,
     Steps,
+    advantage_std,
     clipped_mpo,
     draw_rows,
     kl_to_target,
-    no_variance,
     retrace,
     sampled_mpo_weights,
     squash,
     unsquash,
-    update_advantage_variance,
+    update_advantage_moments,
 )
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
@@ -32,6 +32,7 @@ from trxl.runs import run as runs
 from trxl.runs.checkpoints import filled_fields
 from trxl.runs.saved_config import resumed_config
 from trxl.spaces import Discrete, obs_space, unpack_obs
+from trxl.statistics import init_decaying_moments
 from trxl.training import collect, make_init_and_update
 
 import trainer_Muesli_trXL as muesli
@@ -191,18 +192,18 @@ def test_the_divergence_is_that_of_the_distributions_and_leaves_illegal_actions_
 
 def test_the_variance_is_an_average_without_the_bias_of_its_start():
     rng = np.random.default_rng(0)
-    variance, square, seen = no_variance(), 0.0, 0.0
+    variance, square, seen = init_decaying_moments(), 0.0, 0.0
     for _ in range(5):
         advantage = rng.normal(1.0, 2.0, size=(3, 4))
         square = 0.9 * square + 0.1 * np.mean(advantage**2)
         seen = 0.9 * seen + 0.1
-        variance = update_advantage_variance(variance, jnp.asarray(advantage), None, 0.9, None)
-        np.testing.assert_allclose(variance.deviation(), np.sqrt(square / seen), rtol=1e-5)
+        variance = update_advantage_moments(variance, jnp.asarray(advantage), None, 0.9, None)
+        np.testing.assert_allclose(advantage_std(variance), np.sqrt(square / seen), rtol=1e-5)
     assert seen == pytest.approx(1 - 0.9**5)
-    masked = update_advantage_variance(
-        no_variance(), jnp.array([[2.0, 9.0]]), jnp.array([[1.0, 0]]), 0.9, None
+    masked = update_advantage_moments(
+        init_decaying_moments(), jnp.array([[2.0, 9.0]]), jnp.array([[1.0, 0]]), 0.9, None
     )
-    assert masked.deviation() == pytest.approx(2)
+    assert advantage_std(masked) == pytest.approx(2)
 
 
 # ---------------------------------------------------------------- the model's targets
@@ -368,7 +369,7 @@ def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
 
     plain, variance = targets_of(0.0)
     size = np.sqrt(np.mean(np.square(plain.returns)))
-    share = float(variance.deviation()) / size
+    share = float(advantage_std(variance)) / size
 
     def odds(targets):
         log_probs = np.log(targets.policy.probs)
@@ -377,7 +378,7 @@ def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
     prior = odds(targets_of(1e6)[0])
     for floor, factor in ((share / 2, 1.0), (share * 4, 0.25)):
         floored, same = targets_of(floor)
-        assert same.deviation() == variance.deviation()
+        assert advantage_std(same) == advantage_std(variance)
         np.testing.assert_allclose(floored.advantage, factor * plain.advantage, rtol=1e-4)
         expected = factor * (odds(plain) - prior)
         np.testing.assert_allclose(odds(floored) - prior, expected, rtol=1e-3, atol=1e-4)
@@ -427,7 +428,7 @@ def test_steps_without_the_agent_are_in_no_loss(played):
 
     @jax.jit
     def losses(batch, targets):
-        return muesli.loss(params, config, network, batch, targets, None)[1]
+        return muesli.loss(config, network, params, batch, targets, None)[1]
 
     def elsewhere(x, other):
         where = active.reshape(*active.shape, *(1,) * (x.ndim - 2))
@@ -503,7 +504,7 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
     )
     batch = muesli.make_batch(config, collected)
     batch = muesli.without_old_values(batch) if replayed else batch
-    learner = muesli.Learner(None, no_variance())
+    learner = muesli.Learner(None, init_decaying_moments())
     targets, variance = muesli.make_targets(config, Known(), learner, batch, None, None)
 
     expected, gained = np.zeros((rows, length)), []
@@ -527,10 +528,10 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
                 gained.append(returns - 10 * t)
             expected[b, t] = returns
     np.testing.assert_allclose(targets.returns, expected, rtol=1e-4)
-    np.testing.assert_allclose(variance.square, 0.1 * np.mean(np.square(gained)), rtol=1e-4)
+    np.testing.assert_allclose(variance.variance, np.mean(np.square(gained)), rtol=1e-4)
     counted = batch.has_return & batch.active
     np.testing.assert_allclose(
-        np.sort(targets.advantage[counted]), np.sort(gained) / variance.deviation(), rtol=1e-4
+        np.sort(targets.advantage[counted]), np.sort(gained) / advantage_std(variance), rtol=1e-4
     )
     assert not np.any(targets.advantage[~batch.has_return])
     assert replayed == bool((~batch.has_return).any())
@@ -567,7 +568,7 @@ def test_the_loss_is_its_parts(played):
             ("PG_COEF", "CMPO_COEF", "MODEL_COEF", "REWARD_COEF", "VF_COEF", "ENT_COEF"), 0.0
         )
         params = state.train_state.params
-        return muesli.loss(params, {**config, **chosen, **weights}, network, batch, targets, None)
+        return muesli.loss({**config, **chosen, **weights}, network, params, batch, targets, None)
 
     _, parts = total()
     for key, name in (
@@ -632,7 +633,7 @@ def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
         found, best = np.asarray(q[where].mean(axis=0)), np.argmax(values)
         np.testing.assert_allclose(found[best], values[best], atol=0.05)
         np.testing.assert_allclose(found, values, atol=0.25)  # the other is hardly ever tried
-        advantage = (q[where] - targets.value[where][:, None]) / variance.deviation()
+        advantage = (q[where] - targets.value[where][:, None]) / advantage_std(variance)
         weights = prior.probs[where] * np.exp(np.clip(advantage, -1, 1))
         expected = weights / weights.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(targets.policy.probs[where], expected, rtol=1e-4)

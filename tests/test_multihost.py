@@ -245,7 +245,7 @@ def test_the_slurm_script_requeues_what_is_worth_another_start(
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
         path.chmod(0o755)
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
-    variables |= {"SCRIPT": "train_Muesli_trXL_pmap.py"}
+    variables |= {"SCRIPT": "train_Muesli_trXL.py"}
     result = subprocess.run(
         ["bash", REPOSITORY / "train_slurm.sh"],
         cwd=tmp_path,
@@ -253,7 +253,7 @@ def test_the_slurm_script_requeues_what_is_worth_another_start(
     )
     assert result.returncode == status
     assert (tmp_path / "called").exists() == requeued
-    assert (tmp_path / "ran").read_text().startswith("python train_Muesli_trXL_pmap.py ")
+    assert (tmp_path / "ran").read_text().startswith("python train_Muesli_trXL.py ")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
     assert counts == [4, 4 + 4 * len(raw)]
     np.testing.assert_array_equal(state.rollout_state.obs.shape, (4, 3))
     np.testing.assert_allclose(
-        trajectory.episode_metrics["returned_episode_returns"][-1],
+        trajectory.episode_metrics[-1, :, 0],  # returned_episode_returns
         plain.reward.sum(axis=0),
         rtol=1e-4,
     )
@@ -188,7 +188,7 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     moments = saved["normalizer"]["obs"]
     seen = (obs - moments["mean"]) / np.sqrt(moments["variance"] + 1e-8)
     caches = network.apply(
-        {"params": saved["params"]}, empty_memory(config, 1).layer_inputs, method="init_cache"
+        {"params": saved["params"]}, empty_memory(config, 1), method="init_cache"
     )
     policy, *_ = network.apply(
         {"params": saved["params"]}, seen, caches, 0, jnp.zeros(1, jnp.int32), method="step"

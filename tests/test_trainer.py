@@ -20,6 +20,7 @@ from trxl.training import collect, episode_metrics, learning_rate, make_init_and
 import trainer_PPO_trXL as trainer
 import transformerXL
 from trainer_PPO_trXL import PPO
+from wrappers import Wrapper
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -169,20 +170,33 @@ def arrays(fields):
     return Transition(**jax.tree.map(jnp.asarray, fields))
 
 
+class RecordFinalObservation(Wrapper):
+    """Adds the entries of final observations to the metrics."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.episode_metrics = (*env.episode_metrics, *map(str, range(env.obs_size)))
+
+    def step(self, keys, state, action):
+        *step, info = self._env.step(keys, state, action)
+        entries = info["final_observation"].T
+        return *step, info | {str(i): entry for i, entry in enumerate(entries)}
+
+
 def test_a_truncated_step_is_worth_the_old_episodes_next_value():
     """CartPole cut off after 3 steps: V of the final observation as step 4 of that episode."""
     changes = {"ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 3}}
     config, env, network, state = setup({**SMALL, **changes})
-    env.episode_metrics = (*env.episode_metrics, "final_observation")  # to have it recorded
-    collected = jax.jit(lambda s: collect(config, env, network, PPO, s))(state)[1]
+    recording = RecordFinalObservation(env)
+    collected = jax.jit(lambda s: collect(config, recording, network, PPO, s))(state)[1]
     trajectory = collected.trajectory
-    final_observations = trajectory.episode_metrics["final_observation"]
+    final_observations = trajectory.episode_metrics[..., -env.obs_size :]
     for end in (2, 5):
         assert trajectory.truncated[end].all()
         assert not trajectory.terminated[end].any()
         episode = unpack_obs(trajectory.obs, obs_space(env))[end - 2 : end + 1]  # (3, B, .)
         obs = jnp.swapaxes(jnp.concatenate([episode, final_observations[end][None]]), 0, 1)
-        no_memory = empty_memory(config, config["NUM_ENVS"]).layer_inputs
+        no_memory = empty_memory(config, config["NUM_ENVS"])
         reach = jnp.broadcast_to(jnp.arange(4), (config["NUM_ENVS"], 4))
         _, value = network.apply(
             state.train_state.params, obs, no_memory, reach, 4, method="unroll_windows"
@@ -320,15 +334,16 @@ def test_a_box_policy_learns_on_clipped_actions_with_unclipped_log_probabilities
 
 def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
     trajectory = chain[-1][0].trajectory
-    returned = trajectory.episode_metrics["returned_episode_returns"]
-    metrics = episode_metrics(trajectory, None)
+    names = "returned_episode_returns", "returned_episode_lengths"
+    returned = trajectory.episode_metrics[..., 0]
+    metrics = episode_metrics(names, trajectory, None)
     assert metrics["num_episodes"] == trajectory.done.sum() == 16  # of 4 steps each
     assert metrics["returned_episode_lengths"] == 4.0
     np.testing.assert_allclose(
         metrics["returned_episode_returns"], np.mean(returned[trajectory.done])
     )
     none = jnp.zeros_like(trajectory.done)
-    none_ended = episode_metrics(trajectory._replace(returned_episode=none), None)
+    none_ended = episode_metrics(names, trajectory._replace(returned_episode=none), None)
     assert none_ended["num_episodes"] == 0
     assert np.isnan(none_ended["returned_episode_returns"])
 
@@ -413,12 +428,8 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     advantages = np.asarray(batch.advantage)[counted]
     expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     np.testing.assert_allclose(advantage[counted], expected, rtol=1e-3, atol=1e-4)
-    _, loss = trainer.ppo_loss(
-        state.train_state.params,
-        batch._replace(advantage=advantage, weight=weight),
-        network,
-        **trainer.loss_settings(config),
-    )
+    minibatch = batch._replace(advantage=advantage, weight=weight)
+    _, loss = trainer.ppo_loss(config, network, state.train_state.params, minibatch)
     np.testing.assert_allclose(loss["actor_loss"], -expected.mean(), atol=1e-4)  # ratios are 1
     errors = (np.asarray(batch.value - batch.returns) ** 2)[counted]
     np.testing.assert_allclose(loss["value_loss"], 0.5 * errors.mean(), rtol=1e-3)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from trxl.config import Key, with_shared
 from trxl.rollout import swap_time_and_batch, window_memory
 from trxl.training import (
     Algorithm,
-    clipped_adam,
     fresh_train_state,
     gradient_step,
     learning_rate,
@@ -24,6 +24,8 @@ from trxl.training import (
 
 from transformerXL import make_network
 from wrappers import make_env
+
+OPTIMIZER = optax.scale_by_adam()
 
 KEYS = with_shared({"BASELINE_COEF": Key(0.5, "weight of the baseline's loss", low=0, traced=True)})
 
@@ -37,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def init(config, params):
-    return fresh_train_state(params, clipped_adam(1.0), algorithm_state=jnp.zeros(()))
+    return fresh_train_state(params, OPTIMIZER, algorithm_state=jnp.zeros(()))
 
 
 def update(config, network, train_state, collected, key, axis_name):
@@ -58,9 +60,8 @@ def update(config, network, train_state, collected, key, axis_name):
 
     def step(train_state, rows):
         minibatch = jax.tree.map(lambda x: x[rows], batch)
-        return gradient_step(
-            lambda params: loss(params, minibatch), clipped_adam(1.0), rate, train_state, axis_name
-        )
+        of_minibatch = partial(loss, batch=minibatch)
+        return gradient_step(of_minibatch, OPTIMIZER, rate, train_state, axis_name)
 
     train_state, metrics = jax.lax.scan(step, train_state, rows)
     metrics = mean_metrics(metrics, rate, train_state.params)

@@ -70,6 +70,18 @@ def minibatches(most: int) -> Key:
     )
 
 
+NETWORKS = {
+    "published": {"ENCODER": "linear", "SKIP": False, "HEADS": "mlp"},
+    "wide": {"ENCODER": "features", "SKIP": True, "HEADS": "residual"},
+}
+"""The encoder, skip connection and heads of each NETWORK."""
+
+
+def by_network(name: str) -> Callable:
+    """Returns what a key of `NETWORKS` is derived by."""
+    return lambda config, _: NETWORKS[config["NETWORK"]][name]
+
+
 def half_of(steps: int) -> int:
     """Returns half of an even number, an odd one itself."""
     return steps if steps % 2 else steps // 2
@@ -134,18 +146,21 @@ SHARED_KEYS = {
         " norms; None: by NETWORK",
         type=str,
         choices=("linear", "features"),
+        derive=by_network("ENCODER"),
     ),
     "SKIP": network(
         None,
         "whether actor and critic read the encoder's features beside the transformer's output;"
         " None: by NETWORK",
         type=bool,
+        derive=by_network("SKIP"),
     ),
     "HEADS": network(
         None,
         "actor and critic: `mlp` of two layers, or `residual` with norms; None: by NETWORK",
         type=str,
         choices=("mlp", "residual"),
+        derive=by_network("HEADS"),
     ),
     "encoder_features": network(
         512, "numbers that ENCODER=features makes of a grid; a fourth of that of all else", low=4
@@ -236,12 +251,6 @@ ADVANTAGE_FLOOR = Key(
 )
 """Of the algorithms that divide advantages by their deviation."""
 
-NETWORKS = {
-    "published": {"ENCODER": "linear", "SKIP": False, "HEADS": "mlp"},
-    "wide": {"ENCODER": "features", "SKIP": True, "HEADS": "residual"},
-}
-"""What stands around the transformer, by the value of NETWORK."""
-
 MEMORIES = {
     "transformer": {},
     "gru": {"WINDOW_MEM": 1},
@@ -259,6 +268,9 @@ def of_saved_run(saved: dict[str, Any], keys: Keys) -> dict[str, Any]:
 
 
 LAUNCH_KEYS = {
+    "ALL_DEVICES": Key(
+        False, "whether to train on all devices of all processes; True in the pmap script", "Run"
+    ),
     "COORDINATOR": Key(
         None, "`host:port` of process 0, a free port there; None under SLURM", "Run", type=str
     ),
@@ -324,11 +336,6 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     return {
         name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
-
-
-def piece(config: dict[str, Any], name: str) -> Any:
-    """What the config says of a piece of the network, or what NETWORK says of it."""
-    return NETWORKS[config["NETWORK"]][name] if config[name] is None else config[name]
 
 
 def num_updates(config: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ from trxl.collectives import mean_over_devices, normalise_weight, weighted_mean
 from trxl.distributions import make_policy
 from trxl.layers import Dense, GRUCell, NormRelu
 from trxl.spaces import ActionSpace, Box, Obs, encode_action
+from trxl.statistics import Moments, update_decaying_moments
 
 EPSILON = 1e-3
 
@@ -110,36 +111,29 @@ def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
     return jnp.moveaxis(returns, 0, 1)
 
 
-class Variance(NamedTuple):
-    """An exponential average of squared advantages, which starts at 0."""
-
-    square: jax.Array  # ()
-    weight: jax.Array  # (), that of everything seen so far
-
-    def deviation(self) -> jax.Array:
-        """What advantages are divided by: sqrt(var + 1e-12), without the bias of the start."""
-        return jnp.sqrt(self.square / jnp.maximum(self.weight, 1e-8) + LEAST_VARIANCE)
-
-
-def no_variance() -> Variance:
-    """Before the first advantage."""
-    return Variance(jnp.zeros(()), jnp.zeros(()))
-
-
-def update_advantage_variance(
-    variance: Variance,
+def update_advantage_moments(
+    moments: Moments,
     advantage: jax.Array,
     weight: jax.Array | None,
     decay: float,
     axis_name: str | None,
-) -> Variance:
-    """The average with G - v (B, T) of all devices (section 4.3); weights as they are, 1 or 0."""
+) -> Moments:
+    """Updates the variance, around 0, of the advantages of all devices (section 4.3).
+
+    Args:
+      advantage: G - v, (B, T).
+      weight: (B, T), 1 where the step counts; None where all do.
+      decay: share of the earlier ones.
+    """
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
     square = mean_over_devices(weighted_mean(advantage**2, weight), axis_name)
-    return Variance(
-        decay * variance.square + (1 - decay) * square, decay * variance.weight + 1 - decay
-    )
+    return update_decaying_moments(moments, jnp.zeros(()), square, decay)
+
+
+def advantage_std(moments: Moments) -> jax.Array:
+    """Returns the divisor of advantages, sqrt(var + 1e-12)."""
+    return jnp.sqrt(moments.variance + LEAST_VARIANCE)
 
 
 def clipped_mpo(prior_logits: jax.Array, advantage: jax.Array, limit: float) -> jax.Array:

@@ -19,20 +19,14 @@ Config = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-class Memory(NamedTuple):
-    """What the agent carries from rollout to rollout."""
-
-    layer_inputs: jax.Array  # (B, M, L, E), oldest first
-    reach: jax.Array  # (B,) int32, how many of the newest are still valid, 0..M
-
-
 class RolloutState(NamedTuple):
-    """Where the environments stand, everything by row."""
+    """The environments between two steps, with a row for each."""
 
     env_state: Any
     obs: jax.Array  # (B, obs_size), not normalised
-    discounted_return: jax.Array  # (B,), what NORMALIZE_REWARD looks at
-    memory: Memory
+    discounted_return: jax.Array  # (B,), of the episode so far, for NORMALIZE_REWARD
+    memory: Any  # (B, M, L, E), layer inputs, oldest first; during a rollout the network's caches
+    reach: jax.Array  # (B,) int32, how many of the newest entries of the memory are valid, 0..M
     env_keys: jax.Array  # (B,), each environment's random stream, its actions included
 
 
@@ -51,8 +45,8 @@ class Transition(NamedTuple):
     layer_inputs: jax.Array  # (B, L, E), what each layer saw
     reach: jax.Array  # (B,) int32, how many steps before this one it attends to
     active: jax.Array | None  # (B,), whether the step counts; None where all do
-    returned_episode: jax.Array  # (B,), whether the episode's metrics are to be counted
-    episode_metrics: Any  # {name: (B,)}, where an episode returned; while scanned: `together`
+    returned_episode: jax.Array  # (B,), whether an episode ended whose metrics count
+    episode_metrics: jax.Array  # (B, K), the K metrics of the environment
 
 
 class Rollout(NamedTuple):
@@ -63,18 +57,6 @@ class Rollout(NamedTuple):
     last_active: jax.Array | None  # (B,), whether the step from the last observation would count
     memory: jax.Array  # (B, M, L, E), layer inputs from before the rollout, oldest first
     replay: Any = None  # (B, ...), earlier rollouts, see `training.Algorithm`
-
-
-class Carry(NamedTuple):
-    """What a step of the rollout hands to the next."""
-
-    env_state: Any
-    obs: jax.Array  # (B, obs_size), not normalised
-    discounted_return: jax.Array  # (B,)
-    caches: Any  # the memory as the network's step form reads it
-    reach: jax.Array  # (B,) int32
-    env_keys: jax.Array  # (B,)
-    normalizer: Normalizer
 
 
 def rollout(
@@ -97,30 +79,19 @@ def rollout(
     Returns:
       the state after the steps, the statistics, and the trajectories.
     """
+    memory = state.memory
     with jax.named_scope("agent"):
-        caches = network.apply(params, state.memory.layer_inputs, method="init_cache")
-    carry = Carry(
-        env_state=state.env_state,
-        obs=state.obs,
-        discounted_return=state.discounted_return,
-        caches=caches,
-        reach=state.memory.reach,
-        env_keys=state.env_keys,
-        normalizer=normalizer,
-    )
+        caches = network.apply(params, memory, method="init_cache")
     step = partial(take_step, config, env, network, params, axis_name)
-    carry, trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
-    metrics = apart(trajectory.episode_metrics)
-    metrics = {name: metrics[name] for name in env.episode_metrics}
-    trajectory = trajectory._replace(episode_metrics=metrics)
-    last_obs = network_input(carry.normalizer, carry.obs)
+    carry = state._replace(memory=caches), normalizer
+    (state, normalizer), trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
+    last_obs = network_input(normalizer, state.obs)
     with jax.named_scope("bootstrap"):
         _, last_value, _, _ = network.apply(
-            params, last_obs, carry.caches, config["NUM_STEPS"], carry.reach, method="step"
+            params, last_obs, state.memory, config["NUM_STEPS"], state.reach, method="step"
         )
-    last_active = active_rows(env, carry.env_state)
-    collected = Rollout(trajectory, last_value, last_active, state.memory.layer_inputs)
-    return next_rollout_state(carry, collected), carry.normalizer, collected
+    collected = Rollout(trajectory, last_value, active_rows(env, state.env_state), memory)
+    return state._replace(memory=next_memory(collected)), normalizer, collected
 
 
 def take_step(
@@ -129,37 +100,38 @@ def take_step(
     network: Any,
     params: Any,
     axis_name: str | None,
-    carry: Carry,
+    carry: tuple[RolloutState, Normalizer],
     t: jax.Array,
-) -> tuple[Carry, Transition]:
+) -> tuple[tuple[RolloutState, Normalizer], Transition]:
     """Takes step t () of the rollout in every environment."""
-    env_keys, action_keys, step_keys = split_keys(carry.env_keys, 3)
+    state, normalizer = carry
+    env_keys, action_keys, step_keys = split_keys(state.env_keys, 3)
 
     # SELECT ACTION
-    obs = network_input(carry.normalizer, carry.obs)
+    obs = network_input(normalizer, state.obs)
     with jax.named_scope("agent"):
         policy, value, caches, layer_inputs = network.apply(
-            params, obs, carry.caches, t, carry.reach, method="step"
+            params, obs, state.memory, t, state.reach, method="step"
         )
         action = sample_per_row(policy, action_keys)
         log_prob = policy.log_prob(action)
 
     # STEP ENV
-    active = active_rows(env, carry.env_state)
-    next_obs, env_state, reward, done, info = env.step(step_keys, carry.env_state, action)
+    active = active_rows(env, state.env_state)
+    next_obs, env_state, reward, done, info = env.step(step_keys, state.env_state, action)
     returned = info.get("returned_episode", done)
     boundary = info.get("memory_boundary", done)
     done, terminated, truncated = episode_boundaries(config, done, info)
 
     # UPDATE STATISTICS
     next_active = active_rows(env, env_state)
-    normalizer = update_obs_statistics(env, carry.normalizer, next_obs, next_active, axis_name)
+    normalizer = update_obs_statistics(env, normalizer, next_obs, next_active, axis_name)
     discounted_return, normalizer, reward = update_reward_statistics(
-        config["GAMMA"], carry.discounted_return, normalizer, reward, done, active, axis_name
+        config["GAMMA"], state.discounted_return, normalizer, reward, done, active, axis_name
     )
 
     # EVALUATE FINAL OBSERVATION, as step t + 1 of the old episode
-    next_reach = jnp.minimum(carry.reach + 1, config["WINDOW_MEM"])
+    next_reach = jnp.minimum(state.reach + 1, config["WINDOW_MEM"])
     final_value = jnp.zeros_like(value)
     if env.can_truncate:
         final_obs = network_input(normalizer, info["final_observation"])
@@ -180,14 +152,15 @@ def take_step(
         truncated=truncated,
         final_value=final_value,
         layer_inputs=layer_inputs,
-        reach=carry.reach,
+        reach=state.reach,
         active=active,
         returned_episode=returned,
-        episode_metrics=together({name: info[name] for name in env.episode_metrics}),
+        # One array, since Craftax's 67 would be as many kernels in every step on a GPU.
+        episode_metrics=jnp.stack([info[name] for name in env.episode_metrics], axis=-1),
     )
     reach = jnp.where(boundary, 0, next_reach)
-    carry = Carry(env_state, next_obs, discounted_return, caches, reach, env_keys, normalizer)
-    return carry, transition
+    state = RolloutState(env_state, next_obs, discounted_return, caches, reach, env_keys)
+    return (state, normalizer), transition
 
 
 def episode_boundaries(
@@ -269,12 +242,10 @@ def value_where(
     return jax.lax.cond(any_across_vmap(mask), value, lambda: otherwise)
 
 
-def next_rollout_state(carry: Carry, collected: Rollout) -> RolloutState:
-    """Where the environments stand after a rollout, the memory with what its steps saw."""
-    seen = swap_time_and_batch(collected.trajectory.layer_inputs)  # (B, T, L, E)
-    layer_inputs = jnp.concatenate([collected.memory, seen], axis=1)
-    memory = Memory(layer_inputs[:, seen.shape[1] :], carry.reach)
-    return RolloutState(carry.env_state, carry.obs, carry.discounted_return, memory, carry.env_keys)
+def next_memory(collected: Rollout) -> jax.Array:
+    """Returns (B, M, L, E), the memory after a rollout: the newest M layer inputs."""
+    recent = swap_time_and_batch(collected.trajectory.layer_inputs)  # (B, T, L, E)
+    return jnp.concatenate([collected.memory, recent], axis=1)[:, recent.shape[1] :]
 
 
 def init_rollout(
@@ -290,9 +261,14 @@ def init_rollout(
     env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
     env_keys, reset_keys = split_keys(env_keys, 2)
     obs, env_state = env.reset(reset_keys)
-    memory = empty_memory(config, env.num_rows)
-    nothing = jnp.zeros(env.num_rows)
-    return RolloutState(strongly_typed(env_state), obs, nothing, memory, env_keys)
+    return RolloutState(
+        strongly_typed(env_state),
+        obs,
+        discounted_return=jnp.zeros(env.num_rows),
+        memory=empty_memory(config, env.num_rows),
+        reach=jnp.zeros(env.num_rows, jnp.int32),
+        env_keys=env_keys,
+    )
 
 
 def strongly_typed(env_state: Any) -> Any:
@@ -300,10 +276,10 @@ def strongly_typed(env_state: Any) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
 
 
-def empty_memory(config: Config, num_rows: int) -> Memory:
-    """The memory before the first step of a run."""
+def empty_memory(config: Config, num_rows: int) -> jax.Array:
+    """Returns (B, M, L, E) zeros, the memory before the first step of a run."""
     shape = (num_rows, config["WINDOW_MEM"], config["num_layers"], config["EMBED_SIZE"])
-    return Memory(jnp.zeros(shape), jnp.zeros(num_rows, jnp.int32))
+    return jnp.zeros(shape)
 
 
 def window_memory(config: Config, collected: Rollout) -> jax.Array:
@@ -316,28 +292,8 @@ def window_memory(config: Config, collected: Rollout) -> jax.Array:
 @jax.named_scope("keys")
 def split_keys(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
     """Splits every key of (B,) into `num` of them: a tuple of `num` arrays (B,)."""
-    pieces = jax.vmap(lambda key: jax.random.split(key, num))(keys)
-    return tuple(pieces[:, i] for i in range(num))
-
-
-def together(arrays: dict[str, jax.Array]) -> dict[tuple[str, ...], jax.Array]:
-    """Arrays of one shape and type as one, {their names: (..., their number)}.
-
-    A scan then stores them at once: Craftax's 67 achievements would be as many kernels in every
-    step on a GPU.
-    """
-    alike: dict[Any, list[str]] = {}
-    for name, x in arrays.items():
-        alike.setdefault((jnp.shape(x), jnp.result_type(x)), []).append(name)
-    return {
-        tuple(names): jnp.stack([arrays[name] for name in names], axis=-1)
-        for names in alike.values()
-    }
-
-
-def apart(stacked: dict[tuple[str, ...], jax.Array]) -> dict[str, jax.Array]:
-    """Undoes `together`."""
-    return {name: x[..., i] for names, x in stacked.items() for i, name in enumerate(names)}
+    split = jax.vmap(lambda key: jax.random.split(key, num))(keys)
+    return tuple(split[:, i] for i in range(num))
 
 
 def active_rows(env: Any, env_state: Any) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""Moving statistics: observations and rewards (`Moments`), and returns (PopArt).
+"""Moving statistics of observations, rewards, returns (PopArt) and advantages.
 
 Observations and rewards as PureJaxRL keeps them (Lu et al. 2022, its script for continuous
 control), the same as Gym's NormalizeObservation and NormalizeReward but for the last reward of an
@@ -29,12 +29,43 @@ PRIOR_COUNT = 1e-4
 
 
 class Moments(NamedTuple):
-    """Of everything seen so far."""
+    """A mean and a variance of everything seen so far, or of the recent past."""
 
     mean: jax.Array
     variance: jax.Array
-    # How many rows, as high 2^32 + low, so that no sum is ever rounded.
-    count: jax.Array  # type: ignore[assignment]  # (2,) uint32; hides tuple's method
+    # Of everything, the number of rows as high 2^32 + low, (2,) uint32, so that no sum is ever
+    # rounded; of the recent past, the number of batches, () int32.
+    count: jax.Array  # type: ignore[assignment]  # hides tuple's method
+
+
+def mix(moments: Moments, mean: jax.Array, variance: jax.Array, share: jax.Array) -> Moments:
+    """Returns the moments of a mixture, its `share` from a new batch (Chan et al. 1979).
+
+    m' = m + a (m_b - m), v' = (1 - a) v + a v_b + a (1 - a) (m_b - m)^2. All squares are of centred
+    values, so that a small variance beside a large mean stays exact.
+    """
+    delta = mean - moments.mean
+    variance = (1 - share) * moments.variance + share * variance + share * (1 - share) * delta**2
+    return moments._replace(mean=moments.mean + share * delta, variance=variance)
+
+
+def init_decaying_moments() -> Moments:
+    """Returns moments of the recent past before the first batch, () each."""
+    return Moments(jnp.zeros(()), jnp.ones(()), jnp.int32(0))
+
+
+def update_decaying_moments(
+    moments: Moments, mean: jax.Array, variance: jax.Array, decay: float
+) -> Moments:
+    """Returns the moments after one more batch; `decay` is the share of the earlier ones.
+
+    The new batch has the share (1 - decay) / (1 - decay^n) as the n-th, which removes the bias of
+    the start, as in Adam: it is 1 for the first, and 1 / n where decay is 1.
+    """
+    number = moments.count + 1.0
+    share = 1 / number if decay == 1 else (1 - decay) / (1 - decay**number)
+    share = jnp.where(moments.count == 0, 1.0, share)  # exactly, or the first variance counts
+    return mix(moments, mean, variance, share)._replace(count=moments.count + 1)
 
 
 Normalizer = dict[str, Moments]
@@ -89,13 +120,8 @@ def update_moments(
     divisor = jnp.maximum(count, 1)
     mean = total(where_counted(batch, mask)) / divisor
     variance = total(where_counted((batch - mean) ** 2, mask)) / divisor
-    before = as_float(moments.count)
-    joint = before + count
-    delta = mean - moments.mean
-    squares = moments.variance * before + variance * count + delta**2 * before * count / joint
-    return Moments(
-        moments.mean + delta * count / joint, squares / joint, add_rows(moments.count, rows)
-    )
+    share = count / (as_float(moments.count) + count)
+    return mix(moments, mean, variance, share)._replace(count=add_rows(moments.count, rows))
 
 
 def as_float(count: jax.Array) -> jax.Array:
@@ -146,13 +172,6 @@ LEAST_SIGMA = 1e-3
 """In units of the return: rewards that never come don't blow the values up."""
 
 
-class ReturnMoments(NamedTuple):
-    """Moving mean and variance of the returns; 0 and 1 before the first update."""
-
-    mean: jax.Array  # ()
-    variance: jax.Array  # ()
-
-
 class Scale(NamedTuple):
     """What the critic's output x stands for: sigma x + mu."""
 
@@ -168,48 +187,29 @@ class Scale(NamedTuple):
         return jax.tree.map(lambda y: (y - self.mu) / self.sigma, x)
 
 
-def init_return_moments() -> ReturnMoments:
-    """Returns the moments before the first update."""
-    return ReturnMoments(jnp.zeros(()), jnp.ones(()))
-
-
-def value_scale(moments: ReturnMoments) -> Scale:
+def value_scale(moments: Moments) -> Scale:
     """Returns mu and sigma, sigma at least `LEAST_SIGMA`."""
     return Scale(moments.mean, jnp.sqrt(jnp.maximum(moments.variance, LEAST_SIGMA**2)))
 
 
 def update_return_moments(
-    before: ReturnMoments,
+    moments: Moments,
     returns: jax.Array,
     weight: jax.Array | None,
     decay: float,
-    updates: jax.Array,
     axis_name: str | None,
-) -> ReturnMoments:
+) -> Moments:
     """Updates the moments with the returns of one update, of all devices together.
-
-    m' = m + a (m_b - m), v' = (1 - a) v + a v_b + a (1 - a) (m_b - m)^2 with the batch's mean m_b
-    and variance v_b. The step a = (1 - decay) / (1 - decay^(updates + 1)) removes the bias of the
-    start, as in Adam: it is 1 at the first update, and 1 / (updates + 1) where decay is 1. All
-    squares are of centred values, so that a small variance beside a large mean stays exact.
 
     Args:
       returns: (B, T).
       weight: (B, T), 1 where the step counts; None where all do.
-      decay: share of the earlier moments that is kept.
-      updates: (), updates before this one.
+      decay: share of the earlier moments.
     """
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
     mean, variance = batch_moments(returns, weight, axis_name)
-    number = updates + 1.0
-    step = 1 / number if decay == 1 else (1 - decay) / (1 - decay**number)
-    step = jnp.where(updates == 0, 1.0, step)  # exactly, or 0 counts as a return that was seen
-    delta = mean - before.mean
-    return ReturnMoments(
-        before.mean + step * delta,
-        (1 - step) * before.variance + step * variance + step * (1 - step) * delta**2,
-    )
+    return update_decaying_moments(moments, mean, variance, decay)
 
 
 def absorb_scale(layer: dict[str, jax.Array], scale: Scale) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""What algorithms share: a run's init and update, minibatches, the optimiser, metrics of episodes.
+"""A training run: `init`, `update`, `make_train`, and what algorithms share.
 
 An algorithm is a value, `Algorithm`; this file, rollout.py and runs/ work with any of them. Pure
 functions of JAX: no files, no printing. Letters as in rollout.py.
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from trxl.collectives import mean_over_devices, sum_over_devices
 from trxl.config import Keys, check_config, num_updates
@@ -31,17 +30,21 @@ from trxl.statistics import Moments, init_normalizer
 
 
 class TrainState(NamedTuple):
-    """What is learnt, the same on every device."""
+    """The learner's state, the same on every device."""
 
     params: Any
-    opt_state: Any  # of the parameters as one vector
-    updates: jax.Array  # () int32, updates done
+    opt_state: Any
+    updates: jax.Array  # () int32, number of updates done
     normalizer: dict[str, Moments]  # "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD
     algorithm_state: Any = None  # what else the algorithm learns or averages
 
 
 class RunnerState(NamedTuple):
-    """Everything that an update starts from."""
+    """The state of a run between two updates.
+
+    `train_state` and `permutation_key` are the same on every device; the other fields have a row
+    for each environment.
+    """
 
     train_state: TrainState
     rollout_state: RolloutState
@@ -50,23 +53,19 @@ class RunnerState(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a run may start with in place of fresh parameters, see `make_init_and_update`."""
+    """Parameters and statistics of an earlier run, to start from."""
 
     params: Any
     normalizer: dict[str, Moments]
 
 
-ALIKE = ("train_state", "permutation_key")
-"""The fields of a `RunnerState` that all devices have alike; the others are rows."""
-
-
 class Algorithm(NamedTuple):
-    """What is an algorithm's own.
+    """What distinguishes one algorithm from another.
 
     make_env(config, num_envs) -> the batched environment, see wrappers.py.
 
-    make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`,
-    see `rollout.rollout`, and `unroll_windows`, by which its parameters are initialised.
+    make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`, see
+    `rollout.rollout`, and `unroll_windows`, by which its parameters are initialised.
 
     init(config, params) -> the `TrainState` of fresh parameters, without statistics.
 
@@ -77,31 +76,31 @@ class Algorithm(NamedTuple):
     `update` finds in `rollout.replay`. The first call has None for the replay.
     """
 
-    name: str  # stands in a saved config
+    name: str  # saved in the config of a run
     keys: Keys  # its whole table of settings, see `config.with_shared`
     make_env: Callable
     make_network: Callable
     init: Callable
     update: Callable
-    must_be_finite: tuple[str, ...]  # metrics that are numbers as long as the agent is whole
+    must_be_finite: tuple[str, ...]  # metrics; a seed where one is not finite has diverged
     behaviour_params: Callable = lambda train_state: train_state.params  # those that act
     add_to_replay: Callable | None = None
     # (config, train_state) -> the parameters that a run saves; None: those that act.
     saved_params: Callable | None = None
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
-        """The config, completed and checked against the algorithm's table: `check_config`."""
+        """Completes and checks a config against the algorithm's table, see `check_config`."""
         return check_config(config, self.keys, num_devices)
 
 
 def make_train(config: Config, algorithm: Algorithm, axis_name: str | None = None) -> Callable:
-    """A whole training run as one function, see `trainer_PPO_trXL.make_train`."""
+    """Makes a whole training run one function, see `trainer_PPO_trXL.make_train`."""
+    config = algorithm.check(config, jax.device_count() if axis_name else 1)
     init, update = make_init_and_update(config, algorithm, axis_name)
-    length = num_updates(algorithm.check(config))
 
     def train(rng: jax.Array) -> dict[str, Any]:
         runner_state, metrics = jax.lax.scan(
-            lambda state, _: update(state), init(rng), None, length
+            lambda state, _: update(state), init(rng), length=num_updates(config)
         )
         return {"runner_state": runner_state, "metrics": metrics}
 
@@ -114,47 +113,55 @@ def make_init_and_update(
     axis_name: str | None = None,
     num_devices: int | None = None,
 ) -> tuple[Callable, Callable]:
-    """The two functions that a run is made of.
+    """Makes the two functions of a run.
 
     Args:
-      config: a missing key takes its default. Left unchanged.
-      axis_name: of the `jax.pmap` over all devices that the functions will run under.
-      num_devices: how many devices the axis has; by default all of them.
+      config: checked.
+      axis_name: of the devices, under `jax.pmap` or `jax.shard_map`.
+      num_devices: size of that axis; all devices by default.
 
     Returns:
-      init(rng, start=None) -> RunnerState, with the parameters and statistics of a `Start` or fresh
-      ones, and update(RunnerState) -> (RunnerState, metrics), a rollout and the gradient steps on
-      it; metrics are {name: ()}.
+      init(rng, start=None) -> RunnerState, from a `Start` or fresh parameters, and
+      update(RunnerState) -> (RunnerState, metrics {name: ()}), a rollout and its gradient steps.
 
     Raises:
-      config.ConfigError: the config can't be run.
+      ConfigError: the environment can't be made.
     """
     num_devices = num_devices or (jax.device_count() if axis_name else 1)
-    config = algorithm.check(config, num_devices)
     env = algorithm.make_env(config, config["NUM_ENVS"] // num_devices)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
 
     def init(rng: jax.Array, start: Start | None = None) -> RunnerState:
         params_key, envs_key, permutation_key = jax.random.split(rng, 3)
         state = init_rollout(config, env, envs_key, device_index(axis_name) * env.num_rows)
-        active = active_rows(env, state.env_state)
         if start is None:
             params = init_params(config, network, env.obs_size, params_key)
             start = Start(params, init_normalizer(config, env))
+        active = active_rows(env, state.env_state)
         normalizer = update_obs_statistics(env, start.normalizer, state.obs, active, axis_name)
         train_state = algorithm.init(config, start.params)._replace(normalizer=normalizer)
         runner_state = RunnerState(train_state, state, permutation_key)
-        replay = empty_replay(config, env, network, algorithm, runner_state, axis_name)
-        return runner_state._replace(replay=replay)
+        return runner_state._replace(replay=init_replay(runner_state))
 
-    def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
-        # COLLECT TRAJECTORIES
+    def init_replay(state: RunnerState) -> Any:
+        """Returns a replay of zeros, None if the algorithm has none."""
+        if algorithm.add_to_replay is None:
+            return None
+        shapes = jax.eval_shape(lambda: collect_trajectories(state)[1].replay)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def collect_trajectories(state: RunnerState) -> tuple[RunnerState, Rollout]:
         state, collected = collect(config, env, network, algorithm, state, axis_name)
         if algorithm.add_to_replay is not None:
             replay = algorithm.add_to_replay(config, state.replay, collected)
-            collected = collected._replace(replay=replay)
+            state, collected = state._replace(replay=replay), collected._replace(replay=replay)
+        return state, collected
 
-        # LEARN FROM THEM
+    def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
+        # COLLECT TRAJECTORIES
+        state, collected = collect_trajectories(state)
+
+        # UPDATE NETWORK
         permutation_key, key = jax.random.split(state.permutation_key)
         key = jax.random.fold_in(key, device_index(axis_name))
         train_state, metrics = algorithm.update(
@@ -162,17 +169,14 @@ def make_init_and_update(
         )
         train_state = train_state._replace(updates=train_state.updates + 1)
         metrics |= input_metrics(collected.trajectory, axis_name)
-        metrics |= episode_metrics(collected.trajectory, axis_name)
-        state = state._replace(
-            train_state=train_state, permutation_key=permutation_key, replay=collected.replay
-        )
-        return state, metrics
+        metrics |= episode_metrics(env.episode_metrics, collected.trajectory, axis_name)
+        return state._replace(train_state=train_state, permutation_key=permutation_key), metrics
 
     return init, update
 
 
 def device_index(axis_name: str | None) -> jax.Array | int:
-    """Of this device on the axis of a `jax.pmap`; 0 without one."""
+    """Returns this device's index on the axis, 0 without an axis."""
     return jax.lax.axis_index(axis_name) if axis_name else 0
 
 
@@ -184,7 +188,11 @@ def collect(
     state: RunnerState,
     axis_name: str | None = None,
 ) -> tuple[RunnerState, Rollout]:
-    """A rollout with the parameters that act: the state after it, and what was collected."""
+    """Plays a rollout with the parameters that act.
+
+    Returns:
+      the state after it, and the rollout.
+    """
     train_state = state.train_state
     rollout_state, normalizer, collected = rollout(
         config,
@@ -199,46 +207,27 @@ def collect(
     return state._replace(train_state=train_state, rollout_state=rollout_state), collected
 
 
-def empty_replay(
-    config: Config,
-    env: Any,
-    network: Any,
-    algorithm: Algorithm,
-    state: RunnerState,
-    axis_name: str | None,
-) -> Any:
-    """Returns the replay before the first update, all zeros; None if the algorithm has none."""
-    add_to_replay = algorithm.add_to_replay
-    if add_to_replay is None:
-        return None
-
-    def first_replay() -> Any:
-        _, collected = collect(config, env, network, algorithm, state, axis_name)
-        return add_to_replay(config, None, collected)
-
-    shapes = jax.eval_shape(first_replay)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
 def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> Any:
-    """Fresh parameters."""
+    """Returns fresh parameters."""
     return network.init(
         key,
         jnp.zeros((1, 1, obs_size)),
-        empty_memory(config, 1).layer_inputs,
+        empty_memory(config, 1),
         jnp.zeros((1, 1), jnp.int32),
         window_grad=1,
         method="unroll_windows",
     )
 
 
-def clipped_adam(max_grad_norm: float, epsilon: float = 1e-5) -> optax.GradientTransformation:
-    """Returns clipping by the global norm and Adam's direction, without the learning rate."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=epsilon))
+def fresh_train_state(
+    params: Any, optimizer: optax.GradientTransformation, algorithm_state: Any = None
+) -> TrainState:
+    """Returns the state before the first update, without statistics."""
+    return TrainState(params, optimizer.init(params), jnp.int32(0), {}, algorithm_state)
 
 
 def learning_rate(config: Config, updates: jax.Array) -> jax.Array:
-    """The learning rate of a whole update, after `updates` of them: linear to 0 if ANNEAL_LR."""
+    """Returns the learning rate of a whole update, after `updates` of them: to 0 if ANNEAL_LR."""
     fraction_left = 1 - updates / num_updates(config) if config["ANNEAL_LR"] else 1.0
     return jnp.asarray(config["LR"] * fraction_left)
 
@@ -257,24 +246,21 @@ def gradient_step(
     train_state: TrainState,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes a step down the gradient of `loss`.
-
-    To the optimiser the parameters are one vector (`fresh_train_state`): devices meet once, and a
-    GPU launches a few kernels in place of three for each array.
+    """Takes a step down the gradient of `loss`, the mean over all devices.
 
     Args:
       loss: params -> (loss (), metrics {name: ()}).
+      optimizer: returns a direction, without the learning rate.
       rate: (), the learning rate.
 
     Returns:
       the train state with new parameters and optimiser state, metrics {name: ()}.
     """
     gradients, metrics = jax.grad(loss, has_aux=True)(train_state.params)
-    gradients, unravel = ravel_pytree(gradients)
     gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
-    metrics["grad_norm"] = jnp.linalg.norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     direction, opt_state = optimizer.update(gradients, train_state.opt_state)
-    params = jax.tree.map(lambda p, d: p - rate * d, train_state.params, unravel(direction))
+    params = optax.apply_updates(train_state.params, optax.tree.scale(-rate, direction))
     return train_state._replace(params=params, opt_state=opt_state), metrics
 
 
@@ -304,24 +290,20 @@ def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
 
 
 @jax.named_scope("metrics")
-def episode_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
-    """Means over the episodes that returned, NaN where none did, and their number.
+def episode_metrics(
+    names: tuple[str, ...], trajectory: Transition, axis_name: str | None
+) -> Metrics:
+    """Returns means over the episodes that ended, NaN where none did, and their number.
 
-    An episode in which a metric of the environment's own is NaN has none.
+    An episode in which a metric is NaN is left out of that metric's mean.
+
+    Args:
+      names: of `trajectory.episode_metrics`, K of them.
     """
-    returned = trajectory.returned_episode
-    values = trajectory.episode_metrics
-    given = {name: returned & ~jnp.isnan(x) for name, x in values.items()}
-    # Stacked, so that many devices meet once.
-    sums = jnp.stack([jnp.sum(jnp.where(given[name], x, 0.0)) for name, x in values.items()])
-    counts = jnp.stack([jnp.sum(given[name]) for name in values])
-    sums, counts, episodes = sum_over_devices((sums, counts, jnp.sum(returned)), axis_name)
-    return dict(zip(values, sums / counts, strict=True)) | {"num_episodes": episodes}
-
-
-def fresh_train_state(
-    params: Any, optimizer: optax.GradientTransformation, algorithm_state: Any = None
-) -> TrainState:
-    """Before the first update, without statistics."""
-    opt_state = optimizer.init(ravel_pytree(params)[0])
-    return TrainState(params, opt_state, jnp.int32(0), {}, algorithm_state)
+    values = trajectory.episode_metrics  # (T, B, K)
+    counted = trajectory.returned_episode[..., None] & ~jnp.isnan(values)
+    sums = jnp.sum(jnp.where(counted, values, 0), axis=(0, 1))
+    counts = jnp.sum(counted, axis=(0, 1))
+    episodes = jnp.sum(trajectory.returned_episode)
+    sums, counts, episodes = sum_over_devices((sums, counts, episodes), axis_name)
+    return dict(zip(names, sums / counts, strict=True)) | {"num_episodes": episodes}

@@ -98,9 +98,8 @@ def load_agent(
         raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
 
     def initial_memory(batch: int) -> AgentMemory:
-        hidden, reach = empty_memory(config, batch)
-        caches = network.apply(params, hidden, method="init_cache")
-        return AgentMemory(caches, jnp.int32(0), reach)
+        caches = network.apply(params, empty_memory(config, batch), method="init_cache")
+        return AgentMemory(caches, jnp.int32(0), jnp.zeros(batch, jnp.int32))
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
         reach = jnp.where(done, 0, memory.reach)

@@ -371,7 +371,7 @@ class States:
           OSError: it can't be written.
         """
         if kind == "full":
-            self._full.save(updates, filled_fields(program.join(state)))
+            self._full.save(updates, filled_fields(state))
         elif is_main():
             with_optimizer = kind == "learner"
             save_learner(self._learner, updates, program, state, with_optimizer)
@@ -383,9 +383,9 @@ class States:
           ConfigError: the checkpoint is broken or of another run.
         """
         if updates in self._full.all():
-            fields = self._full.restore(updates, filled_fields(program.joined_shapes()))
-            return program.split(RunnerState(**fields))
-        state = program.join(program.init(stream=updates))
+            fields = self._full.restore(updates, filled_fields(program.shapes()))
+            return RunnerState(**fields)
+        state = program.init(stream=updates)
         kept, opt_state = self._learner.restore(
             updates, learnt(state.train_state), state.train_state.opt_state
         )
@@ -396,7 +396,7 @@ class States:
         )
         if opt_state:
             train_state = train_state._replace(opt_state=opt_state)
-        return program.split(state._replace(train_state=train_state))
+        return state._replace(train_state=train_state)
 
 
 def filled_fields(state: RunnerState) -> dict[str, Any]:
@@ -409,7 +409,7 @@ class Learnt(NamedTuple):
 
     params: Any
     normalizer: dict[str, Moments]
-    extra: Any
+    algorithm_state: Any
 
 
 def save_learner(
@@ -424,7 +424,7 @@ def save_learner(
     Raises:
       OSError: it can't be written.
     """
-    train_state = program.train_state(state)
+    train_state = jax.device_get(state.train_state)
     opt_state = train_state.opt_state if with_optimizer else None
     checkpoints.save(updates, learnt(train_state), opt_state)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import LAUNCH_KEYS, check_values, defaults, num_updates, read_overrides
+from trxl.config import LAUNCH_KEYS, check_values, num_updates, read_overrides
 from trxl.environments import is_own, located
 from trxl.errors import ConfigError, RunError, explained
 from trxl.rollout import Metrics
@@ -46,7 +46,7 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
       algorithm: that trains.
-      all_devices: trains on every device of every process with `jax.pmap` instead of on one.
+      all_devices: the default of ALL_DEVICES: train on every device of every process.
 
     Exits with one line and status 1 where the config can't be run or an error ends the run, with
     one for each seed that diverged, with status `EXIT_RETRYABLE` where another of several processes
@@ -75,36 +75,43 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
 def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> int | None:
     """Reads the command line and runs, see `main`."""
     launch, overrides = read_command_line(algorithm, all_devices)
-    if all_devices:
+    if launch["ALL_DEVICES"]:
         connect(launch)
     config = run_on_all(lambda: resolve_config(config, overrides, algorithm))
     check_same_config(config)
-    return run(config, algorithm, all_devices)
+    return run(config, algorithm, launch["ALL_DEVICES"])
 
 
 def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
     """Lists the keys of the command line with their values, group by group."""
     print(f"usage: {sys.argv[0]} [@SETTINGS] [KEY=VALUE ...]\n\nthe keys, with their values here:")
-    keys = {**algorithm.keys, **(LAUNCH_KEYS if all_devices else {})}
-    print(help_text(keys, check_values(config, keys)))
+    values = check_values(config, algorithm.keys)
+    launch = check_values({"ALL_DEVICES": all_devices}, LAUNCH_KEYS)
+    print(help_text({**algorithm.keys, **LAUNCH_KEYS}, {**values, **launch}))
 
 
 def read_command_line(
     algorithm: Algorithm, all_devices: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where this process stands among others, `LAUNCH_KEYS`, and the overrides of the config.
+    """Returns the values of `LAUNCH_KEYS`, and the overrides of the config.
 
-    The former may be environment variables too; both are for the script of all devices only.
+    With ALL_DEVICES, the other launch keys may be environment variables too.
+
+    Args:
+      all_devices: the default of ALL_DEVICES.
 
     Raises:
-      ConfigError: an argument that can't be read.
+      ConfigError: an argument that can't be read, or a launch key without ALL_DEVICES.
     """
-    if not all_devices:
-        return defaults(LAUNCH_KEYS), read_overrides(sys.argv[1:], algorithm.keys)
-    variables = [f"{name}={os.environ[name]}" for name in LAUNCH_KEYS if name in os.environ]
-    given = read_overrides(variables + sys.argv[1:], {**algorithm.keys, **LAUNCH_KEYS})
+    given = read_overrides(sys.argv[1:], {**algorithm.keys, **LAUNCH_KEYS})
     overrides = {name: value for name, value in given.items() if name in algorithm.keys}
     launch = {name: value for name, value in given.items() if name in LAUNCH_KEYS}
+    launch = check_values({"ALL_DEVICES": all_devices, **launch}, LAUNCH_KEYS)
+    if launch["ALL_DEVICES"]:
+        names = [name for name in LAUNCH_KEYS if name in os.environ and name not in given]
+        launch |= read_overrides([f"{name}={os.environ[name]}" for name in names], LAUNCH_KEYS)
+    elif alone := [name for name in given if name in LAUNCH_KEYS and name != "ALL_DEVICES"]:
+        raise ConfigError(f"{alone[0]} is for runs on all devices; set ALL_DEVICES=True as well")
     return check_values(launch, LAUNCH_KEYS), overrides
 
 
@@ -149,8 +156,8 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     config["ENV_NAME"] = located(config["ENV_NAME"])
     if all_devices and config["NUM_SEEDS"] > 1:
         raise ConfigError(
-            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_{algorithm.name}_trXL.py: the pmap"
-            " script spreads one seed over all devices"
+            f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_{algorithm.name}_trXL.py with"
+            " ALL_DEVICES=False: over all devices one seed is spread"
         )
     check_capacity(config, num_devices)
     program = Program(config, algorithm, num_devices if all_devices else None)
