@@ -397,11 +397,11 @@ def squared_value_loss(
 
 
 def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
-    """1 - Var(R - V) / Var(R) of the rollout's values."""
+    """Returns 1 - Var(R - V) / Var(R) of the rollout's values, 0 where all returns are equal."""
     weight = None if batch.weight is None else normalise_weight(batch.weight, axis_name)
     _, error_variance = moments(batch.returns - batch.value, weight, axis_name)
     _, variance = moments(batch.returns, weight, axis_name)
-    return 1 - error_variance / variance
+    return jnp.where(variance > 0, 1 - error_variance / jnp.where(variance > 0, variance, 1), 0)
 
 
 PPO = Algorithm(

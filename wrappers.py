@@ -7,8 +7,8 @@ step:
     reset(keys) -> (obs, state)
     step(keys, state, action) -> (obs, state, reward, done, info)
 
-with `info["terminated"]`, `info["truncated"]` and, where the environment can truncate,
-`info["final_observation"]`: what the step returned before the reset. Keys are (B,), one per
+with `info["terminated"]`, `info["truncated"]` and `info["final_observation"]`, the step's
+observation before the reset. Keys are (B,), one per
 environment, so that an environment's random stream does not depend on which others run beside it.
 
 Optional entries of info, (B,) bool, `done` where they are missing: `memory_boundary`, where the
@@ -28,6 +28,7 @@ from trxl.environments import make_single_env
 from trxl.environments.adapters import making
 from trxl.environments.base import SingleEnvironment
 from trxl.errors import ConfigError
+from trxl.rollout import split_keys
 from trxl.spaces import Box, encode_action, mask_size
 
 
@@ -125,7 +126,7 @@ class FlattenAgents(Wrapper):
         """(B,) bool, which rows have a part in the step that is taken from `state`."""
         return ~self._rows(jax.vmap(self._env.agents_done)(self.single_states(state)))
 
-    def _rows(self, x: jax.Array) -> jax.Array:
+    def read_rows(self, x: jax.Array) -> jax.Array:
         return x.reshape(self.num_rows, *x.shape[2:])
 
 
@@ -177,7 +178,8 @@ class ResetMemoryEachEpisode(Wrapper):
 class AppendLastObservation(Wrapper):
     """The last observation of an episode beside the first of the next one of the same trial.
 
-    Below every other observation there are zeros. A mask of actions is not repeated.
+    Beside every other observation there are zeros, with TRIAL_MEMORY=False beside all. A mask of
+    actions is not repeated.
     """
 
     def __init__(self, env):
@@ -219,8 +221,15 @@ class TerminalStep(SingleEnvironment):
     """
 
     SAME = (
-        *("action_space", "obs_size", "num_binary", "grid", "can_truncate", "episode_metrics"),
-        *("episodes_per_trial", "previous_action_reward", "num_agents"),
+        "action_space",
+        "obs_size",
+        "num_binary",
+        "grid",
+        "can_truncate",
+        "episode_metrics",
+        "episodes_per_trial",
+        "previous_action_reward",
+        "num_agents",
     )
 
     def __init__(self, env: SingleEnvironment):
@@ -238,14 +247,14 @@ class TerminalStep(SingleEnvironment):
         ended = ends[1] | ends[2]
         boundary = info.get("memory_boundary", ended)
         went_on = obs, TerminalStepState(env_state, obs, boundary, jnp.bool_(False))
-        obs, after = choose(state.waiting, begun, went_on)
-        reward, terminated, truncated = (choose(state.waiting, jnp.zeros_like(x), x) for x in ends)
+        obs, after = select(state.waiting, begun, went_on)
+        reward, terminated, truncated = (select(state.waiting, jnp.zeros_like(x), x) for x in ends)
         info["memory_boundary"] = boundary & ~state.waiting
         return obs, after, reward, terminated, truncated, info
 
     def next_episode(self, key: jax.Array, state: TerminalStepState):
         fresh = self._at(*self._env.next_episode(key, state.env_state))
-        return choose(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
+        return select(state.boundary, fresh, (state.obs, state._replace(waiting=jnp.bool_(True))))
 
     def agents_done(self, state: TerminalStepState) -> jax.Array:
         return self._env.agents_done(state.env_state)
@@ -257,11 +266,6 @@ class TerminalStep(SingleEnvironment):
     def _at(self, obs: jax.Array, env_state: Any) -> tuple[jax.Array, TerminalStepState]:
         no = jnp.bool_(False)
         return obs, TerminalStepState(env_state, obs, no, no)
-
-
-def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """One of two trees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 class BatchedReset(Wrapper):
@@ -281,11 +285,6 @@ class BatchedReset(Wrapper):
     def single_states(self, state: Any) -> Any:
         """The single environments' own states in `state`, leaves (B, ...)."""
         return state
-
-    @jax.named_scope("keys")
-    def _split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        pairs = jax.vmap(jax.random.split)(keys)
-        return pairs[:, 0], pairs[:, 1]
 
     def _step_without_reset(self, keys: jax.Array, state: Any, action: jax.Array):
         if isinstance(self.action_space, Box):
@@ -310,11 +309,11 @@ class AutoReset(BatchedReset):
     """
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
-        step_keys, reset_keys = self._split(keys)
+        step_keys, reset_keys = split_keys(keys, 2)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
         with jax.named_scope("resets"):
             fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
-            obs, state = _where(done, fresh, (obs, state))
+            obs, state = select(done, fresh, (obs, state))
         return obs, state, reward, done, info
 
 
@@ -334,12 +333,12 @@ class OptimisticReset(BatchedReset):
         self._num_worlds = num_envs // ratio
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
-        step_keys, reset_keys = self._split(keys)
+        step_keys, reset_keys = split_keys(keys, 2)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
         with jax.named_scope("resets"):
             worlds = self.reset(reset_keys[: self._num_worlds])
             taken = (jnp.cumsum(done) - 1) % self._num_worlds
-            obs, state = _where(done, _rows(worlds, taken), (obs, state))
+            obs, state = select(done, read_rows(worlds, taken), (obs, state))
         return obs, state, reward, done, info
 
 
@@ -379,7 +378,7 @@ class ResetPool(BatchedReset):
         self._batch = batch
 
     def reset(self, keys: jax.Array):
-        first_keys, world_keys = self._split(keys)
+        first_keys, world_keys = split_keys(keys, 2)
         episode = jnp.ones(self.num_envs, jnp.int32)
         # All in one call: world generation takes long to compile.
         all_keys = jnp.concatenate([first_keys, self._episode_keys(world_keys, episode)])
@@ -390,7 +389,7 @@ class ResetPool(BatchedReset):
         return obs, PoolState(running, Pool(worlds, used, world_keys, episode))
 
     def step(self, keys: jax.Array, state: PoolState, action: jax.Array):
-        step_keys, _ = self._split(keys)
+        step_keys, _ = split_keys(keys, 2)
         obs, running, reward, done, info = self._step_without_reset(
             step_keys, state.running, action
         )
@@ -422,10 +421,10 @@ class ResetPool(BatchedReset):
             rows = jnp.argsort(urgency)[: self._batch]
             rows = jnp.where(pool.used[rows], rows, self.num_envs)  # past the end: dropped
             episode = pool.episode.at[rows].add(1, mode="drop")
-            keys = self._episode_keys(_rows(pool.keys, rows), _rows(episode, rows))
+            keys = self._episode_keys(read_rows(pool.keys, rows), read_rows(episode, rows))
             worlds = jax.vmap(self._env.reset)(keys)
             return pool._replace(
-                worlds=_write_rows(pool.worlds, rows, worlds),
+                worlds=write_rows(pool.worlds, rows, worlds),
                 used=pool.used.at[rows].set(False, mode="drop"),
                 episode=episode,
             )
@@ -439,27 +438,27 @@ class ResetPool(BatchedReset):
         def copy(carry):
             running, left = carry
             (rows,) = jnp.nonzero(left, size=self._batch, fill_value=self.num_envs)
-            running = _write_rows(running, rows, _rows(worlds, rows))
+            running = write_rows(running, rows, read_rows(worlds, rows))
             return running, left.at[rows].set(False, mode="drop")
 
         return jax.lax.while_loop(lambda carry: any_across_vmap(carry[1]), copy, (running, done))[0]
 
 
-def _where(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """Row by row: leaves (B, ...) of one tree where `mask` (B,), of the other elsewhere."""
+def select(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
+    """Selects between two trees with leaves (..., *), `mask` being (...)."""
 
-    def select(a, b):
-        return jnp.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b)
+    def where(a, b):
+        return jnp.where(mask.reshape(*mask.shape, *(1,) * (b.ndim - mask.ndim)), a, b)
 
-    return jax.tree.map(select, if_true, if_false)
+    return jax.tree.map(where, if_true, if_false)
 
 
-def _rows(tree: Any, rows: jax.Array) -> Any:
+def read_rows(tree: Any, rows: jax.Array) -> Any:
     """Reads the rows; one past the end reads the last."""
     return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), tree)
 
 
-def _write_rows(tree: Any, rows: jax.Array, values: Any) -> Any:
+def write_rows(tree: Any, rows: jax.Array, values: Any) -> Any:
     """Writes `values` at `rows`; rows past the end are dropped."""
     return jax.tree.map(lambda x, v: x.at[rows].set(v, mode="drop"), tree, values)
 
@@ -512,10 +511,8 @@ def with_resets(single: SingleEnvironment, config: dict[str, Any], num_envs: int
     Raises:
       ConfigError: the strategy is not for this environment, or not for so many.
     """
-    strategy, ratio = (
-        config["RESET_STRATEGY"] or single.default_reset_strategy,
-        config["RESET_RATIO"],
-    )
+    strategy = config["RESET_STRATEGY"] or single.default_reset_strategy
+    ratio = config["RESET_RATIO"]
     if strategy == "auto":
         return AutoReset(single, num_envs)
     if type(single).next_episode is not SingleEnvironment.next_episode:
