@@ -1,6 +1,6 @@
 """Plays episodes with a saved agent: `python evaluate_PPO_trXL.py FOLDER [KEY=VALUE ...]`.
 
-FOLDER is the folder of a run, such as results_craftax/Craftax-Symbolic-v1.
+FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symbolic-v1.
 """
 
 import trxl  # noqa: F401  # isort: skip, first: Ctrl-C while the rest is imported

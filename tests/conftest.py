@@ -49,7 +49,7 @@ def pytest_configure(config):
 def own_modules():
     """The names of all modules of the project but its tests."""
     paths = [*REPOSITORY.glob("*.py")]
-    for folder in ("benchmarks", "trxl"):
+    for folder in ("benchmarks", "experiments", "trxl"):
         paths += (REPOSITORY / folder).rglob("*.py")
     names = (".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths)
     return sorted(name.removesuffix(".__init__") for name in names)

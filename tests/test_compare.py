@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from support import SMALL
 
-from benchmarks import compare, curves, how_far_back, replaced_action, study
+from benchmarks import replaced_action
+from experiments import compare, curves, how_far_back, study
 from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
 
@@ -142,15 +143,6 @@ def test_a_model_without_a_cost_is_named(tmp_path):
 def test_the_longest_length_solved_is_one_that_no_seed_fails():
     assert how_far_back.longest_solved({10: [1.0], 20: [0.95, 0.91], 50: [0.99, 0.89]}) == 20
     assert how_far_back.longest_solved({10: [0.5], 20: [1.0]}) == 0
-
-
-def test_the_costs_are_of_the_configs_that_the_study_trains():
-    text = (how_far_back.REPOSITORY / "benchmarks/how_far_back.study").read_text()
-    configs = {model: config for model, (_, config) in how_far_back.configs_of(text).items()}
-    assert configs["gru-2e-3"]["MEMORY"] == "gru"
-    assert configs["gru-2e-3"]["LR"] == 2e-3
-    four = configs["transformer-16x4"]
-    assert (four["MEMORY"], four["WINDOW_MEM"], four["num_layers"]) == ("transformer", 16, 4)
 
 
 def test_curves_are_drawn_by_task_and_model():

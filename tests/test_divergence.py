@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import QUICK, main, resumed_config, run, whole_checkpoints
 
-from benchmarks import study
+from experiments import study
 from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.runs import progress

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.study import read_study
 from docs.keys_page import PAGE, keys_page
+from experiments.study import read_study
 from trxl.config import LAUNCH_KEYS, read_overrides
 from trxl.errors import ConfigError
 from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
@@ -29,6 +29,7 @@ LINKING = [
     *PAGES,
     REPOSITORY / "CHANGELOG.md",
     *(REPOSITORY / "benchmarks").glob("*.md"),
+    REPOSITORY / "experiments/log.md",
     *REPOSITORY.glob("results_*/README.md"),
 ]
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
@@ -95,16 +96,17 @@ def check_settings(script: str, arguments: list[str]) -> None:
     if script == "evaluate_PPO_trXL.py":
         folder, *settings = arguments
         committed = REPOSITORY / folder.replace("runs/", "results_")
-        assert folder == "FOLDER" or committed.exists() or "corridor" in folder
+        saved = any(committed.glob("*_params.npy"))
+        assert folder == "FOLDER" or saved or "corridor" in folder
         read_overrides(settings, OPTIONS)
     elif script == "search_trXL.py":
         given = read_arguments(arguments, TRAINING_KEYS)
         read_settings(given)
         read_space(given, TRAINING_KEYS)
-    elif script in ("benchmarks/study.py", "benchmarks/sweep.py"):
+    elif script in ("experiments/study.py", "experiments/sweep.py"):
         for run in read_study((REPOSITORY / arguments[0]).read_text()):
             read_overrides([*run.overrides], TRAINING_KEYS)
-    elif script == "benchmarks/compare.py":
+    elif script == "experiments/compare.py":
         assert (REPOSITORY / arguments[0]).exists()
     elif script == "benchmarks/gpu.py":
         assert all(argument.partition("=")[0] in gpu.ARGUMENTS for argument in arguments)
@@ -140,7 +142,7 @@ def test_its_commands_would_be_understood(page, words):
     elif "/" in program:
         assert (REPOSITORY / program).is_file()
     else:
-        assert program in ("ruff", "mypy", "pre-commit")
+        assert program in ("ruff", "mypy", "pre-commit", "git", "cd")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

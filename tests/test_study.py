@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import QUICK
 
-from benchmarks import study, sweep
+from experiments import study, sweep
 from trxl.results import load_results
 
 TEXT = """
