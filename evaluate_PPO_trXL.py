@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 
-from trxl.config import Key, check_values, defaults, read_overrides
+from trxl.config import Key, check_values, defaults, key_lines, read_overrides
 from trxl.errors import ConfigError, explained
 from trxl.runs import agent as agents
 from trxl.runs.agent import Agent, random_agent
 from trxl.runs.evaluation import MAX_STEPS, OF_A_TRIAL, enough_episodes, play, plot_trials, report
-from trxl.runs.help import key_lines
 from trxl.runs.pictures import check_attention, check_gif, check_writable, draw, record, save_gif
 from trxl.runs.run import enable_compilation_cache
 from trxl.training import Algorithm

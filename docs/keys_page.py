@@ -8,8 +8,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from trxl.config import GROUPS, LAUNCH_KEYS, SHARED_KEYS, Keys  # noqa: E402
-from trxl.runs.help import in_group  # noqa: E402
+from trxl.config import GROUPS, LAUNCH_KEYS, SHARED_KEYS, Keys, in_group  # noqa: E402
 from trxl.search.settings import SEARCH_KEYS  # noqa: E402
 
 import search_trXL  # noqa: E402

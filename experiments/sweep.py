@@ -28,7 +28,7 @@ from trxl.config import read_overrides  # noqa: E402
 from trxl.runs.outputs import save_seed  # noqa: E402
 from trxl.runs.parameters import saved_params  # noqa: E402
 from trxl.runs.saved_config import as_saved  # noqa: E402
-from trxl.search.population import Chunk, Programs, Row  # noqa: E402
+from trxl.search.population import MemberBatch, Programs, Row  # noqa: E402
 from trxl.training import Algorithm, TrainState  # noqa: E402
 
 
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
     metrics: list[dict[str, np.ndarray]]  # of each row, {name: (updates,)}
     whole: np.ndarray  # (rows,) bool, whether each has only finite numbers
-    chunk: Chunk  # of the rows
+    chunk: MemberBatch  # of the rows
     stopped_by: int  # the signal that ended it, 0 where none did
 
 
@@ -75,7 +75,7 @@ def train(algorithm: Algorithm, config: dict[str, Any], rows: list[Row]) -> Trai
     chunk = programs.load(rows, programs.init(rows))
     seen, whole = [], np.ones(len(rows), bool)
     for _ in tqdm(range(programs.num_updates), mininterval=5):
-        whole &= chunk.update().whole[: len(rows)]
+        whole &= chunk.update().finite
         seen.append(chunk.metrics())
         if SIGNALS:
             break

@@ -14,9 +14,9 @@ import pytest
 from benchmarks import gpu
 from docs.keys_page import PAGE, keys_page
 from experiments.study import read_study
-from trxl.config import LAUNCH_KEYS, read_overrides
+from trxl.config import LAUNCH_KEYS, names_and_texts, read_overrides
 from trxl.errors import ConfigError
-from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
+from trxl.search.settings import SEARCH_KEYS, read_settings, read_space
 
 from evaluate_PPO_trXL import OPTIONS
 from trainer_Muesli_trXL import MUESLI
@@ -100,7 +100,7 @@ def check_settings(script: str, arguments: list[str]) -> None:
         assert folder == "FOLDER" or saved or "corridor" in folder
         read_overrides(settings, OPTIONS)
     elif script == "search_trXL.py":
-        given = read_arguments(arguments, TRAINING_KEYS)
+        given = dict(names_and_texts(arguments))
         read_settings(given)
         read_space(given, TRAINING_KEYS)
     elif script in ("experiments/study.py", "experiments/sweep.py"):

@@ -1,11 +1,13 @@
 """A population of runs: what is searched, strategies, members as rows, kills, the report."""
 
+import functools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +17,19 @@ import numpy as np
 import pytest
 from support import OWN_ENVIRONMENT, QUICK
 
+from trxl.config import names_and_texts
 from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
-from trxl.search import evolution, evosax_strategies, main, plan, population, record, strategies
-from trxl.search.evosax_strategies import make_algorithm
+from trxl.search import evolution, loop, main, population, record, strategies
+from trxl.search.evosax_strategies import Evosax
 from trxl.search.loop import Loop
-from trxl.search.population import Programs, Row
-from trxl.search.report import command_line, interval
-from trxl.search.settings import SEARCH_KEYS, read_arguments, read_settings, read_space
-from trxl.search.strategies import Member, Round, Search
-from trxl.search.trials import Running, Trial, from_line
+from trxl.search.population import Programs, Row, UpdateResult
+from trxl.search.record import Trial, read_trial
+from trxl.search.report import comparison, interval
+from trxl.search.settings import SEARCH_KEYS, read_settings, read_space
+from trxl.search.strategies import Best, Member, Round, Search
+from trxl.training import make_init_and_update
 
 from search_trXL import TRAINERS
 from trainer_Muesli_trXL import MUESLI
@@ -35,10 +39,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TOYS = Path(__file__).with_name("toys.py")
 
 SIZES = {**QUICK, "ENV_NAME": "CartPole-v1", "TOTAL_TIMESTEPS": 768}  # 12 updates
+SIZES |= {"NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "MEMORY": "none"}
 
 
 def space_of(*arguments):
-    return read_space(read_arguments(list(arguments), PPO.keys), PPO.keys)
+    return read_space(dict(names_and_texts(list(arguments))), PPO.keys)
 
 
 def search_of(*arguments, **changes):
@@ -53,6 +58,10 @@ def search_of(*arguments, **changes):
     )
 
 
+def positions_of(space, values):
+    return [d.position(values[d.name]) for d in space.dimensions]
+
+
 # ------------------------------------------------------------------ what is searched
 
 
@@ -64,11 +73,11 @@ def test_ranges_run_in_their_natural_scale():
         {"LR": 1e-4, "GAMMA": 1 - 10**-1.5, "GAE_LAMBDA": 0.75, "VF_COEF": 1.0}
     )
     for positions in ([0.0] * 4, [1.0] * 4, [0.1, 0.9, 0.3, 0.7]):
-        np.testing.assert_allclose(space.positions(space.values(positions)), positions, atol=1e-12)
+        np.testing.assert_allclose(positions_of(space, space.values(positions)), positions)
     assert space.values([0.0] * 4) == {"LR": 1e-5, "GAMMA": 0.9, "GAE_LAMBDA": 0.5, "VF_COEF": 0}
     assert space.values([1.0] * 4) == {"LR": 1e-3, "GAMMA": 0.99, "GAE_LAMBDA": 1, "VF_COEF": 2}
     outside = {"LR": 1.0, "GAMMA": 0.0, "GAE_LAMBDA": 0.75, "VF_COEF": 0.5}
-    np.testing.assert_allclose(space.positions(outside), [1, 0, 0.5, 0.25])
+    np.testing.assert_allclose(positions_of(space, outside), [1, 0, 0.5, 0.25])
 
 
 def test_choices_and_what_has_one_value():
@@ -101,7 +110,7 @@ def test_choices_and_what_has_one_value():
 )
 def test_bad_arguments_are_one_line(arguments, message):
     def read():
-        given = read_arguments(arguments, PPO.keys)
+        given = dict(names_and_texts(arguments))
         read_settings(given)
         read_space(given, PPO.keys)
 
@@ -118,8 +127,9 @@ def known_optimum(values):
     return -((math.log10(values["LR"]) + 3) ** 2) - (math.log10(1 - values["GAMMA"]) + 2) ** 2
 
 
-def play(strategy, score=known_optimum):
+def play(name, search, score=known_optimum):
     """What a strategy asks for, and its best, where `score` stands for the training."""
+    strategy = strategies.run_strategy(name, search, count())
     rounds = [next(strategy)]
     while True:
         scores = {member.trial: score(member.values) for member in rounds[-1].members}
@@ -145,15 +155,15 @@ RANGES = ("LR=1e-5..1e-1", "GAMMA=0.5..0.9999")
 )
 def test_a_strategy_finds_a_known_optimum(name, changes, near):
     search = search_of(*RANGES, **changes)
-    rounds, best = play(strategies.make_strategy(name, search))
+    rounds, best = play(name, search)
     assert rounds[0].members[0].values == search.default
     assert known_optimum(best.schedule[-1][1]) > -near
-    again = play(strategies.make_strategy(name, search))
+    again = play(name, search)
     assert again == (rounds, best)  # the same scores, the same search
 
 
 def test_halving_keeps_the_right_members():
-    rounds, best = play(strategies.halving(search_of(*RANGES)))
+    rounds, best = play("halving", search_of(*RANGES))
     assert [len(round_.members) for round_ in rounds] == [27, 9, 3, 1]
     assert [round_.until for round_ in rounds] == pytest.approx([1 / 27, 1 / 9, 1 / 3, 1])
     for before, after in pairwise(rounds):
@@ -163,7 +173,7 @@ def test_halving_keeps_the_right_members():
 
 
 def test_rungs_are_no_shorter_than_asked():
-    rounds, _ = play(strategies.halving(search_of(*RANGES, shortest=0.2)))
+    rounds, _ = play("halving", search_of(*RANGES, shortest=0.2))
     assert [(len(r.members), r.until) for r in rounds] == [(27, pytest.approx(1 / 3)), (9, 1.0)]
 
 
@@ -171,27 +181,29 @@ def test_one_that_diverges_is_worst():
     def score(values):
         return -math.inf if values["LR"] > 1e-3 else known_optimum(values)
 
-    rounds, best = play(strategies.halving(search_of(*RANGES)), score)
+    rounds, best = play("halving", search_of(*RANGES), score)
     assert all(score(member.values) > -math.inf for member in rounds[-1].members)
     assert best.schedule[0][1]["LR"] <= 1e-3
     search = search_of(*RANGES, population=12, generations=10)
-    _, best = play(strategies.make_strategy("CMA_ES", search), score)
+    _, best = play("CMA_ES", search, score)
     assert best.schedule[0][1]["LR"] <= 1e-3
     assert known_optimum(best.schedule[0][1]) > -0.3
 
 
 def test_shapes_share_the_population():
     search = search_of(*RANGES, "num_layers=1,2,3", population=6)
-    rounds, _ = play(strategies.halving(search))
+    rounds, _ = play("halving", search)
     layers = [member.values["num_layers"] for member in rounds[0].members]
     assert sorted(layers[1:]) == [1, 2, 2, 3, 3]  # and the default
-    rounds, _ = play(strategies.make_strategy("CMA_ES", search))
+    rounds, _ = play("CMA_ES", search)
     assert [m.values["num_layers"] for m in rounds[0].members] == [2, 1, 1, 2, 2, 3, 3]
+    rounds, _ = play("halving", search_of(*RANGES, "num_layers=1,3", population=4))
+    assert [m.values["num_layers"] for m in rounds[0].members] == [2, 3, 1, 3]  # 2 is the default
 
 
 def test_pbt_replaces_the_worst_by_copies_of_the_best_and_moves_their_values():
     search = search_of(*RANGES, "num_layers=1,2", population=10)
-    strategy = strategies.population_based(search)
+    strategy = strategies.run_strategy("pbt", search, count())
     first = next(strategy).members
     scores = {member.trial: float(-member.trial) for member in first}
     second = strategy.send(scores).members
@@ -202,7 +214,9 @@ def test_pbt_replaces_the_worst_by_copies_of_the_best_and_moves_their_values():
         parent = first[child.parent].values
         assert child.values["num_layers"] == parent["num_layers"]
         ranges = search.space.only(traced=True)
-        steps = np.abs(ranges.positions(child.values) - ranges.positions(parent))
+        steps = np.abs(
+            np.subtract(positions_of(ranges, child.values), positions_of(ranges, parent))
+        )
         np.testing.assert_allclose(steps, strategies.MOVED, atol=1e-9)
 
 
@@ -211,13 +225,13 @@ def test_of_pbts_best_the_schedule_is_known():
         return values["LR"]
 
     search = search_of("LR=1e-5..1e-1", population=5, intervals=4)
-    rounds, best = play(strategies.population_based(search), score)
+    rounds, best = play("pbt", search, score)
     starts = [start for start, _ in best.schedule]
     assert starts == sorted(set(starts))
     assert starts[0] == 0
     assert best.schedule[-1][1]["LR"] == max(m.values["LR"] for m in rounds[-1].members)
-    assert plan.values_at(best.schedule, 0.0) == best.schedule[0][1]
-    assert plan.values_at(best.schedule, 1.0) == best.schedule[-1][1]
+    assert strategies.values_at(best.schedule, 0.0) == best.schedule[0][1]
+    assert strategies.values_at(best.schedule, 1.0) == best.schedule[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +245,7 @@ def test_of_pbts_best_the_schedule_is_known():
 )
 def test_a_strategy_that_cannot_be_is_one_line(name, arguments, changes, message):
     with pytest.raises(ConfigError, match=message):
-        next(strategies.make_strategy(name, search_of(*arguments, **changes)))
+        next(strategies.run_strategy(name, search_of(*arguments, **changes), count()))
 
 
 def test_what_was_found_is_compared_with_the_default_unless_it_is_the_default():
@@ -239,18 +253,36 @@ def test_what_was_found_is_compared_with_the_default_unless_it_is_the_default():
     default, other = search.default, {"LR": 0.05}
 
     def roles(*schedule):
-        return list(plan.candidates(strategies.Best(0, schedule), search))
+        return list(strategies.candidates(Best(0.0, 0, schedule), search))
 
     assert roles((0.0, default)) == ["default"]
     assert roles((0.0, other)) == ["default", "found"]
     assert roles((0.0, default), (0.5, other)) == ["default", "found", "found, last values"]
 
 
-def test_the_size_of_a_plan():
-    search = search_of(*RANGES, population=9, shortest=0.1)
-    size = plan.size_of(plan.make_plan("halving", search, (0, 1)), lambda m: 1, lambda m: 900)
-    # 9 members for a ninth, 3 from there to a third, 1 to the end; two candidates on two seeds
-    assert size == 900 * (9 / 9 + 3 * (1 / 3 - 1 / 9) + 2 / 3) + 4 * 900
+def test_candidates_change_their_values_on_their_way_and_have_fresh_seeds():
+    search = search_of("LR=1e-5..1e-1")
+    best = Best(0.0, 0, ((0.0, {"LR": 0.01}), (0.5, {"LR": 0.02})))
+    first, second = strategies.evaluate_candidates(best, search, (7, 8), count(5))
+    assert (first.until, second.until) == (0.5, 1.0)
+    assert [m.trial for m in first.members] == [m.trial for m in second.members] == [*range(5, 11)]
+    assert [m.seeds for m in first.members] == [(7,), (8,)] * 3
+    rates = [[m.values["LR"] for m in round_.members[::2]] for round_ in (first, second)]
+    assert rates == [[search.default["LR"], 0.01, 0.02], [search.default["LR"], 0.02, 0.02]]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("halving", {"shortest": 0.1}), ("pbt", {}), ("CMA_ES", {"generations": 2})],
+)
+def test_what_a_strategy_costs(name, changes):
+    search = search_of(*RANGES, population=9, **changes)
+    rounds, _ = play(name, search)
+    done, total = {}, 0.0
+    for members, until in rounds:
+        total += sum(until - done.get(m.trial, done.get(m.parent, 0.0)) for m in members)
+        done |= {m.trial: until for m in members}
+    assert strategies.cost(name, search, search.generations) == pytest.approx(total)
 
 
 # ------------------------------------------------------------------ members as rows
@@ -260,13 +292,19 @@ def config_of(**changes):
     return PPO.check({**SIZES, **changes})
 
 
-def train_alone(config, seed, updates):
-    from trxl.training import make_init_and_update
+@functools.cache
+def programs(rows=4, devices=1, env_name="CartPole-v1"):
+    return Programs(config_of(ENV_NAME=env_name), PPO, rows, devices)
 
-    init, update = make_init_and_update(config, PPO)
+
+@functools.cache
+def train_alone(row, updates):
+    lr, gamma, seed = row
+    init, update = make_init_and_update(config_of(LR=lr, GAMMA=gamma), PPO)
     state, metrics = jax.jit(init)(jax.random.key(seed)), []
+    update = jax.jit(update)
     for _ in range(updates):
-        state, one = jax.jit(update)(state)
+        state, one = update(state)
         metrics.append(one)
     return state, metrics
 
@@ -281,59 +319,50 @@ ROWS = [
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_member_is_the_run_of_its_config(devices):
     """Three rows in a program of four, on one device and two."""
-    programs = Programs(config_of(), PPO, 4, devices)
-    chunk = programs.load(ROWS, programs.init(ROWS))
-    seen = [chunk.update() for _ in range(3)]
-    for i, row in enumerate(ROWS):
-        state, metrics = train_alone(config_of(**row.traced), row.seed, 3)
-        for one, alone in zip(seen, metrics, strict=True):
+    batch = programs(4, devices).load(ROWS, programs(4, devices).init(ROWS))
+    results = [batch.update() for _ in range(3)]
+    for i in (1, 2):
+        row = ROWS[i]
+        state, metrics = train_alone((*row.traced.values(), row.seed), 3)
+        for one, alone in zip(results, metrics, strict=True):
             np.testing.assert_allclose(one.returns[i], alone["returned_episode_returns"], rtol=1e-4)
             assert one.episodes[i] == alone["num_episodes"]
-        own = jax.tree.map(lambda x, i=i: x[i], chunk.state().train_state.params)
+        own = jax.tree.map(lambda x, i=i: x[i], batch.state().train_state.params)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), own, state.train_state.params
         )
 
 
 def test_a_member_that_diverges_touches_no_other():
-    programs = Programs(config_of(), PPO, 3, 1)
     bad = [ROWS[0], Row({"LR": 1e30, "GAMMA": 0.99}, 4), ROWS[2]]
-    with_bad = programs.load(bad, programs.init(bad))
-    without = programs.load(ROWS, programs.init(ROWS))
-    whole = []
+    with_bad, without = (programs().load(rows, programs().init(rows)) for rows in (bad, ROWS))
     for _ in range(4):
         ours, others = with_bad.update(), without.update()
-        whole.append(ours.whole)
-        for i in (0, 2):
-            np.testing.assert_array_equal(ours.returns[i], others.returns[i])
-    assert not whole[-1][1]
-    assert np.all(np.array(whole)[:, [0, 2]])
+        np.testing.assert_array_equal(ours.returns[[0, 2]], others.returns[[0, 2]])
+        assert ours.finite[[0, 2]].all()
+    assert not ours.finite[1]
     for a, b in zip(
         jax.tree.leaves(with_bad.state().train_state.params),
         jax.tree.leaves(without.state().train_state.params),
         strict=True,
     ):
-        np.testing.assert_array_equal(a[0], b[0])
-        np.testing.assert_array_equal(a[2], b[2])
+        np.testing.assert_array_equal(np.asarray(a)[[0, 2]], np.asarray(b)[[0, 2]])
 
 
 def test_waiting_agents_outlive_the_training_of_others():
     """An update takes its state's arrays for its own; those on the host are copies."""
-    programs = Programs(config_of(), PPO, 2, 1)
-    rows = ROWS[:2]
-    first = programs.init(rows)
-    chunk = programs.load(rows, first)
-    chunk.update()
-    kept = chunk.state()
+    first = programs().init(ROWS)
+    batch = programs().load(ROWS, first)
+    batch.update()
+    kept = batch.state()
     before = jax.device_get(kept.train_state.params)
-    chunk.update()
+    batch.update()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(kept.train_state.params), before)
     assert np.isfinite(np.asarray(first.rollout_state.obs)).all()
 
 
 def test_a_copy_has_the_agent_and_goes_its_own_way():
-    programs = Programs(config_of(), PPO, 1, 1)
-    parent = programs.init(ROWS[:1])
+    parent = programs().init(ROWS[:1])
     child = population.fork_random_streams(parent, 7)
     for name in ("params", "opt_state", "updates"):
         jax.tree.map(
@@ -353,35 +382,37 @@ def test_members_that_are_not_equally_far_train_apart(tmp_path):
     members = tuple(Member(trial, {"LR": 1e-3}) for trial in range(6))
     far = (4, 4, 2, 2, 0, 0)
     trials = {i: Trial(i, {"LR": 1e-3}, [0], updates=n) for i, n in enumerate(far)}
-    loop = Loop(PPO.check(fixed), PPO, space, 1, 4, 1, SimpleNamespace(trials=trials))
-    loop._states = dict.fromkeys(range(5))  # of trial 4 before its first update
-    chunks = [[m.trial for m in chunk] for chunk in loop.chunks(Round(members, 1.0))]
-    assert chunks == [[0, 1], [2, 3], [4], [5]]
+    search = Loop(PPO.check(fixed), PPO, space, 1, 4, 1, SimpleNamespace(notes={}))
+    search.trials = trials
+    search._states = dict.fromkeys(range(5))  # of trial 4 before its first update
+    batches = [[m.trial for m in batch] for batch in search.batches(Round(members, 1.0))]
+    assert batches == [[0, 1], [2, 3], [4], [5]]
 
 
 def test_episodes_that_do_not_end_are_seen_with_their_return_so_far():
-    programs = Programs(config_of(ENV_NAME=f"{TOYS}:Endless"), PPO, 1, 1)
-    chunk = programs.load(ROWS[:1], programs.init(ROWS[:1]))
+    endless = programs(1, 1, f"{TOYS}:Endless")
+    batch = endless.load(ROWS[:1], endless.init(ROWS[:1]))
     trial = Trial(0, {}, [3])
     for updates in (1, 2, 3):
-        seen = chunk.update()
-        trial.note(seen.returns, seen.episodes, seen.whole, seen.running)
-        assert trial.running == [(SIZES["NUM_ENVS"], updates * SIZES["NUM_STEPS"])]
+        trial.log_update(batch.update())
+        assert trial.running == [[SIZES["NUM_ENVS"]], [updates * SIZES["NUM_STEPS"]]]
         assert trial.score() == updates * SIZES["NUM_STEPS"]
-    assert not set(chunk.metrics()) & set(population.RUNNING)
 
 
 # ------------------------------------------------------------------ trials
+
+
+def result(returns, episodes=(1,), running=(0,), running_returns=(0.0,), finite=(True,)):
+    fields = (returns, episodes, running, running_returns, finite)
+    return UpdateResult(*map(np.array, fields))
 
 
 class PretendedLoop(Loop):
     """A search whose members have the returns that `curve` gives, from (trial, update)."""
 
     def __init__(self, space, curve):
-        nothing = SimpleNamespace(
-            trials={}, history=[], is_time=lambda: False, groups=list, save=lambda *_: None
-        )
-        super().__init__(PPO.check({}), PPO, space, 1, 64, 1, nothing)
+        folder = SimpleNamespace(notes={}, is_time=lambda: False, save=lambda *_: None)
+        super().__init__(PPO.check({}), PPO, space, 1, 64, 1, folder)
         self._curve = curve
         self.copied = {}
 
@@ -399,42 +430,49 @@ class PretendedLoop(Loop):
         for trial in (self.trials[member.trial] for member in members):
             self._states.setdefault(trial.trial, jax.random.key(trial.trial))
             while trial.updates < round(100 * until):
-                returns = np.array([self._curve(trial.trial, trial.updates)])
-                trial.note(returns, np.ones(1), np.array([True]))
+                trial.log_update(result([self._curve(trial.trial, trial.updates)]))
+
+    def save(self):
+        """Nowhere."""
 
 
 def pretend(curve, **changes):
     """A loop that has run population-based training."""
     search = search_of("LR=1e-5..1e-1", **{"population": 10, "intervals": 10} | changes)
-    loop = PretendedLoop(search.space, curve)
+    pretended = PretendedLoop(search.space, curve)
     stop = SimpleNamespace(signal=None)
-    best = loop.run(strategies.population_based(search), stop, 100)
-    return loop, best
+    best = pretended.run(strategies.run_strategy("pbt", search, count()), stop, 100)
+    return pretended, best
+
+
+def again(trial):
+    """What is read of a trial's line."""
+    return read_trial(json.loads(json.dumps(trial.row())))
 
 
 def test_a_copy_and_its_parent_are_scored_over_the_same_updates():
-    loop, _ = pretend(lambda trial, updates: updates)
-    assert len(loop.copied) > 10
-    for number, scores in enumerate(loop._record.history, start=1):
+    pretended, _ = pretend(lambda trial, updates: updates)
+    assert len(pretended.copied) > 10
+    for number, scores in enumerate(pretended._scores, start=1):
         window = min(2 * number, 10)
         expected = 10 * number - (window + 1) / 2
-        assert list(scores.values()) == pytest.approx([expected] * 10)
-    again = [from_line(trial.as_line()).score() for trial in loop.trials.values()]
-    assert again == [trial.score() for trial in loop.trials.values()]
+        assert scores == pytest.approx([expected] * 10)
+    for trial in pretended.trials.values():
+        assert again(trial).score() == trial.score()
 
 
 def test_among_members_that_differ_in_noise_alone_copies_are_no_better():
     recent = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        loop, best = pretend(lambda trial, updates, rng=rng: rng.normal(), seed=seed)
-        recent.append(loop.trials[best.trial].first_update == 90)
+        pretended, best = pretend(lambda trial, updates, rng=rng: rng.normal(), seed=seed)
+        recent.append(pretended.trials[best.trial].first_update == 90)
     assert np.mean(recent) < 0.45  # 0.2 of the members are
 
 
 def test_a_copys_random_streams_are_its_own():
-    loop, _ = pretend(lambda trial, updates: updates)
-    for parent, child in loop.copied.values():
+    pretended, _ = pretend(lambda trial, updates: updates)
+    for parent, child in pretended.copied.values():
         assert not np.array_equal(*map(jax.random.key_data, (parent, child)))
 
 
@@ -443,9 +481,8 @@ def test_who_lives_longer_than_the_updates_that_count_has_a_score():
     lives = Trial(0, {}, [1])
     for updates in range(1, 7):
         returns, ended = (20.0, 1) if updates == 6 else (np.nan, 0)
-        running = [Running(63, 100.0 * updates)]
-        lives.note(np.array([returns]), np.array([ended]), np.array([True]), running)
-        assert from_line(lives.as_line()).score() == lives.score()
+        lives.log_update(result([returns], [ended], [63], [100.0 * updates]))
+        assert again(lives).score() == lives.score()
         if updates < 6:
             assert lives.score() == 100 * updates
     assert lives.score() == pytest.approx((63 * 600 + 20) / 64)
@@ -453,112 +490,152 @@ def test_who_lives_longer_than_the_updates_that_count_has_a_score():
 
 def test_a_score_is_of_the_last_fifth_and_weighs_episodes():
     trial = Trial(0, {}, [1, 2], steps_per_update=10)
+    none = {"running": [0, 0], "running_returns": [0.0, 0.0]}
     for i in range(10):
-        returns = np.array([float(i), np.nan if i < 9 else 5.0])
-        trial.note(returns, np.array([1 + (i == 9), int(i == 9)]), np.array([True, True]))
+        ended = [1 + (i == 9), int(i == 9)]
+        trial.log_update(result([float(i), np.nan if i < 9 else 5.0], ended, **none))
     assert trial.seed_scores() == [(8 + 9 + 9) / 3, 5.0]
     assert trial.env_steps == 200
-    assert from_line(trial.as_line()).as_line() == trial.as_line()
-    trial.note(np.zeros(2), np.ones(2), np.array([True, False]))
+    assert again(trial) == trial
+    trial.log_update(result([0.0, 0.0], [1, 1], **none, finite=[True, False]))
     assert trial.status == "diverged"
     assert trial.score() == -math.inf
     assert Trial(0, {}, [1]).score() == -math.inf
 
 
-def test_the_line_that_trains_has_the_values_themselves():
-    line = command_line("a.py", {"TOTAL_TIMESTEPS": 122880.0}, {"GAMMA": 0.99996, "ENV_NAME": "x"})
-    assert line == "python a.py TOTAL_TIMESTEPS=122880.0 GAMMA=0.99996 ENV_NAME=x"
-
-
 def test_intervals_are_students():
-    found = interval([1.0, 2.0, 3.0])
-    assert found.mean == 2
-    assert found.half == pytest.approx(4.303 * 1 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(interval([1.0]).half)
+    half = 4.303 * 1 / math.sqrt(3)
+    assert interval([1.0, 2.0, 3.0]) == f"2 +- {half:.2g}"
+    assert interval([1.0]) == "1"
+    assert interval([-math.inf, 1.0]) == "-inf"
+
+
+def test_candidates_are_compared_seed_by_seed():
+    def run(role, seed, score):
+        trial = Trial(0, {}, [seed], role)
+        trial.log_update(result([score]))
+        return trial
+
+    scores = {"default": (1.0, 2.0, 6.0), "found": (2.0, 3.0, 7.0)}
+    trials = [run(role, seed, x) for role in scores for seed, x in enumerate(scores[role])]
+    *_, found = comparison([*trials, Trial(9, {}, [1])]).splitlines()
+    assert found == "| found | 4 +- 6.6 | 1 +- 0 | 2, 3, 7 |"
+    assert comparison([Trial(9, {}, [1])]) == ""
 
 
 # ------------------------------------------------------------------ whole searches
 
 
-def command(*arguments):
-    sizes = [f"{name}={value}" for name, value in SIZES.items()]
-    return [sys.executable, REPOSITORY / "search_trXL.py", *sizes, *arguments]
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """Searches of one config share its programs, of one device."""
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(loop, "Programs", cached_programs)
 
 
-SEARCHED = ("LR=1e-4..1e-2", "GAMMA=0.9..0.999", "POPULATION=6", "REPORT_SEEDS=2", "CHUNK=2")
+def cached_programs(config, algorithm, rows, devices):
+    where = ("RESULTS_DIR", "RESUME")
+    key = (str({k: v for k, v in config.items() if k not in where}), algorithm.name, rows, devices)
+    if key not in CACHE:
+        CACHE[key] = Programs(config, algorithm, rows, devices)
+    return CACHE[key]
 
 
-def searched(folder, *arguments):
-    """The lines of trials.jsonl but for what the clock says."""
-    done = subprocess.run(
-        command(*SEARCHED, f"RESULTS_DIR={folder}", *arguments), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done, trials_of(folder / "CartPole-v1")
+CACHE = {}
 
 
 def trials_of(folder):
+    """The lines of trials.jsonl but for what the clock says."""
     rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
 
-def test_a_whole_search_and_one_that_is_killed_again_and_again(tmp_path, monkeypatch):
-    done, whole = searched(tmp_path / "whole", "STRATEGY=pbt", "INTERVALS=3")
+SEARCHED = {
+    **SIZES,
+    "MEMORY": "transformer",
+    "TOTAL_TIMESTEPS": 576,
+    "STRATEGY": "pbt",
+    "LR": "1e-4..1e-2",
+    "GAMMA": "0.9..0.999",
+    "POPULATION": 5,
+    "INTERVALS": 3,
+    "REPORT_SEEDS": 2,
+    "CHUNK": 2,
+}
+
+
+def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    assert main.start({**SEARCHED, "RESULTS_DIR": str(tmp_path / "whole")}, TRAINERS, []) is None
     folder = tmp_path / "whole" / "CartPole-v1"
-    assert "best: trial" in done.stdout
-    assert "python train_PPO_trXL.py ENV_NAME=CartPole-v1" in done.stdout
+    whole = trials_of(folder)
+    said = capsys.readouterr().out
+    assert "best: trial" in said
+    assert "python train_PPO_trXL.py ENV_NAME=CartPole-v1" in said
     for name in ("report.md", "returns.png", "values.png", "search.json"):
         assert (folder / name).stat().st_size
     roles = [row["role"] for row in whole]
-    assert roles.count("search") == 6 + 2
+    assert roles.count("search") == 5 + 2
     assert roles.count("default") == roles.count("found") == 2
     assert {row["status"] for row in whole} == {"finished", "stopped"}
     assert whole[0]["values"] == {"LR": 5e-4, "GAMMA": 0.99}
     assert [row["seeds"] for row in whole if row["role"] == "default"] == [[0], [1]]
 
-    # A checkpoint after every update, and an end by SIGTERM after a few.
+    # Nine updates of the three batches in an interval: killed in the second, a checkpoint each.
+    killed = tmp_path / "killed" / "CartPole-v1"
     code = (
         "import os, signal, sys\n"
-        "from trxl.search import main, record, loop; record.SAVE_SECONDS = 0\n"
+        "from trxl.search import main, population, record; record.SAVE_SECONDS = 0\n"
         "import search_trXL\n"
-        "note, left = loop.Loop._note, [int(sys.argv.pop())]\n"
-        "def counted(*args):\n"
-        "    note(*args); left[0] -= 1\n"
-        "    if not left[0]: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    if left[0] == -1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.Loop._note = counted\n"
+        "update, left = population.MemberBatch.update, [14]\n"
+        "def counted(batch):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return update(batch)\n"
+        "population.MemberBatch.update = counted\n"
         "main.main(search_trXL.config, search_trXL.TRAINERS)\n"
     )
-    start = [sys.executable, "-c", code, *map(str, command(*SEARCHED)[2:])]
-    options = [f"RESULTS_DIR={tmp_path / 'killed'}", "STRATEGY=pbt", "INTERVALS=3"]
-    killed = tmp_path / "killed" / "CartPole-v1"
-    first = subprocess.run([*start, *options, "5"], cwd=REPOSITORY, capture_output=True, text=True)
-    assert first.returncode == 128 + signal.SIGTERM, first.stderr
-    assert f"go on with RESUME={killed}" in first.stdout
+    given = [f"{name}={x}" for name, x in (SEARCHED | {"RESULTS_DIR": killed.parent}).items()]
+    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2")}
+    done = subprocess.run([sys.executable, "-c", code, *given], cwd=REPOSITORY, env=env)
+    assert done.returncode == -signal.SIGKILL
+
+    update, left = population.MemberBatch.update, [10]
+
+    def stopped(batch):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(population.MemberBatch, "update", stopped)
+        assert main.start({}, TRAINERS, [f"RESUME={killed}"]) == signal.SIGTERM
+    said = capsys.readouterr().out
+    assert f"go on with RESUME={killed}" in said
     assert (killed / "report.md").exists()
-    again = [sys.executable, "-c", code, f"RESUME={killed}"]
-    for left in ("17", "1000000"):
-        done = subprocess.run([*again, left], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert sum(row["updates"] for row in trials_of(killed)) < sum(row["updates"] for row in whole)
+    assert main.start({}, TRAINERS, [f"RESUME={killed}"]) is None
     assert trials_of(killed) == whole
 
 
 def start(tmp_path, monkeypatch, **asked):
     monkeypatch.chdir(tmp_path)
     sizes = {name: value for name, value in SIZES.items() if name in MUESLI.keys}
-    config = {**sizes, "TOTAL_TIMESTEPS": 256, "REPORT_SEEDS": 0, **asked}
+    config = {**sizes, "TOTAL_TIMESTEPS": 128, "REPORT_SEEDS": 0, **asked}
     assert main.start(config, TRAINERS, []) is None
     return trials_of(tmp_path / "runs" / "search_gymnax" / "CartPole-v1")
 
 
 def test_shapes_and_members_that_diverge(tmp_path, monkeypatch):
-    trials = start(tmp_path, monkeypatch, POPULATION=4, SEEDS=2, LR="1e-4..1e30", num_heads="1,2")
+    asked = {"POPULATION": 4, "SEEDS": 2, "LR": "1e-4..1e30", "hidden_layers": "16,64"}
+    trials = start(tmp_path, monkeypatch, **asked)
     states = {row["trial"]: row["status"] for row in trials}
     assert states[0] == "finished"  # the default
     assert "diverged" in states.values()
-    assert {row["values"]["num_heads"] for row in trials} == {1, 2, 4}  # the script has 4
+    assert {row["values"]["hidden_layers"] for row in trials} == {16, 64}
     assert len({seed for row in trials for seed in row["seeds"]}) == 8
-    assert {len(row["curve"]["returns"][0]) for row in trials} == {2}
+    assert {len(row["returns"][0]) for row in trials} == {2}
 
 
 def test_muesli_is_searched_too(tmp_path, monkeypatch, capsys):
@@ -571,10 +648,10 @@ def test_muesli_is_searched_too(tmp_path, monkeypatch, capsys):
 def test_another_budget_is_more_generations_or_refused(tmp_path):
     space, fixed = space_of(*RANGES)
     config = PPO.check({**SIZES, **fixed})
-    settings = read_settings({"POPULATION": 4, "STRATEGY": "CMA_ES", "BUDGET": 768 * 13})
-    assert main.sized(settings, config, space).generations == 2  # of five, with the default
+    settings = read_settings({"POPULATION": 4, "STRATEGY": "CMA_ES", "BUDGET": 768 * 12})
+    assert main.make_task(settings, config, space).generations == 2  # of four, and the default
     with pytest.raises(ConfigError, match="a generation takes 3840 environment steps"):
-        main.sized({**settings, "BUDGET": 1000}, config, space)
+        main.make_task({**settings, "BUDGET": 1000}, config, space)
 
 
 @pytest.mark.parametrize(
@@ -604,24 +681,20 @@ def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path):
     own = tmp_path / "corridor.py"
     own.write_text(OWN_ENVIRONMENT)
-    searched = {**SIZES, "ENV_NAME": f"{own}:Corridor", "LR": "1e-4..1e-3", "POPULATION": 2}
-    assert main.start({**searched, "REPORT_SEEDS": 0}, TRAINERS, []) is None
-    (tmp_path / "ran").unlink()
-    (folder,) = (tmp_path / "runs").glob("search_*/*")
+    asked = {"ENV_NAME": f"{own}:Corridor", "LR": "1e-4..1e-3"}
+    (tmp_path / "search.json").write_text(json.dumps(asked))
     with pytest.raises(
         ConfigError, match=f"a file that is run only if you name it: add ENV_NAME={own}"
     ):
-        main.start({}, TRAINERS, [f"RESUME={folder}"])
+        main.start({}, TRAINERS, [f"RESUME={tmp_path}"])
     with pytest.raises(ConfigError, match="ENV_NAME can't change"):
-        main.start({}, TRAINERS, [f"RESUME={folder}", "ENV_NAME=CartPole-v1"])
+        main.start({}, TRAINERS, [f"RESUME={tmp_path}", "ENV_NAME=CartPole-v1"])
     assert not (tmp_path / "ran").exists()
-    assert (
-        main.start({}, TRAINERS, [f"RESUME={folder}", f"ENV_NAME={own}:Corridor"]) is None
-    )  # it is done
+    named = {"RESUME": str(tmp_path), "ENV_NAME": f"{own}:Corridor"}
+    assert main.resumed_search(tmp_path, named) == asked
 
 
 # ------------------------------------------------------------------ evolution
@@ -631,28 +704,28 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     from evaluate_PPO_trXL import load_agent
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)  # of 8 members one has 2
     monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     options = {"TRAIN": "evolution", "STRATEGY": "Sep_CMA_ES", "POPULATION": 8, "ES_STD": 0.1}
-    config = {**SIZES, **options, "BUDGET": 8 * 64 * 4, "seed": 3}
+    config = {**SIZES, "MEMORY": "gru", **options, "BUDGET": 8 * 64 * 4, "seed": 3}
     assert main.start({**config, "RESULTS_DIR": "whole"}, TRAINERS, []) is None
     whole = Path("whole/CartPole-v1")
     metrics = load_results(whole / "3_metrics.npy")
     assert len(metrics["returned_episode_returns"]) == 4
-    assert len((whole / "3_metrics.jsonl").read_text().splitlines()) == 4
     assert np.all(metrics["best_of_population"] >= metrics["mean_of_population"])
     agent = load_agent(whole, seed=3)
     agent.act(agent.initial_memory(1), jnp.zeros((1, 4)), jnp.array([True]), jax.random.key(0))
 
-    note, calls = record.EvolutionRecord.note, []
+    save, calls = record.SearchFolder.save, []
 
-    def killed(self, metrics):
-        calls.append(metrics)
+    def killed(*args):
+        save(*args)
+        calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        note(self, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.EvolutionRecord, "note", killed)
+        patch.setattr(record.SearchFolder, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             main.start({**config, "RESULTS_DIR": "killed"}, TRAINERS, [])
     assert main.start({}, TRAINERS, ["RESUME=killed/CartPole-v1"]) is None
@@ -684,11 +757,8 @@ def test_the_curve_of_an_evolution_is_of_episodes_that_chose_nobody():
         keys.append(np.asarray(jax.random.key_data(key)))
         return jnp.zeros(len(numbers))
 
-    algorithm = make_algorithm("Sep_CMA_ES", 4, 3, 0.1, 0.1)
-    params, state = evosax_strategies.start(algorithm, jax.random.key(0), jnp.zeros(3), 0.1)
-    first = evolution.Evolving(state, jax.random.key_data(jax.random.key(1)))
-    task = evolution.Task(algorithm, params, first, None, evaluate)
-    evolution.next_generation(task, first)
+    algorithm = Evosax("Sep_CMA_ES", 4, jnp.zeros(3), 0.1, 0.1, jax.random.key(0))
+    evolution.next_generation(algorithm, evaluate, jax.random.key(1))
     of_candidates, of_curve = keys
     assert not np.array_equal(of_candidates, of_curve)
 

@@ -478,3 +478,22 @@ def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
             f"{num_updates(config)} updates are more than 2**31 - 1; lower TOTAL_TIMESTEPS, or"
             " raise NUM_ENVS or NUM_STEPS"
         )
+
+
+def help_text(keys: Keys, values: Mapping[str, Any]) -> str:
+    """Returns every key with a value and what it is, a line each, group by group."""
+    groups = dict.fromkeys(key.group for key in keys.values())
+    return "\n\n".join(f"{one}\n{key_lines(in_group(keys, one), values)}" for one in groups)
+
+
+def key_lines(keys: Keys, values: Mapping[str, Any]) -> str:
+    """Returns every key with a value and what it is, a line each."""
+    return "\n".join(
+        f"  {f'{name}={values[name]!r}':<36}  {key.help.replace('`', '')}"
+        for name, key in keys.items()
+    )
+
+
+def in_group(keys: Keys, group: str) -> Keys:
+    """Returns the keys of one group."""
+    return {name: key for name, key in keys.items() if key.group == group}

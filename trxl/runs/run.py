@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from trxl.config import LAUNCH_KEYS, check_values, num_updates, read_overrides
+from trxl.config import LAUNCH_KEYS, check_values, help_text, num_updates, read_overrides
 from trxl.environments import is_own, located
 from trxl.errors import ConfigError, RunError, explained
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
-from trxl.runs.help import help_text
 from trxl.runs.interruption import StopOnSignal, lasting_output
 from trxl.runs.memory_check import check_capacity
 from trxl.runs.outputs import save_results

@@ -11,18 +11,60 @@ import numpy as np
 from trxl.errors import ConfigError, did_you_mean, shortened
 
 
-def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: float) -> Any:
-    """An algorithm of evosax that moves `num_dims` numbers.
+class Evosax:
+    """An algorithm of evosax that moves numbers, and its `state`.
 
     Args:
       name: as evosax has it; underscores and case don't matter.
       population: how many it proposes at a time.
+      mean: (dims,), around which it starts.
       std: its first deviation, where it has one.
       lr: the learning rate of Adam, where it has an optimiser.
+      key: of its first state.
 
     Raises:
       ConfigError: evosax is not installed, or has none of that name, or it takes no such sizes.
     """
+
+    def __init__(
+        self, name: str, population: int, mean: jax.Array, std: float, lr: float, key: jax.Array
+    ):
+        self._algorithm = make_algorithm(name, population, mean.size, std, lr)
+        self._params = self._algorithm.default_params
+        if hasattr(self._params, "std_init"):
+            self._params = self._params.replace(std_init=std)
+        init = self._algorithm.init
+        if "population" not in inspect.signature(init).parameters:
+            self.state = init(key, mean, self._params)
+        else:
+            members = mean + std * jax.random.normal(key, (population, mean.size))
+            self.state = init(key, members, jnp.full(population, jnp.inf), self._params)
+
+    def ask(self, key: jax.Array) -> jax.Array:
+        """Returns what to evaluate next, (population, dims)."""
+        self._asked, self.state = self._algorithm.ask(key, self.state, self._params)
+        return self._asked
+
+    def tell(self, key: jax.Array, scores: Sequence[float] | np.ndarray) -> None:
+        """Takes the scores (population,) of what was asked last; one that is not finite is worst.
+
+        evosax minimises.
+        """
+        scores = np.asarray(scores, np.float32)
+        finite = scores[np.isfinite(scores)]
+        low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+        worst = low - (high - low) / len(scores) - 1e-6
+        fitness = -jnp.asarray(np.where(np.isfinite(scores), scores, worst))
+        self.state, _ = self._algorithm.tell(key, self._asked, fitness, self.state, self._params)
+
+    def solution(self) -> jax.Array:
+        """Returns what the state stands for, (dims,): its mean, else its best."""
+        mean = getattr(self.state, "mean", None)
+        return self.state.best_solution if mean is None else mean
+
+
+def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: float) -> Any:
+    """Returns evosax's own object, see `Evosax`."""
     try:
         import optax
         from evosax import algorithms
@@ -40,70 +82,10 @@ def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: fl
         hint = did_you_mean(name, ["halving", "pbt", *names])
         raise ConfigError(f"unknown STRATEGY {shortened(name)}{hint}")
     kind = getattr(algorithms, found[0])
+    options = {"optimizer": optax.adam(lr), "std_schedule": optax.constant_schedule(std)}
     parameters = inspect.signature(kind).parameters
-    options = {}
-    if "optimizer" in parameters:
-        options["optimizer"] = optax.adam(lr)
-    if "std_schedule" in parameters:
-        options["std_schedule"] = optax.constant_schedule(std)
+    options = {option: x for option, x in options.items() if option in parameters}
     try:
-        algorithm = kind(population_size=population, solution=jnp.zeros(num_dims), **options)
+        return kind(population_size=population, solution=jnp.zeros(num_dims), **options)
     except Exception as error:  # of a package that is not ours
         raise ConfigError(f"STRATEGY={name} with {population} members: {error}") from error
-    return algorithm
-
-
-def start(algorithm: Any, key: jax.Array, mean: jax.Array, std: float) -> tuple[Any, Any]:
-    """An algorithm's parameters and first state, around a mean (dims,)."""
-    params = algorithm.default_params
-    if hasattr(params, "std_init"):
-        params = params.replace(std_init=std)
-    if "population" not in inspect.signature(type(algorithm).init).parameters:
-        return params, algorithm.init(key, mean, params)
-    population = mean + std * jax.random.normal(key, (algorithm.population_size, mean.size))
-    fitness = jnp.full(algorithm.population_size, jnp.inf)
-    return params, algorithm.init(key, population, fitness, params)
-
-
-def as_fitness(scores: Sequence[float]) -> jax.Array:
-    """What evosax minimises: of scores that are not finite it is a little worse than the worst."""
-    given = np.asarray(scores, np.float32)
-    finite = np.isfinite(given)
-    if not finite.any():
-        return jnp.zeros(len(given))
-    low, high = given[finite].min(), given[finite].max()
-    return -jnp.asarray(np.where(finite, given, low - (high - low) / len(given) - 1e-6))
-
-
-class Proposals:
-    """Points between 0 and 1 that an algorithm proposes, and is told the scores of.
-
-    It moves in numbers whose normal distribution function they are: its first proposals, of
-    deviation 1 around 0, are spread evenly.
-
-    Args:
-      algorithm: of `make_algorithm`.
-      seed: of all that is random.
-      std: its first deviation.
-    """
-
-    def __init__(self, algorithm: Any, seed: int, std: float = 1.0):
-        self._algorithm = algorithm
-        self._key = jax.random.key(int(seed))
-        mean = jnp.zeros(algorithm.num_dims)
-        self._params, self._state = start(algorithm, self._next_key(), mean, std)
-
-    def _next_key(self) -> jax.Array:
-        self._key, key = jax.random.split(self._key)
-        return key
-
-    def ask(self) -> np.ndarray:
-        """(population, dims), from 0 to 1."""
-        self._asked, self._state = self._algorithm.ask(self._next_key(), self._state, self._params)
-        return np.asarray(jax.scipy.special.ndtr(self._asked))
-
-    def tell(self, scores: Sequence[float]) -> None:
-        """Takes the scores of what was asked for, in its order."""
-        self._state, _ = self._algorithm.tell(
-            self._next_key(), self._asked, as_fitness(scores), self._state, self._params
-        )

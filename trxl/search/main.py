@@ -7,39 +7,39 @@ from typing import Any
 
 import jax
 
-from trxl.config import num_updates
+from trxl.config import defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError, explained, shortened
-from trxl.runs.help import help_text, key_lines
-from trxl.runs.interruption import StopOnSignal, lasting_output
+from trxl.runs.interruption import lasting_output
 from trxl.runs.memory_check import check_capacity
-from trxl.runs.processes import print_main
 from trxl.runs.run import enable_compilation_cache
-from trxl.runs.saved_config import how_to_go_on
-from trxl.search.loop import Loop, best_of
-from trxl.search.plan import make_plan, size_of
-from trxl.search.population import chunk_members
-from trxl.search.record import SearchRecord, fresh_search_folder, read_asked
-from trxl.search.report import by_role, command_line, comparison, write_report
+from trxl.search.loop import Loop, best_trial
+from trxl.search.population import members_at_a_time
+from trxl.search.record import open_folder, read_json
+from trxl.search.report import write_report
 from trxl.search.settings import (
-    OF_THE_SEARCH,
+    NOT_SEARCHED,
     SEARCH_KEYS,
     Space,
     default_config,
-    read_arguments,
     read_settings,
     read_space,
 )
-from trxl.search.strategies import MOST_COMBINATIONS, Best, Search, combinations
+from trxl.search.strategies import (
+    MOST_COMBINATIONS,
+    STRATEGIES,
+    Search,
+    combinations,
+    cost,
+    run_search,
+)
 from trxl.training import Algorithm
 
 Trainers = Mapping[str, tuple[Algorithm, dict[str, Any]]]
 """By an algorithm's name: the algorithm, and the config of its entry script."""
 
-GENERATIONS = {"halving": 1, "pbt": 1}
-"""How many there are where BUDGET says nothing; of any other strategy `OF_EVOSAX`."""
-
-OF_EVOSAX = 10
+GENERATIONS_OF_EVOSAX = 10
+"""How many there are where BUDGET says nothing; of `halving` and `pbt` one."""
 
 COMPARED_AFTER = 10
 """Updates that members train at least before `halving` compares them."""
@@ -76,17 +76,23 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     Raises:
       ConfigError: the search can't be run.
     """
-    texts = {**config, **dict(a.partition("=")[::2] for a in arguments if "=" in a)}
-    algorithm, base = base_config(trainers, str(texts.get("ALGORITHM", "PPO")))
-    if {"-h", "--help"} & set(arguments):
-        print_help(config, algorithm, base)
-        return None
-    given = read_arguments(arguments, algorithm.keys)
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    given = dict(names_and_texts(words))
     asked, folder = {**config, **given}, None
     if given.get("RESUME", "none").lower() != "none":
         folder = Path(given["RESUME"])
         asked = resumed_search(folder, given)
-        algorithm, base = base_config(trainers, str(asked.get("ALGORITHM", "PPO")))
+    name = str(asked.get("ALGORITHM", "PPO"))
+    if name not in trainers:
+        raise ConfigError(f"ALGORITHM must be one of {', '.join(trainers)}, not {shortened(name)}")
+    algorithm, base = trainers[name]
+    if len(words) < len(arguments):
+        keys = {**SEARCH_KEYS, **algorithm.keys}
+        keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
+        usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
+        print(f"usage: {sys.argv[0]} {usage}\n\nthe keys, with their values here:")
+        print(help_text(keys, {**defaults(keys), **base, **config}))
+        return None
     settings = read_settings(asked)
     if settings["TRAIN"] == "evolution":
         from trxl.search.evolution import evolve
@@ -95,8 +101,8 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     return search(asked, settings, algorithm, base, folder)
 
 
-def resumed_search(folder: Path, given: dict[str, str]) -> dict[str, Any]:
-    """What the search in a folder was asked for.
+def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what the search in a folder was asked for.
 
     Raises:
       ConfigError: there is none, or it is to be another one now, or its environment is a file that
@@ -104,36 +110,12 @@ def resumed_search(folder: Path, given: dict[str, str]) -> dict[str, Any]:
     """
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
-    asked = read_asked(folder)
-    saved = str(asked.get("ENV_NAME"))
+    asked = read_json(folder / "search.json")
     try:
-        named = named_by_user(saved, given.get("ENV_NAME"), "ENV_NAME={}")
+        named = named_by_user(str(asked.get("ENV_NAME")), given.get("ENV_NAME"), "ENV_NAME={}")
     except ConfigError as error:
         raise ConfigError(f"RESUME: {error}") from error
     return {**asked, "ENV_NAME": named}
-
-
-def base_config(trainers: Trainers, name: str) -> tuple[Algorithm, dict[str, Any]]:
-    """Returns an algorithm and its entry script's config.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
-    if name not in trainers:
-        raise ConfigError(f"ALGORITHM must be one of {', '.join(trainers)}, not {shortened(name)}")
-    return trainers[name]
-
-
-def print_help(config: dict[str, Any], algorithm: Algorithm, base: dict[str, Any]) -> None:
-    """Lists the keys of the command line with their values."""
-    print(f"usage: {sys.argv[0]} [@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]\n")
-    print("of the search, with their values here:")
-    own = {name: key.default for name, key in SEARCH_KEYS.items()}
-    print(key_lines(SEARCH_KEYS, {**own, **{k: v for k, v in config.items() if k in own}}))
-    print(f"\nof {algorithm.name}, with their values here:\n")
-    keys = {name: key for name, key in algorithm.keys.items() if name not in OF_THE_SEARCH}
-    defaults = {name: key.default for name, key in keys.items()}
-    print(help_text(keys, {**defaults, **base, **config}))
 
 
 def search(
@@ -141,82 +123,61 @@ def search(
     settings: dict[str, Any],
     algorithm: Algorithm,
     base: dict[str, Any],
-    folder: Path | None,
+    resumed: Path | None,
 ) -> int | None:
     """Searches hyperparameters, see `start`.
 
     Args:
       asked: the search's settings, and the trainer's keys with values, ranges or choices.
-      folder: of a search to go on with; None for a new one.
+      resumed: folder of a search to go on with; None for a new one.
     """
-    keys = algorithm.keys
-    space, fixed = read_space(asked, keys)
+    space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
-    devices = jax.local_device_count()
     config = default_config(algorithm, base, fixed)
-    check_combinations(algorithm, config, space)
-    members = settings["CHUNK"] or chunk_members(config, settings["SEEDS"], settings["POPULATION"])
-    chunk_rows = -(-members * settings["SEEDS"] // devices) * devices
-    check_rows(config, chunk_rows // devices)
-    fresh_seeds = tuple(config["seed"] + i for i in range(settings["REPORT_SEEDS"]))
-    task = sized(settings, config, space)
-    env_steps = size_of(
-        make_plan(settings["STRATEGY"], task, fresh_seeds),
-        rows_of=lambda member: len(member.seeds) or settings["SEEDS"],
-        steps=lambda _: config["TOTAL_TIMESTEPS"],
+    for shape in combinations(space, MOST_COMBINATIONS):
+        algorithm.check({**config, **shape})  # before anything compiles
+    devices, name = jax.local_device_count(), settings["STRATEGY"]
+    members = settings["CHUNK"] or members_at_a_time(
+        config, settings["SEEDS"], settings["POPULATION"]
     )
-    resumed = folder is not None
-    folder = folder or fresh_search_folder(config)
-    asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
-    with StopOnSignal() as stop:
-        record = SearchRecord(folder, asked, resumed)
-        stop.watch(record)
-        print_main(
-            f"{config['ENV_NAME']}: {', '.join(d.name for d in space.dimensions)} of"
-            f" {algorithm.name} by {settings['STRATEGY']}, {settings['POPULATION']} members,"
-            f" {env_steps:.3g} environment steps with the report, to {folder}"
+    batch_rows = -(-members * settings["SEEDS"] // devices) * devices
+    try:
+        check_capacity({**config, "NUM_SEEDS": batch_rows // devices})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{batch_rows // devices} runs at a time, CHUNK * SEEDS: {error}"
+        ) from error
+    task = make_task(settings, config, space)
+    fresh_seeds = range(config["seed"], config["seed"] + settings["REPORT_SEEDS"])
+    next(run_search(name, task, fresh_seeds))  # where it can't be there is no folder
+    of_report = len(fresh_seeds) * (3 if name == "pbt" else 2)  # at most
+    runs = settings["SEEDS"] * cost(name, task, task.generations) + of_report
+    steps = runs * config["TOTAL_TIMESTEPS"]
+    what = (
+        f"{', '.join(d.name for d in space.dimensions)} of {algorithm.name} by {name},"
+        f" {settings['POPULATION']} members, {steps:.3g} environment steps with the report"
+    )
+    with open_folder(asked, config, resumed, what) as (folder, stop):
+        loop = Loop(config, algorithm, space, settings["SEEDS"], batch_rows, devices, folder)
+        best = loop.run(run_search(name, task, fresh_seeds), stop, steps)
+        trials = list(loop.trials.values())
+        default = {**defaults(algorithm.keys), **base}
+        own = {k: v for k, v in fixed.items() if v != default[k] and k != "RESULTS_DIR"}
+        own = {"ENV_NAME": config["ENV_NAME"], **own}
+        write_report(
+            folder.folder,
+            f"{config['ENV_NAME']}, {algorithm.name}, searched by {name}",
+            space,
+            trials,
+            loop.trials[best.trial] if best else best_trial(trials),
+            ["python", f"train_{algorithm.name}_trXL.py", *(f"{k}={v}" for k, v in own.items())],
         )
-        loop = Loop(config, algorithm, space, settings["SEEDS"], chunk_rows, devices, record)
-        stop.training = True
-        try:
-            plan = make_plan(settings["STRATEGY"], task, fresh_seeds)
-            best = loop.run(plan, stop, env_steps)
-            default = {name: key.default for name, key in algorithm.keys.items()} | base
-            given = {k: v for k, v in fixed.items() if v != default[k] and k != "RESULTS_DIR"}
-            given = {"ENV_NAME": config["ENV_NAME"], **given}
-            report(folder, settings, algorithm, space, loop, best, given)
-        finally:
-            record.close()
-    if stop.signal:
-        print_main(how_to_go_on(folder, config["ENV_NAME"]))
     return stop.signal
 
 
-def check_rows(config: dict[str, Any], rows: int) -> None:
-    """Sees that the device has the memory for so many runs at a time.
-
-    Raises:
-      ConfigError: it has not.
-    """
-    try:
-        check_capacity({**config, "NUM_SEEDS": rows})
-    except ConfigError as error:
-        raise ConfigError(f"{rows} runs at a time, CHUNK * SEEDS: {error}") from error
-
-
-def check_combinations(algorithm: Algorithm, config: dict[str, Any], space: Space) -> None:
-    """Sees that every combination of searched values can be run, before anything compiles.
-
-    Raises:
-      ConfigError: one can't.
-    """
-    for shape in combinations(space, MOST_COMBINATIONS):
-        algorithm.check({**config, **shape})
-
-
-def sized(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Search:
-    """What the strategy starts from, with as many generations as the budget has room for.
+def make_task(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Search:
+    """Returns what the strategy starts from, with as many generations as BUDGET has room for.
 
     Raises:
       ConfigError: it has room for none.
@@ -226,7 +187,7 @@ def sized(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Sea
         space=space,
         default={d.name: config[d.name] for d in space.dimensions},
         population=settings["POPULATION"],
-        generations=1,
+        generations=1 if strategy in STRATEGIES else GENERATIONS_OF_EVOSAX,
         eta=settings["ETA"],
         intervals=settings["INTERVALS"],
         shortest=min(1.0, COMPARED_AFTER / num_updates(config)),
@@ -235,44 +196,16 @@ def sized(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Sea
         seed=config["seed"],
     )
     if settings["BUDGET"] is None:
-        return task._replace(generations=GENERATIONS.get(strategy, OF_EVOSAX))
-    one = size_of(
-        make_plan(strategy, task, ()),
-        rows_of=lambda _: settings["SEEDS"],
-        steps=lambda _: config["TOTAL_TIMESTEPS"],
-    )
-    generations = settings["BUDGET"] // one
-    if not generations:
+        return task
+
+    def steps(generations: int) -> int:
+        runs = cost(strategy, task, generations) * settings["SEEDS"]
+        return round(runs * config["TOTAL_TIMESTEPS"])
+
+    left = settings["BUDGET"] - steps(1)
+    if left < 0:
         raise ConfigError(
-            f"a generation takes {one} environment steps, more than BUDGET ="
+            f"a generation takes {steps(1)} environment steps, more than BUDGET ="
             f" {settings['BUDGET']}; lower POPULATION, SEEDS or TOTAL_TIMESTEPS"
         )
-    return task._replace(generations=generations)
-
-
-def report(
-    folder: Path,
-    settings: dict[str, Any],
-    algorithm: Algorithm,
-    space: Space,
-    loop: Loop,
-    best: Best | None,
-    given: dict[str, Any],
-) -> None:
-    """Writes what was found, and says it."""
-    trials = list(loop.trials.values())
-    winner = loop.trials[best.trial] if best else best_of(trials)
-    script = f"train_{algorithm.name}_trXL.py"
-    title = f"{given['ENV_NAME']}, {algorithm.name}, searched by {settings['STRATEGY']}"
-
-    def command(values: dict[str, Any]) -> str:
-        return command_line(script, given, values)
-
-    write_report(folder, title, space, trials, winner, command)
-    if winner is None:
-        print("no trial has a score yet")
-        return
-    print(f"best: trial {winner.trial}, score {winner.score():.4g}\n  {command(winner.values)}")
-    if by_role(trials):
-        print(comparison(by_role(trials)))
-    print(f"report in {folder / 'report.md'}")
+    return task._replace(generations=1 + left // (steps(2) - steps(1)))

@@ -1,40 +1,111 @@
-"""What a search leaves on the disk while it goes, so that it can go on after a kill."""
+"""What a search leaves on the disk while it trains: its trials, and what it can resume from."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from trxl.environments import resolve_name
 from trxl.errors import ConfigError, shortened
 from trxl.runs.checkpoints import FullCheckpoints
-from trxl.runs.compiled import with_sharding
+from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
-from trxl.runs.metrics import CurveFile
 from trxl.runs.outputs import fresh_folder, write_whole
-from trxl.runs.processes import warn_main
+from trxl.runs.processes import print_main, warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
-from trxl.runs.saved_config import as_saved
-from trxl.search.population import host_device
-from trxl.search.strategies import Scores
-from trxl.search.trials import Trial, from_line, plain, save_trials
-from trxl.training import RunnerState
+from trxl.runs.saved_config import as_saved, how_to_go_on
+from trxl.search.population import UpdateResult, host_device
+
+COUNTED = 0.2
+"""The share of an agent's updates, its last ones, whose episodes make its score."""
+
+
+@dataclass
+class Trial:
+    """A config that trains, with one seed or several, from a fresh agent or a copy of another's."""
+
+    trial: int
+    values: dict[str, Any]  # of the keys that are searched
+    seeds: list[int]
+    role: str = "search"  # or of which candidate of the report it is a run
+    parent: int | None = None
+    first_update: int = 0  # from which on it trained, as a copy
+    since: int = 0  # update from which all whom it was compared with trained themselves
+    updates: int = 0  # of its agent, the parent's included
+    steps_per_update: int = 0
+    seconds: float = 0.0  # its share of what its programs took
+    status: str = "running"  # or stopped, finished, diverged
+    returns: list[list[float | None]] = field(default_factory=list)  # (updates, seeds)
+    episodes: list[list[int]] = field(default_factory=list)  # (updates, seeds)
+    running: list[list[float]] = field(default_factory=list)  # (2, seeds), after the last update
+
+    def log_update(self, result: UpdateResult) -> None:
+        """Notes an update of each seed, fields (seeds,)."""
+        self.updates += 1
+        self.returns.append([as_json(x) for x in result.returns])
+        self.episodes.append(result.episodes.tolist())
+        self.running = [result.running.tolist(), result.running_returns.tolist()]
+        if not result.finite.all():
+            self.status = "diverged"
+
+    @property
+    def env_steps(self) -> int:
+        """What it cost."""
+        return len(self.returns) * self.steps_per_update * len(self.seeds)
+
+    def seed_scores(self) -> list[float]:
+        """Returns each seed's mean return over the episodes of the last updates.
+
+        Counted are the last fifth of the agent's updates, of which no more than all whom it was
+        compared with trained themselves (`since`): a copy and its parent are scored over the same
+        updates. Episodes count that ended there, and those that have run through the whole last
+        update, with their return so far. -inf where there is none, and of a trial that diverged.
+        """
+        if self.status == "diverged" or not self.returns:
+            return [-math.inf] * len(self.seeds)
+        counted = min(round(COUNTED * self.updates), self.updates - self.since)
+        last = -max(1, min(counted, len(self.returns)))
+        weights = np.array([*self.episodes[last:], self.running[0]], float)
+        returns = np.nan_to_num(np.array([*self.returns[last:], self.running[1]], float))
+        sums, numbers = (returns * weights).sum(axis=0), weights.sum(axis=0)
+        return [float(s / n) if n else -math.inf for s, n in zip(sums, numbers, strict=True)]
+
+    def score(self) -> float:
+        """Returns the mean over its seeds."""
+        return float(np.mean(self.seed_scores()))
+
+    def row(self) -> dict[str, Any]:
+        """Returns what trials.jsonl has of it."""
+        return vars(self) | {"score": as_json(self.score()), "env_steps": self.env_steps}
+
+
+def read_trial(row: Mapping[str, Any]) -> Trial:
+    """Undoes `Trial.row`."""
+    return Trial(**{one.name: row[one.name] for one in fields(Trial)})
+
+
+def as_json(x: Any) -> float | None:
+    """Returns a number as JSON has it, None for what it has not."""
+    return float(x) if math.isfinite(x) else None
+
 
 SAVE_SECONDS = 60
 """How long a search trains at least between two checkpoints."""
 
 
 class SearchFolder:
-    """A search's folder: `search.json`, what was asked for, and its numbered checkpoints.
+    """A search's folder: `search.json`, what was asked for, numbered checkpoints, and their notes.
 
-    A disk that fails is told of once, and outlived. `number` is the newest checkpoint's.
+    Disk errors don't stop a search: they are reported once and writing is retried.
 
     Args:
       folder: that exists.
@@ -47,17 +118,22 @@ class SearchFolder:
 
     def __init__(self, folder: Path, asked: Mapping[str, Any], resumed: bool):
         self.folder = folder
-        self.number = 0
+        self.notes: dict[str, Any] = {}  # of the newest checkpoint
+        self._number = 0  # of the newest checkpoint
         self._resumed = resumed
         self._saved_at = time.monotonic()
         self._trouble = ""
         self._lock = FolderLock(folder)
         try:
             self._checkpoints = FullCheckpoints(folder, keep=2)
-            if not resumed:
-                text = json.dumps(as_saved(dict(asked)), indent=1)
-                write_whole(folder / "search.json", lambda file: file.write(text.encode()))
-            self._open()
+            if resumed:
+                noted = [n for n in self._checkpoints.all() if self._path(n).exists()]
+                self._number = max(noted, default=0)
+            else:
+                (folder / "notes").mkdir()
+                write_json(folder / "search.json", as_saved(dict(asked)))
+            if self._number:
+                self.notes = read_json(self._path(self._number))
         except OSError as error:
             self._lock.release()
             raise ConfigError(f"can't write to {folder}: {error.strerror}") from error
@@ -65,19 +141,28 @@ class SearchFolder:
             self._lock.release()
             raise
 
-    def _open(self) -> None:
-        """What else there is, and the `number` to go on from."""
+    def _path(self, number: int) -> Path:
+        return self.folder / "notes" / f"{number}.json"
 
     def is_time(self) -> bool:
         """Whether the last checkpoint was long enough ago."""
         pause = RETRY_SECONDS if self._trouble else SAVE_SECONDS
         return time.monotonic() - self._saved_at > pause
 
-    @contextmanager
-    def _tolerate_disk_errors(self) -> Iterator[None]:
+    def save(self, notes: dict[str, Any], state: Any) -> None:
+        """Writes a checkpoint with its notes, and `trials.jsonl` if there are any."""
         self._saved_at = time.monotonic()
+        number = self._number + 1
         try:
-            yield
+            write_json(self._path(number), notes)
+            self._checkpoints.save(number, state)
+            lines = [f"{json.dumps(row)}\n" for row in notes.get("trials", [])]
+            if lines:
+                text = "".join(lines).encode()
+                write_whole(self.folder / "trials.jsonl", lambda file: file.write(text))
+            for old in self._path(0).parent.glob("*.json"):
+                if int(old.stem) not in (number, self._number):
+                    old.unlink()
         except OSError as error:
             if not self._trouble:
                 warn_main(
@@ -86,7 +171,19 @@ class SearchFolder:
                 )
             self._trouble = reason(error)
         else:
-            self._trouble = ""
+            self._number, self._trouble = number, ""
+
+    def restore(self, shapes: Any) -> Any:
+        """Returns the newest checkpoint's state, in the host's memory.
+
+        Raises:
+          ConfigError: it is broken.
+        """
+        host = SingleDeviceSharding(host_device())
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), shapes
+        )
+        return self._checkpoints.restore(self._number, placed)
 
     def close(self) -> None:
         """Gives the folder back; nothing stays of a search that did nothing."""
@@ -95,189 +192,63 @@ class SearchFolder:
 
     def discard_if_empty(self) -> None:
         """Removes the folder of a search that has no checkpoint yet."""
-        if not self._resumed and not self.number:
+        if not self._resumed and not self._number:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # another's folder may be in it
                 self.folder.parent.rmdir()
 
 
-class SearchRecord(SearchFolder):
-    """The folder of a search of hyperparameters, with `trials.jsonl`.
+@contextmanager
+def open_folder(
+    asked: Mapping[str, Any], config: dict[str, Any], resumed: Path | None, what: str
+) -> Iterator[tuple[SearchFolder, StopOnSignal]]:
+    """Opens a search's folder, beside those of runs, until its end or a signal; says what it is.
 
-    A checkpoint is the agents of all members that may go on; `notes/<number>.json` has all that was
-    noted up to it: scores of finished rounds, and the trials.
-    """
-
-    def _open(self) -> None:
-        self.trials: dict[int, Trial] = {}
-        self.history: list[Scores] = []
-        self._groups: list[list[int]] = []
-        self._notes = self.folder / "notes"
-        self._notes.mkdir(exist_ok=True)
-        noted = [n for n in self._checkpoints.all() if (self._notes / f"{n}.json").exists()]
-        self.number = max(noted, default=0)
-        if self.number:
-            self._read_notes(self._notes / f"{self.number}.json")
-
-    def _read_notes(self, path: Path) -> None:
-        try:
-            notes = json.loads(path.read_text())
-            trials = [from_line(json.dumps(row)) for row in notes["trials"]]
-            self.history = [
-                {int(trial): -float("inf") if x is None else x for trial, x in scores.items()}
-                for scores in notes["history"]
-            ]
-            self._groups = notes["groups"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-        self.trials = {trial.trial: trial for trial in trials}
-
-    def groups(self) -> list[list[int]]:
-        """Which trials' agents the newest checkpoint has, those of one program together."""
-        return self._groups
-
-    def restore(self, groups: Mapping[tuple, Any]) -> dict[int, RunnerState]:
-        """The agents of the newest checkpoint by their trial.
-
-        Args:
-          groups: {the trials of a group: its `Programs`, and the rows}.
-
-        Raises:
-          ConfigError: it is broken.
-        """
-        shapes = {
-            str(i): on_host(programs.shapes(rows))
-            for i, (programs, rows) in enumerate(groups.values())
-        }
-        states = self._checkpoints.restore(self.number, shapes)
-        found: dict[int, RunnerState] = {}
-        for i, trials in enumerate(groups):
-            lengths = [len(self.trials[trial].seeds) for trial in trials]
-            found |= cut(states[str(i)], lengths, list(trials))
-        return found
-
-    def save(self, states: Mapping[int, RunnerState], groups: list[list[int]]) -> None:
-        """Writes a checkpoint, and the trials.
-
-        Args:
-          groups: the trials of which there are states, those of one program together.
-        """
-        number = self.number + 1
-        notes = {
-            "history": [{t: plain(x) for t, x in scores.items()} for scores in self.history],
-            "trials": [json.loads(trial.as_line()) for trial in self.trials.values()],
-            "groups": groups,
-        }
-        with self._tolerate_disk_errors():
-            text = json.dumps(notes).encode()
-            write_whole(self._notes / f"{number}.json", lambda file: file.write(text))
-            tree = {str(i): joined([states[t] for t in one]) for i, one in enumerate(groups)}
-            self._checkpoints.save(number, tree)
-            save_trials(self.folder / "trials.jsonl", self.trials.values())
-            for old in self._notes.glob("*.json"):
-                if int(old.stem) not in (number, self.number):
-                    old.unlink()
-            self.number = number
-
-
-class EvolutionRecord(SearchFolder):
-    """The folder of an evolution: a checkpoint's number is how many generations there were.
-
-    `<seed>_metrics.jsonl` has a line for each.
-    """
-
-    def __init__(self, folder: Path, asked: Mapping[str, Any], resumed: bool, seed: int):
-        self._seed = seed
-        super().__init__(folder, asked, resumed)
-
-    def _open(self) -> None:
-        self.number = self._checkpoints.newest()
-        self.generations = self.number
-        self._curve = CurveFile(self.folder, self._seed, self.number)
-        self._curve.cut_off()
-
-    def restore(self, first: Any) -> Any:
-        """What the newest checkpoint has; `first` if there is none.
-
-        Raises:
-          ConfigError: it is broken.
-        """
-        if not self.number:
-            return first
-        shapes = on_host(jax.eval_shape(lambda: first))
-        state = jax.device_get(self._checkpoints.restore(self.number, shapes))
-        return jax.tree.map(jnp.asarray, state)  # on no device in particular
-
-    def note(self, metrics: dict[str, Any]) -> None:
-        """Notes a generation's metrics."""
-        self.generations += 1
-        with suppress(OSError):  # the line waits for the next
-            self._curve.append(metrics)
-
-    def save(self, state: Any) -> None:
-        """Writes a checkpoint, and makes sure of the curve before."""
-        with self._tolerate_disk_errors():
-            self._curve.sync()
-            self._checkpoints.save(self.generations, state)
-            self.number = self.generations
-
-    def curve(self) -> dict[str, Any]:
-        """The metrics of all generations, {name: (generations,)}."""
-        return self._curve.read()
-
-    def close(self) -> None:
-        """Closes the curve, and gives the folder back."""
-        self._curve.close()
-        super().close()
-
-
-def fresh_search_folder(config: dict[str, Any]) -> Path:
-    """Makes a search's folder, beside those of runs.
+    Args:
+      asked: what was asked for.
+      config: the default config.
+      resumed: folder of a search to go on with; None for a new one.
+      what: is searched, in a line.
 
     Raises:
-      ConfigError: it can't be made.
+      ConfigError: the folder can't be made, written or read.
     """
     suite, _ = resolve_name(config["ENV_NAME"])
-    return fresh_folder({**config, "RESULTS_DIR": config["RESULTS_DIR"] or f"runs/search_{suite}"})
+    root = config["RESULTS_DIR"] or f"runs/search_{suite}"
+    path = resumed or fresh_folder({**config, "RESULTS_DIR": root})
+    asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
+    with StopOnSignal() as stop:
+        folder = SearchFolder(path, asked, resumed is not None)
+        stop.watch(folder)
+        print_main(f"{config['ENV_NAME']}: {what}, to {path}")
+        stop.training = True
+        try:
+            yield folder, stop
+        finally:
+            folder.close()
+    if stop.signal:
+        print_main(how_to_go_on(path, config["ENV_NAME"]))
 
 
-def read_asked(folder: Path) -> dict[str, Any]:
-    """What a search was asked for.
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file of JSON, all or none."""
+    text = json.dumps(content, indent=1 if path.name == "search.json" else None).encode()
+    write_whole(path, lambda file: file.write(text))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Undoes `write_json`.
 
     Raises:
-      ConfigError: there is none in the folder.
+      ConfigError: there is nothing of the kind.
     """
-    path = folder / "search.json"
     try:
-        asked = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
-        where = " ".join(str(folder)[:200].split("\n"))
+        where = " ".join(str(path.parent)[:200].split("\n"))
         raise ConfigError(f"RESUME: no search in {where}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-    if not isinstance(asked, dict):
-        raise ConfigError(f"RESUME: {path} is broken: it holds {shortened(asked)}")
-    return asked
-
-
-def on_host(shapes: Any) -> Any:
-    """A tree of `jax.ShapeDtypeStruct`, placed where agents wait that don't train."""
-    return with_sharding(shapes, SingleDeviceSharding(host_device()))
-
-
-def joined(states: list[RunnerState]) -> RunnerState:
-    """Rows of many members behind each other."""
-    with jax.default_device(host_device()):
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *states)
-
-
-def cut(state: RunnerState, lengths: list[int], trials: list[int]) -> dict[int, RunnerState]:
-    """Undoes `joined`."""
-    found: dict[int, RunnerState] = {}
-    start = 0
-    with jax.default_device(host_device()):
-        for trial, length in zip(trials, lengths, strict=True):
-            rows = slice(start, start + length)
-            found[trial] = jax.tree.map(lambda x, rows=rows: x[rows], state)
-            start += length
-    return found
+    if not isinstance(content, dict):
+        raise ConfigError(f"RESUME: {path} is broken: it holds {shortened(content)}")
+    return content

@@ -6,11 +6,10 @@ searched; with one value it is that of all members.
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from trxl.config import Key, Keys, check_values, names_and_texts, read_value
+from trxl.config import Key, Keys, check_values, read_value
 from trxl.environments import located
 from trxl.errors import ConfigError, did_you_mean, shortened
 from trxl.training import Algorithm
@@ -64,10 +63,10 @@ _KEYS = {
     "ES_LR": Key(0.1, "learning rate of an evosax algorithm that has an optimiser", low=0),
 }
 
-SEARCH_KEYS = {name: key._replace(resumable=False) for name, key in _KEYS.items()}
+SEARCH_KEYS = {k: key._replace(group="Search", resumable=False) for k, key in _KEYS.items()}
 """The settings of a search."""
 
-OF_THE_SEARCH = (
+NOT_SEARCHED = (
     "NUM_SEEDS",
     "CHECKPOINT_EVERY",
     "KEEP_CHECKPOINTS",
@@ -79,45 +78,40 @@ OF_THE_SEARCH = (
 
 RANGE = re.compile(r"(?P<low>.+?)\.\.(?P<high>.+)")
 
+SCALES: dict[str, tuple[Callable, Callable]] = {
+    "linear": (float, float),
+    "log": (math.log, math.exp),
+    "decay": (lambda x: math.log1p(-x), lambda y: 1 - math.exp(y)),
+}
+"""Scales that a range is searched in: (to the scale, back)."""
+
 
 class Dimension(NamedTuple):
-    """A key that is searched, and where its values lie between 0 and 1.
-
-    A range runs in its natural scale: log x where it is above 0, log(1 - x) for what is a decay,
-    such as GAMMA, that stays below 1; else x itself.
-    """
+    """A key that is searched, its values at positions from 0 to 1."""
 
     name: str
     traced: bool  # whether members of one program may differ in it
     low: float = 0.0
     high: float = 0.0
-    scale: str = "linear"  # or log, or decay
+    scale: str = "linear"  # one of SCALES
     choices: tuple[Any, ...] = ()
 
     def value(self, position: float) -> Any:
-        """What stands at a position from 0 to 1."""
+        """Returns what stands at a position from 0 to 1."""
         if self.choices:
             return self.choices[min(int(position * len(self.choices)), len(self.choices) - 1)]
-        low, high = self._transformed(self.low), self._transformed(self.high)
-        x = low + position * (high - low)
-        value = {"linear": x, "log": math.exp(min(x, 700)), "decay": 1 - math.exp(x)}[self.scale]
-        return min(max(value, self.low), self.high)
+        to_scale, back = SCALES[self.scale]
+        low, high = to_scale(self.low), to_scale(self.high)
+        return min(max(back(low + position * (high - low)), self.low), self.high)
 
     def position(self, value: Any) -> float:
-        """Where a value stands, from 0 to 1; one outside of the range stands at its nearer end."""
+        """Returns where a value stands, from 0 to 1; one out of range stands at the nearer end."""
         if self.choices:
             at = self.choices.index(value) if value in self.choices else 0
             return (at + 0.5) / len(self.choices)
-        value = min(max(value, self.low), self.high)
-        low, high = self._transformed(self.low), self._transformed(self.high)
-        return (self._transformed(value) - low) / (high - low)
-
-    def _transformed(self, x: float) -> float:
-        return {
-            "linear": lambda: x,
-            "log": lambda: math.log(x),
-            "decay": lambda: math.log1p(-x),
-        }[self.scale]()
+        to_scale, _ = SCALES[self.scale]
+        low, high = to_scale(self.low), to_scale(self.high)
+        return (to_scale(min(max(value, self.low), self.high)) - low) / (high - low)
 
 
 class Space(NamedTuple):
@@ -126,86 +120,70 @@ class Space(NamedTuple):
     dimensions: tuple[Dimension, ...]
 
     def values(self, positions: Any) -> dict[str, Any]:
-        """The searched keys' values at positions from 0 to 1, one for each dimension."""
+        """Returns the searched keys' values at positions from 0 to 1, one for each dimension."""
         pairs = zip(self.dimensions, positions, strict=True)
         return {dimension.name: dimension.value(float(x)) for dimension, x in pairs}
 
-    def positions(self, values: dict[str, Any]) -> np.ndarray:
-        """Undoes `values`."""
-        return np.array([d.position(values[d.name]) for d in self.dimensions])
-
     def shape_of(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Of the values those that shape the program."""
+        """Returns those of the values that shape the program."""
         return {d.name: values[d.name] for d in self.dimensions if not d.traced}
 
     def only(self, traced: bool) -> "Space":
-        """The space of the keys that members of a program may differ in, or of the others."""
+        """Returns the space of the keys that members of a program may differ in, or the others."""
         return Space(tuple(d for d in self.dimensions if d.traced == traced))
 
 
-def read_arguments(arguments: list[str], keys: Keys) -> dict[str, str]:
-    """The command line's KEY=VALUE arguments as texts.
+def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the search itself, complete and checked.
 
-    Raises:
-      ConfigError: one that is not of that form, or an unknown key.
-    """
-    given = {}
-    for name, text in names_and_texts(arguments):
-        check_known(name, keys)
-        given[name] = text
-    return given
-
-
-def check_known(name: str, keys: Keys) -> None:
-    """Raises a ConfigError for what is neither a key of the trainer nor of the search."""
-    known = {**keys, **SEARCH_KEYS}
-    if name not in known:
-        raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, known)}")
-    if name in OF_THE_SEARCH:
-        raise ConfigError(f"{name} is not a setting of a search")
-
-
-def read_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the search itself, complete and checked.
+    Args:
+      given: values, or texts as on the command line; other keys are left out.
 
     Raises:
       ConfigError: one can't be.
     """
-    own = {
-        name: read_value(name, SEARCH_KEYS[name], value) if isinstance(value, str) else value
-        for name, value in given.items()
-        if name in SEARCH_KEYS
-    }
-    return check_values(own, SEARCH_KEYS)
+    own = {name: value for name, value in given.items() if name in SEARCH_KEYS}
+    return check_values({name: read(name, SEARCH_KEYS[name], x) for name, x in own.items()}, _KEYS)
 
 
-def read_space(given: dict[str, Any], keys: Keys) -> tuple[Space, dict[str, Any]]:
-    """What is searched, and what has one value for all members.
+def read(name: str, key: Key, value: Any) -> Any:
+    """Returns the value that a text stands for, any other value itself."""
+    return read_value(name, key, value) if isinstance(value, str) else value
+
+
+def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, Any]]:
+    """Returns what is searched, and what has one value for all members.
 
     Args:
-      given: the trainer's keys with their values, or texts as on the command line.
+      given: the trainer's keys with their values, or texts as on the command line; settings of the
+        search are left out.
       keys: of the trainer.
 
     Raises:
-      ConfigError: a text that is neither a value, nor a range, nor choices of its key.
+      ConfigError: an unknown key, or a text that is no value, range or choices of its key.
     """
     dimensions, fixed = [], {}
+    known = {**keys, **SEARCH_KEYS}
     for name, value in given.items():
-        check_known(name, keys)
+        if name not in known:
+            raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, known)}")
+        if name in NOT_SEARCHED:
+            raise ConfigError(f"{name} is not a setting of a search")
         if name in SEARCH_KEYS:
             continue
         dimension = read_dimension(name, keys[name], value) if isinstance(value, str) else None
         if dimension:
             dimensions.append(dimension)
-        elif isinstance(value, str):
-            fixed[name] = read_value(name, keys[name], value)
         else:
-            fixed[name] = value
+            fixed[name] = read(name, keys[name], value)
     return Space(tuple(dimensions)), fixed
 
 
 def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
-    """The range or the choices that a text stands for, None where it is one value.
+    """Returns the range or the choices that a text stands for, None where it is one value.
+
+    A range runs in the scale of its values: log(1 - x) for a decay such as GAMMA that stays below
+    1, log(x) above 0, else x.
 
     Raises:
       ConfigError: the key can't have them.
@@ -214,45 +192,34 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
     parts = [part.strip() for part in text.split(",")]
     if not found and (key.kind is dict or len(parts) < 2):
         return None
-    fixed_alone = ("ENV_NAME", "TOTAL_TIMESTEPS", "seed")
-    if key.group == "Run" or name in fixed_alone:
+    if key.group == "Run" or name in ("ENV_NAME", "TOTAL_TIMESTEPS"):
         raise ConfigError(f"{name} has one value in a search, not {shortened(text)}")
-    if found:
-        return read_range(name, key, found)
-    choices = tuple(checked(name, key, part) for part in parts)
-    if len(set(choices)) < len(choices):
-        raise ConfigError(f"{name}={text} has a choice twice")
-    return Dimension(name, key.traced, choices=choices)
-
-
-def read_range(name: str, key: Key, found: re.Match) -> Dimension:
-    """A range of a key that may be traced.
-
-    Raises:
-      ConfigError: it shapes the program, or its ends are not in order or not allowed.
-    """
-    if not key.traced:
+    if found and not key.traced:
         raise ConfigError(
             f"{name} shapes the program, so it has choices such as {found['low']},{found['high']},"
             " not a range"
         )
-    low, high = (checked(name, key, found[end]) for end in ("low", "high"))
+    ends = [found["low"], found["high"]] if found else parts
+    values = [check_values({name: read_value(name, key, x)}, {name: key})[name] for x in ends]
+    if not found:
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}={text} has a choice twice")
+        return Dimension(name, key.traced, choices=tuple(values))
+    low, high = values
     if not low < high:
         raise ConfigError(f"{name}={low}..{high} is empty; the smaller end comes first")
+    is_decay = key.high == 1
     scale = "linear"
-    if key.high == 1 and high < 1:
+    if is_decay and high < 1:
         scale = "decay"
-    elif key.high != 1 and low > 0:
+    elif not is_decay and low > 0:
         scale = "log"
     return Dimension(name, True, low, high, scale)
 
 
-def checked(name: str, key: Key, text: str) -> Any:
-    """One value of a key, from its text."""
-    return check_values({name: read_value(name, key, text)}, {name: key})[name]
-
-
-def default_config(algorithm: Algorithm, base: dict[str, Any], fixed: dict[str, Any]):
-    """The config that a search starts from, checked: an entry script's with what has one value."""
+def default_config(
+    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the config that a search starts from: an entry script's with what has one value."""
     config = algorithm.check({**base, **fixed, "RESUME": None})
     return {**config, "ENV_NAME": located(config["ENV_NAME"])}

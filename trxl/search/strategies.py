@@ -1,22 +1,23 @@
-"""Strategies of a search: which members train how far, and which come next.
+"""Strategies of a search, and the comparison of what was found with the default config.
 
 A strategy is a generator: it yields a `Round`, is sent the scores of its members, {trial: score},
-and at last returns the `Schedule` of the best. It sees nothing but scores, so that the same scores
-lead to the same search: what was noted of a search brings its strategy to where it was.
+and returns the best member. It depends only on scores, so replaying saved scores restores it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trxl.errors import ConfigError
-from trxl.search.evosax_strategies import Proposals, make_algorithm
+from trxl.search.evosax_strategies import Evosax
 from trxl.search.settings import Space
 
 Scores = dict[int, float]
-"""Of each trial; that of one that diverged, or of which no episode ended, is -inf."""
+"""Score of each trial; -inf where it diverged or no episode ended."""
 
 
 class Member(NamedTuple):
@@ -43,11 +44,15 @@ Schedule = tuple[tuple[float, dict[str, Any]], ...]
 class Best(NamedTuple):
     """The best trial, and how it came to be."""
 
+    score: float
     trial: int
     schedule: Schedule
 
 
 Strategy = Generator[Round, Scores, Best]
+
+DEFAULT, FOUND, LAST = "default", "found", "found, last values"
+"""The candidates of the report; the third where what was found changed on its way."""
 
 
 class Search(NamedTuple):
@@ -65,163 +70,39 @@ class Search(NamedTuple):
     seed: int
 
 
-def make_strategy(name: str, search: Search) -> Strategy:
-    """The strategy of that name.
+def run_search(name: str, search: Search, fresh_seeds: Sequence[int]) -> Strategy:
+    """Runs the strategy of that name, then its best and the default config on fresh seeds."""
+    trials = count()
+    best = yield from run_strategy(name, search, trials)
+    yield from evaluate_candidates(best, search, fresh_seeds, trials)
+    return best
+
+
+def run_strategy(name: str, search: Search, trials: Iterator[int]) -> Strategy:
+    """Runs all generations of the strategy of that name.
 
     Raises:
       ConfigError: there is none.
     """
-    own: dict[str, Callable[[Search], Strategy]] = {"halving": halving, "pbt": population_based}
-    if name in own:
-        return own[name](search)
-    return proposed(search, name)
-
-
-def halving(search: Search) -> Strategy:
-    """Random members; after each rung the better ones go on, one in eta (Jamieson and Talwalkar
-    2016, arXiv 1502.07943, algorithm "Successive Halving").
-
-    A rung is eta times as long as the one before, the last a whole run.
-    """
-    rng, trials = np.random.default_rng(search.seed), count()
-    finished: Scores = {}
-    members_of: dict[int, Member] = {}
+    if name not in STRATEGIES:
+        return (yield from propose(name, search, trials))
+    rng = np.random.default_rng(search.seed)
+    found = []
     for generation in range(search.generations):
         members = first_members(search, rng, trials, with_default=generation == 0)
-        members_of |= {member.trial: member for member in members}
-        for until in rungs(search):
-            scores = yield Round(tuple(members), until)
-            if until < 1:
-                members = better(members, scores, -(-len(members) // search.eta))
-        finished |= scores
-    best = better([members_of[trial] for trial in finished], finished, 1)[0]
-    return Best(best.trial, ((0.0, best.values),))
+        found.append((yield from STRATEGIES[name](search, members, rng, trials)))
+    return best_of(found)
 
 
-def rungs(search: Search) -> list[float]:
-    """Shares of a run after which members are compared, the last 1."""
-    number, left = 1, search.population
-    while left >= search.eta and search.eta**-number >= search.shortest:
-        left = -(-left // search.eta)
-        number += 1
-    return [float(search.eta) ** -i for i in reversed(range(number))]
-
-
-def population_based(search: Search) -> Strategy:
-    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): after each interval the
-    worst fifth of the members is replaced by copies of the best fifth, whose values move.
-
-    Exploit is their truncation selection; explore moves each value a tenth of its range, in its
-    natural scale, up or down. What shapes the program is inherited.
-    """
-    rng, trials = np.random.default_rng(search.seed), count()
-    finished: Scores = {}
-    history: dict[int, Schedule] = {}
-    for generation in range(search.generations):
-        members = first_members(search, rng, trials, with_default=generation == 0)
-        history |= {member.trial: ((0.0, member.values),) for member in members}
-        for interval in range(search.intervals):
-            until = (interval + 1) / search.intervals
-            scores = yield Round(tuple(members), until)
-            if until < 1:
-                children = exploit(search, members, scores, rng, trials)
-                for child in children:
-                    if child.parent is not None:
-                        changed = (until, child.values)
-                        history[child.trial] = (*history[child.parent], changed)
-                members = children
-        finished |= scores
-    best = max(finished, key=lambda trial: (finished[trial], -trial))
-    return Best(best, history[best])
-
-
-MOVED = 0.1
-"""By how much of a range a copied member's value moves."""
-
-REPLACED = 0.2
-"""The share of the members that are replaced, and of those that they are copied from."""
-
-
-def exploit(
-    search: Search,
-    members: Sequence[Member],
-    scores: Scores,
-    rng: np.random.Generator,
-    trials: Iterator[int],
-) -> list[Member]:
-    """The members of the next interval, in the order of those before."""
-    ranked = better(members, scores, len(members))
-    cut = max(1, int(REPLACED * len(ranked)))
-    best, worst = ranked[:cut], {member.trial for member in ranked[-cut:]}
-    children = []
-    for member in members:
-        if member.trial not in worst:
-            children.append(member._replace(parent=None))
-            continue
-        parent = best[rng.integers(cut)]
-        children.append(Member(next(trials), moved(search.space, parent.values, rng), parent.trial))
-    return children
-
-
-def moved(space: Space, values: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """The values, those of the traced keys a step away."""
-    new = dict(values)
-    for dimension in space.only(traced=True).dimensions:
-        step = MOVED if not dimension.choices else 1 / len(dimension.choices)
-        position = dimension.position(values[dimension.name])
-        new[dimension.name] = dimension.value(
-            float(np.clip(position + rng.choice([-step, step]), 0, 1))
-        )
-    return new
-
-
-def proposed(search: Search, name: str) -> Strategy:
-    """What an algorithm of evosax proposes from generation to generation, each a whole run.
-
-    It moves the traced keys; each combination of the others has an algorithm and a part of the
-    population of its own.
-    """
-    rng, trials = np.random.default_rng(search.seed), count()
-    traced = search.space.only(traced=True)
-    if not traced.dimensions:
-        raise ConfigError(f"STRATEGY={name} moves ranges; there is none, such as LR=1e-5..1e-2")
-    shapes = combinations(search.space, search.population)
-    sizes = [len(part) for part in np.array_split(range(search.population), len(shapes))]
-    if min(sizes) < 2:
-        raise ConfigError(
-            f"POPULATION={search.population} leaves less than 2 members for each of the"
-            f" {len(shapes)} combinations of the keys that shape the program"
-        )
-    algorithms = [
-        Proposals(
-            make_algorithm(name, size, len(traced.dimensions), search.es_std, search.es_lr),
-            key,
-            search.es_std,
-        )
-        for size, key in zip(sizes, rng.integers(2**31, size=len(sizes)), strict=True)
-    ]
-    finished: Scores = {}
-    members_of: dict[int, Member] = {}
-    for generation in range(search.generations):
-        parts = []
-        for shape, algorithm in zip(shapes, algorithms, strict=True):
-            positions = algorithm.ask()
-            parts.append([Member(next(trials), shape | traced.values(x)) for x in positions])
-        members = [member for part in parts for member in part]
-        extra = [Member(next(trials), search.default)] if generation == 0 else []
-        members_of |= {member.trial: member for member in members + extra}
-        scores = yield Round(tuple(extra + members), 1.0)
-        for part, algorithm in zip(parts, algorithms, strict=True):
-            algorithm.tell([scores[member.trial] for member in part])
-        finished |= scores
-    best = better([members_of[trial] for trial in finished], finished, 1)[0]
-    return Best(best.trial, ((0.0, best.values),))
+def best_of(found: Sequence[Best]) -> Best:
+    """Returns the best of several generations; of equals the earlier trial."""
+    return max(found, key=lambda best: (best.score, -best.trial))
 
 
 def first_members(
     search: Search, rng: np.random.Generator, trials: Iterator[int], with_default: bool
 ) -> list[Member]:
-    """A population of random members, the first of them with the default config's values.
+    """Returns a population of random members, the first with the default config's values.
 
     Every combination of what shapes the program has as many members, or one more.
     """
@@ -240,7 +121,7 @@ MOST_COMBINATIONS = 64
 
 
 def combinations(space: Space, population: int) -> list[dict[str, Any]]:
-    """All combinations of the keys that shape the program.
+    """Returns all combinations of the keys that shape the program.
 
     Raises:
       ConfigError: there are more than members, or than anyone would wait for.
@@ -248,7 +129,7 @@ def combinations(space: Space, population: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{}]
     for dimension in space.only(traced=False).dimensions:
         found = [{**one, dimension.name: x} for one in found for x in dimension.choices]
-    most = min(population, MOST_COMBINATIONS)  # one for each member of a POPULATION
+    most = min(population, MOST_COMBINATIONS)
     if len(found) > most:
         raise ConfigError(
             f"{len(found)} combinations of the keys that shape the program, where there may be"
@@ -257,6 +138,179 @@ def combinations(space: Space, population: int) -> list[dict[str, Any]]:
     return found
 
 
-def better(members: Sequence[Member], scores: Scores, number: int) -> list[Member]:
-    """The best of the members, best first; of equals the earlier trial."""
-    return sorted(members, key=lambda member: (-scores[member.trial], member.trial))[:number]
+def halving(
+    search: Search, members: list[Member], rng: np.random.Generator, trials: Iterator[int]
+) -> Strategy:
+    """After each rung the better members go on, one in eta (Jamieson and Talwalkar 2016, arXiv
+    1502.07943, algorithm "Successive Halving").
+    """
+    scores: Scores = {}
+    for until in rungs(search):
+        scores = yield Round(tuple(members), until)
+        members = best_first(members, scores)[: -(-len(members) // search.eta)]
+    best = members[0]
+    return Best(scores[best.trial], best.trial, ((0.0, best.values),))
+
+
+def rungs(search: Search) -> list[float]:
+    """Returns the shares of a run after which members are compared: each eta times the last."""
+    number, left = 1, search.population
+    while left >= search.eta and search.eta**-number >= search.shortest:
+        left = -(-left // search.eta)
+        number += 1
+    return [float(search.eta) ** -i for i in reversed(range(number))]
+
+
+def best_first(members: Sequence[Member], scores: Scores) -> list[Member]:
+    """Returns the members, best first; of equals the earlier trial."""
+    return sorted(members, key=lambda member: (-scores[member.trial], member.trial))
+
+
+def population_based(
+    search: Search, members: list[Member], rng: np.random.Generator, trials: Iterator[int]
+) -> Strategy:
+    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): after each interval the
+    worst fifth of the members is replaced by copies of the best fifth, whose values move.
+
+    Exploit is their truncation selection. Explore moves each value up or down by a tenth of its
+    range, in the range's scale. What shapes the program is inherited.
+    """
+    scores: Scores = {}
+    history: dict[int, Schedule] = {m.trial: ((0.0, m.values),) for m in members}
+    for interval in range(search.intervals):
+        until = (interval + 1) / search.intervals
+        scores = yield Round(tuple(members), until)
+        if until < 1:
+            members = exploit(search.space, members, scores, rng, trials)
+            for m in members:
+                if m.parent is not None:
+                    history[m.trial] = (*history[m.parent], (until, m.values))
+    best = best_first(members, scores)[0].trial
+    return Best(scores[best], best, history[best])
+
+
+MOVED = 0.1
+"""By how much of a range a copied member's value moves."""
+
+REPLACED = 0.2
+"""The share of the members that are replaced, and of those that they are copied from."""
+
+
+def exploit(
+    space: Space,
+    members: Sequence[Member],
+    scores: Scores,
+    rng: np.random.Generator,
+    trials: Iterator[int],
+) -> list[Member]:
+    """Returns the members of the next interval, in the order of those before."""
+    ranked = best_first(members, scores)
+    cut = max(1, int(REPLACED * len(ranked)))
+    worst = {member.trial for member in ranked[-cut:]}
+    children = []
+    for member in members:
+        if member.trial not in worst:
+            children.append(member._replace(parent=None))
+            continue
+        parent = ranked[rng.integers(cut)]
+        children.append(Member(next(trials), explore(space, parent.values, rng), parent.trial))
+    return children
+
+
+def explore(space: Space, values: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Returns the values, those of the traced keys a step away."""
+    new = dict(values)
+    for dimension in space.only(traced=True).dimensions:
+        step = MOVED if not dimension.choices else 1 / len(dimension.choices)
+        position = dimension.position(values[dimension.name]) + rng.choice([-step, step])
+        new[dimension.name] = dimension.value(float(np.clip(position, 0, 1)))
+    return new
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"halving": halving, "pbt": population_based}
+"""A generation of each, (search, members, rng, trials) -> its best; all others are evosax's."""
+
+
+def propose(name: str, search: Search, trials: Iterator[int]) -> Strategy:
+    """Trains what an algorithm of evosax proposes from generation to generation, each a whole run.
+
+    It moves the traced keys, in numbers whose normal distribution function is their position: its
+    first proposals, of deviation 1 around 0, are spread evenly. Each combination of the other keys
+    has an algorithm and a part of the population of its own.
+    """
+    rng = np.random.default_rng(search.seed)
+    traced = search.space.only(traced=True)
+    if not traced.dimensions:
+        raise ConfigError(f"STRATEGY={name} moves ranges; there is none, such as LR=1e-5..1e-2")
+    shapes = combinations(search.space, search.population)
+    sizes = [len(part) for part in np.array_split(range(search.population), len(shapes))]
+    if min(sizes) < 2:
+        raise ConfigError(
+            f"POPULATION={search.population} leaves less than 2 members for each of the"
+            f" {len(shapes)} combinations of the keys that shape the program"
+        )
+
+    def next_key() -> jax.Array:
+        return jax.random.key(int(rng.integers(2**31)))
+
+    mean, std, lr = jnp.zeros(len(traced.dimensions)), search.es_std, search.es_lr
+    algorithms = [Evosax(name, size, mean, std, lr, next_key()) for size in sizes]
+    found = []
+    for generation in range(search.generations):
+        extra = [Member(next(trials), search.default)] if generation == 0 else []
+        parts = []
+        for shape, algorithm in zip(shapes, algorithms, strict=True):
+            positions = jax.scipy.special.ndtr(algorithm.ask(next_key()))
+            values = [shape | traced.values(x) for x in np.asarray(positions)]
+            parts.append([Member(next(trials), x) for x in values])
+        members = [*extra, *(member for part in parts for member in part)]
+        scores = yield Round(tuple(members), 1.0)
+        for part, algorithm in zip(parts, algorithms, strict=True):
+            algorithm.tell(next_key(), [scores[member.trial] for member in part])
+        first = best_first(members, scores)[0]
+        found.append(Best(scores[first.trial], first.trial, ((0.0, first.values),)))
+    return best_of(found)
+
+
+def evaluate_candidates(
+    best: Best, search: Search, seeds: Sequence[int], trials: Iterator[int]
+) -> Generator[Round, Scores, None]:
+    """Trains every candidate on every seed, a trial each."""
+    schedules = candidates(best, search)
+    runs = [(next(trials), role, seed) for role in schedules for seed in seeds]
+    starts = sorted({start for schedule in schedules.values() for start, _ in schedule})
+    for start, until in pairwise([*starts, 1.0]) if runs else ():
+        yield Round(
+            tuple(
+                Member(trial, values_at(schedules[role], start), None, (seed,), role)
+                for trial, role, seed in runs
+            ),
+            until,
+        )
+
+
+def candidates(best: Best, search: Search) -> dict[str, Schedule]:
+    """Returns what is compared, by name; the default alone where nothing better was found."""
+    default = ((0.0, search.default),)
+    if best.schedule == default:
+        return {DEFAULT: default}
+    found = {DEFAULT: default, FOUND: best.schedule}
+    if len(best.schedule) > 1:
+        found[LAST] = ((0.0, best.schedule[-1][1]),)
+    return found
+
+
+def values_at(schedule: Schedule, share: float) -> dict[str, Any]:
+    """Returns which values hold from a share of a run on."""
+    return [values for start, values in schedule if start <= share][-1]
+
+
+def cost(name: str, search: Search, generations: int) -> float:
+    """Returns what so many generations of a strategy train, in whole runs."""
+    shares = rungs(search) if name == "halving" else [1.0]
+    left, runs = search.population, 0.0
+    for before, until in pairwise([0.0, *shares]):
+        runs += left * (until - before)
+        left = -(-left // search.eta)
+    with_default = 0 if name in STRATEGIES else 1  # beside the proposals
+    return generations * runs + with_default
