@@ -4,8 +4,6 @@ import json
 import math
 import sys
 from functools import partial
-from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,21 +12,10 @@ import numpy as np
 import pytest
 from support import QUICK, SMALL
 
-from benchmarks import (
-    algorithms,
-    gpu_program,
-    growth,
-    memory,
-    pieces,
-    population,
-    scaling,
-    scaling_model,
-    throughput,
-)
+from benchmarks import growth, scaling, throughput
 from benchmarks.naive import NAIVE_PPO, make_naive_network
 from trxl.encoders import Convolution
 from trxl.environments import Discrete
-from trxl.errors import ConfigError
 from trxl.spaces import ObsSpace, obs_space
 from trxl.training import collect, init_params, make_init_and_update
 
@@ -144,35 +131,36 @@ def test_the_arithmetic_of_a_step():
     )
 
 
-SECONDS = 0.5
-"""What everything takes by the clock of these tests, so that rates are known."""
-
-
-def set_clock(monkeypatch, module):
-    """Gives a benchmark a clock that is `SECONDS` further whenever it is read."""
-    clock = SimpleNamespace(perf_counter=count(0.0, SECONDS).__next__)
-    monkeypatch.setattr(module, "time", clock)
-
-
 def set_seconds(monkeypatch, module, *seconds):
     """Has a benchmark find these median times, one after the other."""
     left = iter(seconds)
-    take = lambda function, carry, calls=1: (next(left), function(carry))  # noqa: E731
+    take = lambda function, carry, calls=1: (next(left), function(carry)[0])  # noqa: E731
     monkeypatch.setattr(module, "median_seconds", take)
 
 
-def test_a_median_is_of_the_calls_behind_the_warm_up(monkeypatch):
+def test_functions_take_turns_and_a_median_is_of_the_calls_behind_the_warm_up(monkeypatch):
     calls = []
-    times = iter([0, 1, 10, 15, 20, 22])  # start and end of three calls
-    clock = SimpleNamespace(perf_counter=lambda: float(next(times)))
-    monkeypatch.setattr(throughput, "time", clock)
-    seconds, last = throughput.median_seconds(lambda x: calls.append(x) or x + 1, 0, calls=3)
-    assert (seconds, last) == (2.0, throughput.WARM_UP_CALLS + 3)
-    assert calls == [*range(last)]
+    durations = iter([100.0] * 6 + [1, 7, 5, 8, 2, 9])  # of two functions, three calls each
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def function(name):
+        def run(x):
+            calls.append(name)
+            clock.now += next(durations)
+            return x + 1, None
+
+        return run
+
+    found = throughput.seconds_in_turns([(function("a"), 0), (function("b"), 10)], calls=3)
+    turns = throughput.WARM_UP_CALLS + 3
+    assert found == [(2.0, turns), (8.0, 10 + turns)]
+    assert calls == ["a", "b"] * turns
 
 
 def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
-    set_clock(monkeypatch, throughput)  # of the compilation
+    clock = SimpleNamespace(perf_counter=iter([0.0, 8.0, 10.0, 12.0]).__next__)
+    monkeypatch.setattr(throughput, "time", clock)  # of the compilation
     set_seconds(monkeypatch, throughput, 0.25, 4.0, 2.0, 6.0, 0.5, 1.0)
     settings = [f"{key}={value}" for key, value in QUICK.items()]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "train_PPO_trXL.py", *settings])
@@ -185,7 +173,7 @@ def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
     for name, expected in seconds.items():
         assert numbers[name] == STEPS / expected, name
     assert "| gradient steps | 31250.00 | 50.0% |" in output
-    assert numbers["compile_s"] == numbers["compile_cached_s"] == SECONDS
+    assert (numbers["compile_s"], numbers["compile_cached_s"]) == (8.0, 2.0)
     assert numbers["speedup_vs_naive"] == 1.5
     assert numbers["train_over_env"] == 0.125
     assert numbers["product_flops"] == 2 * 64**3 / 0.25
@@ -199,34 +187,58 @@ def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
 
 
 def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
+    config = {**QUICK, "WINDOW_MEM": 2}
     set_seconds(monkeypatch, growth, 4.0, 2.0, 1.0)
-    config = PPO.check(QUICK)
-    point = growth.point(config, "WINDOW_MEM", 2)
-    assert point["WINDOW_MEM"] == 2
-    assert (point["update_us"], point["rollout_us"]) == (4e6 / STEPS, 2e6 / STEPS)
-    assert point["read_cache_us"] == 1e6 / QUICK["NUM_ENVS"]
-    assert len(growth.plot(config, {"WINDOW_MEM": [point]}).axes) == 2
+    monkeypatch.setattr(growth, "VALUES", {"WINDOW_MEM": [2]})
+    settings = [f"{key}={value}" for key, value in QUICK.items()]
+    monkeypatch.setattr(sys, "argv", ["growth.py", *settings])
+    growth.main()
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    micro = [f"{1e6 * x:.0f}" for x in (2 / STEPS, 1 / QUICK["NUM_ENVS"], 4 / STEPS)]
+    assert row[:-1] == ["WINDOW_MEM=2", *micro]
 
-    settings = [f"{key}={value}" for key, value in {**QUICK, "WINDOW_MEM": 2}.items()]
-    monkeypatch.setattr(sys, "argv", ["memory.py", *settings])
-    memory.main()
+    settings = [f"{key}={value}" for key, value in config.items()]
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "memory", *settings])
+    throughput.main()
     everything = capsys.readouterr().out.splitlines()[-1].split()
-    assert float(everything[0]) == round(point["update_bytes"] / 1e6)
-    assert everything[1:] == ["MB", "all"]
+    assert everything == [row[-1], "MB", "all"]
+    assert float(row[-1]) * 1e6 > parameter_bytes(config)
+
+
+def test_configs_in_turns_have_rates_of_all_seeds_and_their_own_memory(monkeypatch, capsys):
+    def seconds_in_turns(parts, calls):
+        for update, state in parts:
+            state, _ = update(state)
+            assert np.isfinite(jax.tree.leaves(state.train_state.params)[0]).all()
+        return [(2.0, None), (1.0, None), (4.0, None)]
+
+    monkeypatch.setattr(throughput, "seconds_in_turns", seconds_in_turns)
+    quick = " ".join(f"{key}={value}" for key, value in {**QUICK, "UPDATE_EPOCHS": 1}.items())
+    texts = [quick, f"train_Muesli_trXL.py {quick} MODEL_SIZE=16", f"{quick} NUM_SEEDS=2"]
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "turns", *texts])
+    throughput.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[1:3] for row in rows] == [
+        [f"{STEPS / 2:,.0f}", "1.00"],
+        [f"{STEPS:,.0f}", "2.00"],
+        [f"{2 * STEPS / 4:,.0f}", "1.00"],
+    ]
+    assert rows[1][0] == f"| `{texts[1]}`"
 
 
 def test_scaling_counts_what_devices_exchange(monkeypatch):
-    set_seconds(monkeypatch, scaling, SECONDS)
+    set_seconds(monkeypatch, scaling, 0.5)
     config = PPO.check({**QUICK, "NUM_ENVS": 8, "NORMALIZE_VALUE": False})
-    row = scaling.measure(config, 16, 2)
-    assert row["sps"] == 16 * QUICK["NUM_STEPS"] / SECONDS
-    assert "| 2 | 16 |" in scaling.report(config, [{**row, "devices": 1}, row])
+    rate, number, size = scaling.measure(config, 16, 2)
+    assert rate == 16 * QUICK["NUM_STEPS"] / 0.5
+    rows = [(16, 1, 2 * rate, number, size), (16, 2, rate, number, size)]
+    assert f"| 2 | 16 | {rate:,.0f} | 0.50 | {number} |" in scaling.report(rows)
     gradient_steps = config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
     gradients = 4 * num_params(config, obs_size=3, actions=2)
     losses = 4 * 6
     # Beside the gradients: mean and variance of the advantages, and the rollout's metrics.
-    assert gradient_steps < row["all_reduces"] <= gradient_steps + 6
-    exchanged = row["all_reduce_bytes"] - gradient_steps * (gradients + losses)
+    assert gradient_steps < number <= gradient_steps + 6
+    exchanged = size - gradient_steps * (gradients + losses)
     assert 0 < exchanged <= 4 * (2 * gradient_steps + 12)
 
 
@@ -247,6 +259,9 @@ def test_an_exchange_of_unknown_length_is_not_counted_as_one():
 %body (x: f32[]) -> f32[] {
   ROOT %sum = f32[] all-reduce(%x), to_apply=%add
 }
+%c (x: f32[]) -> pred[] {
+  ROOT %less = pred[] compare(%x, %x)
+}
 ENTRY %main (x: f32[]) -> f32[] {
   ROOT %loop = f32[] while(%x), condition=%c, body=%body TURNS
 }
@@ -255,20 +270,6 @@ ENTRY %main (x: f32[]) -> f32[] {
     assert scaling.all_reduces(program.replace("TURNS", known)) == (7, 28)
     with pytest.raises(ValueError, match="a loop of unknown length"):
         scaling.all_reduces(program)
-
-
-def test_the_scaling_model_starts_from_one_gpu_and_the_published_config():
-    run = scaling_model.RUN
-    config = PPO.check(train_PPO_trXL_pmap.config)
-    assert (run.envs, run.steps, run.minibatches) == tuple(
-        config[key] for key in ("NUM_ENVS", "NUM_STEPS", "NUM_MINIBATCHES")
-    )
-    assert run.gradient_steps == config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
-    assert run.all_reduce_bytes == 4 * (num_params(config, obs_size=8268, actions=43) + 6)
-    for machine in scaling_model.MACHINES:
-        assert scaling_model.update_seconds(machine, run, 1, run.envs) == (machine.compute_s, 0.0)
-        one_node = scaling_model.all_reduce_seconds(machine, 1e11, 8)
-        assert one_node == pytest.approx(1.75e11 / machine.node_bandwidth, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -285,62 +286,11 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch):
     assert exit.value.code.startswith(message)
 
 
-def test_the_pieces_are_timed_beside_forms_of_the_same_function():
-    cells = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
-    variables = Convolution().init(jax.random.key(1), cells)
-    forms = {"as committed": Convolution().apply, "plain": pieces.nine_neighbours}
-    outputs = [form(variables, cells) for form in forms.values()]
-    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
-    seconds = pieces.take_turns(forms, None, (variables, cells), rounds=1)
-    assert set(seconds) == set(forms)
-    assert all(0 < value < 60 for value in seconds.values())
-
-
-PROGRAM = Path(__file__).with_name("compiled_program.txt").read_text()
-
-
-def test_a_compiled_programs_kernels_bytes_and_operations_are_counted_by_part():
-    program = gpu_program.CompiledProgram(PROGRAM)
-    (loop,) = program.loops()
-    assert loop.trips == 5
-    cost = program.cost(loop.called("body"))
-    assert cost["agent"] == (1, 2 * 8 * 4 * 4, 2 * 8 * 4 * 4)  # 8 x 4 by 4 x 4
-    assert cost["storage"].launches == 1
-    assert cost["storage"].bytes == 2 * 8 * 4 * 4 + 4  # read, written in its place, and where
-    assert cost["game"] == (3 * (2 + 1), 3 * (20 + 1), 0)  # three trips and their condition
-    assert cost["worlds"].launches == pytest.approx((2 + 1) / gpu_program.WORLDS_EVERY)
-    assert cost["bootstrap"] == (2, 20, 0)  # the longer branch
-    total = gpu_program.total_of(program.cost(program.entry))
-    assert total.launches == pytest.approx(5 * (1 + 1 + 9 + 3 / 19 + 2 + 1))
-
-
-def test_a_population_is_timed_in_chunks(monkeypatch):
-    monkeypatch.setattr(population, "RUNS", 2)
-    monkeypatch.setattr(population, "CHUNKS", (2, 1))
-    monkeypatch.setattr(population, "ROUNDS", 1)
-    monkeypatch.setattr(population, "WARM_UP_CALLS", 1)
-    set_clock(monkeypatch, population)
-    numbers = population.measure(PPO.check(QUICK))
-    assert numbers == {"2": 2 * STEPS / SECONDS, "1": 2 * STEPS / SECONDS}
-
-
-def test_a_key_of_one_algorithm_changes_that_one_alone():
-    configs = algorithms.changed(["MODEL_SIZE=32", "EMBED_SIZE=128"])
-    ppo, muesli = (configs[name][1] for name in ("PPO", "Muesli"))
-    assert (ppo["EMBED_SIZE"], muesli["EMBED_SIZE"], muesli["MODEL_SIZE"]) == (128, 128, 32)
-    assert "MODEL_SIZE" not in ppo
-    with pytest.raises(ConfigError, match="WIDTH"):
-        algorithms.changed(["WIDTH=32"])
-
-
-def test_algorithms_are_timed_in_turns(monkeypatch):
-    monkeypatch.setattr(algorithms, "ROUNDS", 1)
-    monkeypatch.setattr(algorithms, "WARM_UP_CALLS", 1)
-    config = QUICK | {"UPDATE_EPOCHS": 1}
-    small = {algo.name: (algo, algo.check(config)) for algo, _ in algorithms.SCRIPTS}
-    set_clock(monkeypatch, algorithms)
-    numbers = algorithms.measure(small)
-    assert numbers.keys() == {"PPO", "Muesli"}
-    least = 3 * parameter_bytes(config)  # with the two moments of Adam
-    assert numbers["Muesli"]["state_bytes"] > numbers["PPO"]["state_bytes"] > least
-    assert all(found["sps"] == STEPS / SECONDS for found in numbers.values())
+def test_the_wide_networks_convolution_is_a_dense_layer_of_nine_neighbours():
+    grid = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
+    variables = Convolution().init(jax.random.key(1), grid)
+    padded = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + 2, j : j + 5] for i in range(3) for j in range(3)]
+    params = variables["params"]
+    dense = jnp.concatenate(shifted, axis=-1) @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(Convolution().apply(variables, grid), dense, rtol=1e-4, atol=1e-5)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from support import SMALL
 
-from benchmarks import replaced_action
-from experiments import compare, curves, how_far_back, study
+from experiments import compare, curves, how_far_back, replaced_action, study
 from trxl.errors import ConfigError
 from trxl.runs.agent import Agent
 

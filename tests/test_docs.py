@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, throughput
 from docs.keys_page import PAGE, keys_page
 from experiments.study import read_study
 from trxl.config import LAUNCH_KEYS, names_and_texts, read_overrides
@@ -81,10 +81,11 @@ def test_python_that_needs_a_run_of_the_readers_calls_what_is_there(code):
 def commands() -> list[tuple[str, list[str]]]:
     """Every shell command of the pages, in fences and between backticks, cut into words."""
     found = []
-    for page in PAGES:
+    for page in [*PAGES, REPOSITORY / "benchmarks" / "README.md"]:
         lines = "".join(blocks(page, "bash")).splitlines()
         lines += re.findall(r"`((?:python|pip|sbatch|\.ci/)[^`]*)`", prose(page))
         for line in lines:
+            line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # variables of the environment
             words = shlex.split(re.sub(r"<[^>]*>", "WORD", line), comments=True)
             starts = [0, *(i + 1 for i, word in enumerate(words) if word == "&&"), len(words) + 1]
             found += [(name(page), words[a : b - 1]) for a, b in pairwise(starts)]
@@ -109,8 +110,15 @@ def check_settings(script: str, arguments: list[str]) -> None:
     elif script == "experiments/compare.py":
         assert (REPOSITORY / arguments[0]).exists()
     elif script == "benchmarks/gpu.py":
-        assert all(argument.partition("=")[0] in gpu.ARGUMENTS for argument in arguments)
-    elif script == "benchmarks/fuzz.py":
+        mode, *arguments = arguments
+        assert mode in gpu.MODES
+        throughput.read_config(arguments, "train_PPO_trXL_pmap.py")
+    elif script == "benchmarks/throughput.py" and arguments[:1] == ["turns"]:
+        for config in arguments[1:]:
+            throughput.read_config(shlex.split(config))
+    elif script in ("benchmarks/throughput.py", "benchmarks/growth.py", "benchmarks/scaling.py"):
+        throughput.read_config([x for x in arguments if x != "memory"])
+    elif script == "tests/fuzz.py":
         assert all(argument.isdigit() for argument in arguments)
     elif script.startswith(("train_", "benchmarks/")):
         options = ("--nodes", "--help")

@@ -1,6 +1,6 @@
-"""Wrong input made at random, as `benchmarks/fuzz.py` does for as long as one likes."""
+"""Wrong input made at random, as `tests/fuzz.py` does for as long as one likes."""
 
-from benchmarks import fuzz
+import fuzz
 
 
 def test_no_wrong_input_of_sixty_is_handled_badly():

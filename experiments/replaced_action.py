@@ -1,4 +1,4 @@
-"""Does an agent go by its own actions? `python benchmarks/replaced_action.py FOLDER STEP [SEED]`.
+"""Does an agent go by its own actions? `python experiments/replaced_action.py FOLDER STEP [SEED]`.
 
 Plays 32 environments twice with the same keys, the second time with another action in the place of
 the agent's at step STEP, from 0, of an environment with one discrete action. Prints for the steps
