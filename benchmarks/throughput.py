@@ -56,7 +56,6 @@ ALGORITHMS = {
     "train_PPO_trXL.py": PPO,
     "train_PPO_trXL_pmap.py": PPO,
     "train_Muesli_trXL.py": MUESLI,
-    "train_Muesli_trXL_pmap.py": MUESLI,
 }
 
 Config = dict[str, Any]
