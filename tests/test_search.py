@@ -581,15 +581,16 @@ def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch
     assert whole[0]["values"] == {"LR": 5e-4, "GAMMA": 0.99}
     assert [row["seeds"] for row in whole if row["role"] == "default"] == [[0], [1]]
 
-    # Nine updates of the three batches in an interval: killed in the second, a checkpoint each.
+    # An interval has nine updates, three of each batch: killed in the second, stopped in the third.
     killed = tmp_path / "killed" / "CartPole-v1"
     code = (
         "import os, signal, sys\n"
-        "from trxl.search import main, population, record; record.SAVE_SECONDS = 0\n"
+        "from trxl.search import main, population, record\n"
         "import search_trXL\n"
         "update, left = population.MemberBatch.update, [14]\n"
         "def counted(batch):\n"
         "    left[0] -= 1\n"
+        "    if left[0] < 3: record.SAVE_SECONDS = 0\n"
         "    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return update(batch)\n"
         "population.MemberBatch.update = counted\n"
@@ -617,6 +618,29 @@ def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch
     assert sum(row["updates"] for row in trials_of(killed)) < sum(row["updates"] for row in whole)
     assert main.start({}, TRAINERS, [f"RESUME={killed}"]) is None
     assert trials_of(killed) == whole
+
+
+def test_a_disk_that_fails_is_reported_once_and_tried_again(tmp_path, monkeypatch, capsys):
+    folder = record.SearchFolder(tmp_path, {}, False)
+    state = {"x": jnp.arange(3)}
+    write = record.write_whole
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "write_whole", full)
+    folder.save({"number": 1}, state)
+    folder.save({"number": 2}, state)
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("No space left on device; the search goes on in memory") == 1
+    monkeypatch.setattr(record, "write_whole", write)
+    folder.save({"number": 3}, state)
+    folder.close()
+    again = record.SearchFolder(tmp_path, {}, True)
+    assert again.notes == {"number": 3}
+    shapes = jax.eval_shape(lambda: state)
+    np.testing.assert_array_equal(again.restore(shapes)["x"], [0, 1, 2])
+    again.close()
 
 
 def start(tmp_path, monkeypatch, **asked):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,40 +18,24 @@ from trxl.search.strategies import Best, Member, Round, Strategy
 from trxl.training import Algorithm, RunnerState
 
 
+@dataclass
 class Loop:
-    """A search that trains. `trials` has all of them by their number.
+    """A search that trains; `trials` has all of them by their number."""
 
-    Args:
-      config: checked, the default config.
-      algorithm: that trains.
-      space: that is searched.
-      seeds: of a member whose strategy gives it none.
-      batch_rows: rows of a program.
-      devices: that a program is spread over.
-      folder: where the search is saved, and goes on from.
-    """
+    config: dict[str, Any]  # checked, the default config
+    algorithm: Algorithm  # that trains
+    space: Space  # that is searched
+    seeds: int  # of a member whose strategy gives it none
+    batch_rows: int  # rows of a program
+    devices: int  # that a program is spread over
+    folder: SearchFolder  # where the search is saved, and goes on from
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        algorithm: Algorithm,
-        space: Space,
-        seeds: int,
-        batch_rows: int,
-        devices: int,
-        folder: SearchFolder,
-    ):
-        self._config = config
-        self._algorithm = algorithm
-        self._space = space
-        self._seeds = seeds
-        self._batch_rows = batch_rows
-        self._devices = devices
-        self._folder = folder
+    def __post_init__(self) -> None:
         self._programs: dict[tuple, Programs] = {}
         self._states: dict[int, RunnerState] = {}  # by trial, leaves (seeds, ...)
-        self.trials = {row["trial"]: read_trial(row) for row in folder.notes.get("trials", [])}
-        self._scores: list[list[float]] = folder.notes.get("scores", [])  # of finished rounds
+        notes = self.folder.notes
+        self.trials = {row["trial"]: read_trial(row) for row in notes.get("trials", [])}
+        self._scores: list[list[float]] = notes.get("scores", [])  # of finished rounds
 
     def run(self, strategy: Strategy, stop: StopOnSignal, total_steps: float) -> Best | None:
         """Runs a strategy from where the folder is.
@@ -94,15 +79,15 @@ class Loop:
             "trials": [trial.row() for trial in self.trials.values()],
         }
         state = {str(i): join([self._states[t] for t in one]) for i, one in enumerate(groups)}
-        self._folder.save(notes, state)
+        self.folder.save(notes, state)
 
     def _restore(self) -> None:
-        groups = [[self.trials[t] for t in one] for one in self._folder.notes.get("groups", [])]
+        groups = [[self.trials[t] for t in one] for one in self.folder.notes.get("groups", [])]
         shapes = {
             str(i): self.programs(trials[0].values).shapes(self._rows(trials))
             for i, trials in enumerate(groups)
         }
-        states = self._folder.restore(shapes) if groups else {}
+        states = self.folder.restore(shapes) if groups else {}
         for i, trials in enumerate(groups):
             self._states |= split(states[str(i)], trials)
 
@@ -110,14 +95,12 @@ class Loop:
         """Returns the programs of all members that are shaped as these values say."""
         shape = self._shape(values)
         if shape not in self._programs:
-            config = {**self._config, **dict(shape)}
-            self._programs[shape] = Programs(
-                config, self._algorithm, self._batch_rows, self._devices
-            )
+            config = {**self.config, **dict(shape)}
+            self._programs[shape] = Programs(config, self.algorithm, self.batch_rows, self.devices)
         return self._programs[shape]
 
     def _shape(self, values: dict[str, Any]) -> tuple:
-        return tuple(self._space.shape_of(values).items())
+        return tuple(self.space.shape_of(values).items())
 
     def batches(self, round_: Round) -> Iterator[list[Member]]:
         """Yields members of one shape that train together, as many as a program has rows for.
@@ -134,7 +117,7 @@ class Loop:
             batch: list[Member] = []
             for member in members:
                 rows = sum(len(self.trials[m.trial].seeds) for m in [*batch, member])
-                if batch and rows > self._batch_rows:
+                if batch and rows > self.batch_rows:
                     yield batch
                     batch = []
                 batch.append(member)
@@ -157,7 +140,7 @@ class Loop:
         self._states = {t: state for t, state in self._states.items() if t in totals}
 
     def _new_trial(self, member: Member) -> Trial:
-        seeds = member.seeds or search_seeds(self._config["seed"], member.trial, self._seeds)
+        seeds = member.seeds or search_seeds(self.config["seed"], member.trial, self.seeds)
         updates = 0 if member.parent is None else self.trials[member.parent].updates
         return Trial(
             trial=member.trial,
@@ -177,7 +160,7 @@ class Loop:
                 trial.status = "finished" if whole else "stopped"
 
     def _rows(self, trials: Iterable[Trial]) -> list[Row]:
-        names = [d.name for d in self._space.only(traced=True).dimensions]
+        names = [d.name for d in self.space.only(traced=True).dimensions]
         return [
             Row({name: float(trial.values[name]) for name in names}, seed)
             for trial in trials
@@ -207,7 +190,7 @@ class Loop:
             best = best_trial(self.trials.values())
             self._bar.set_postfix_str(f"best {best.score() if best else np.nan:.3f}", refresh=False)
             self._bar.update(programs.steps_per_update * len(rows))
-            if self._folder.is_time():
+            if self.folder.is_time():
                 self._states |= split(batch.state(), trials)
                 self.save()
             stop.agree()

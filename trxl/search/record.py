@@ -131,7 +131,7 @@ class SearchFolder:
                 self._number = max(noted, default=0)
             else:
                 (folder / "notes").mkdir()
-                write_json(folder / "search.json", as_saved(dict(asked)))
+                write_json(folder / "search.json", as_saved(dict(asked)), indent=1)
             if self._number:
                 self.notes = read_json(self._path(self._number))
         except OSError as error:
@@ -152,16 +152,16 @@ class SearchFolder:
     def save(self, notes: dict[str, Any], state: Any) -> None:
         """Writes a checkpoint with its notes, and `trials.jsonl` if there are any."""
         self._saved_at = time.monotonic()
-        number = self._number + 1
+        number = self._checkpoints.newest() + 1
+        lines = "".join(f"{json.dumps(row)}\n" for row in notes.get("trials", [])).encode()
         try:
+            if lines:
+                write_whole(self.folder / "trials.jsonl", lambda file: file.write(lines))
             write_json(self._path(number), notes)
             self._checkpoints.save(number, state)
-            lines = [f"{json.dumps(row)}\n" for row in notes.get("trials", [])]
-            if lines:
-                text = "".join(lines).encode()
-                write_whole(self.folder / "trials.jsonl", lambda file: file.write(text))
+            self._number, self._trouble = number, ""
             for old in self._path(0).parent.glob("*.json"):
-                if int(old.stem) not in (number, self._number):
+                if int(old.stem) not in self._checkpoints.all():
                     old.unlink()
         except OSError as error:
             if not self._trouble:
@@ -170,8 +170,6 @@ class SearchFolder:
                     f" and tries again every {RETRY_SECONDS} s"
                 )
             self._trouble = reason(error)
-        else:
-            self._number, self._trouble = number, ""
 
     def restore(self, shapes: Any) -> Any:
         """Returns the newest checkpoint's state, in the host's memory.
@@ -230,9 +228,9 @@ def open_folder(
         print_main(how_to_go_on(path, config["ENV_NAME"]))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Writes a file of JSON, all or none."""
-    text = json.dumps(content, indent=1 if path.name == "search.json" else None).encode()
+    text = json.dumps(content, indent=indent).encode()
     write_whole(path, lambda file: file.write(text))
 
 

@@ -143,7 +143,8 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: one can't be.
     """
     own = {name: value for name, value in given.items() if name in SEARCH_KEYS}
-    return check_values({name: read(name, SEARCH_KEYS[name], x) for name, x in own.items()}, _KEYS)
+    read_own = {name: read(name, SEARCH_KEYS[name], value) for name, value in own.items()}
+    return check_values(read_own, SEARCH_KEYS)
 
 
 def read(name: str, key: Key, value: Any) -> Any:
