@@ -389,6 +389,16 @@ def test_members_that_are_not_equally_far_train_apart(tmp_path):
     assert batches == [[0, 1], [2, 3], [4], [5]]
 
 
+def test_keys_that_are_not_set_follow_one_that_is_searched():
+    """WINDOW_GRAD and WINDOW_MEM are half of NUM_STEPS, whichever a member has."""
+    space, fixed = space_of("NUM_STEPS=8,16")
+    given = {**fixed, "ENV_NAME": "CartPole-v1", "NUM_ENVS": 2}
+    search = Loop(given, PPO, space, 1, 1, 1, SimpleNamespace(notes={}))
+    for steps in (8, 16):
+        state = search.programs({"NUM_STEPS": steps}).shapes([Row({}, 0)])
+        assert state.rollout_state.memory.shape[:3] == (1, 2, steps // 2)
+
+
 def test_episodes_that_do_not_end_are_seen_with_their_return_so_far():
     endless = programs(1, 1, f"{TOYS}:Endless")
     batch = endless.load(ROWS[:1], endless.init(ROWS[:1]))

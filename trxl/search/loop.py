@@ -22,7 +22,7 @@ from trxl.training import Algorithm, RunnerState
 class Loop:
     """A search that trains; `trials` has all of them by their number."""
 
-    config: dict[str, Any]  # checked, the default config
+    given: dict[str, Any]  # what is set of the default config
     algorithm: Algorithm  # that trains
     space: Space  # that is searched
     seeds: int  # of a member whose strategy gives it none
@@ -31,6 +31,7 @@ class Loop:
     folder: SearchFolder  # where the search is saved, and goes on from
 
     def __post_init__(self) -> None:
+        self._seed = self.algorithm.check(self.given)["seed"]
         self._programs: dict[tuple, Programs] = {}
         self._states: dict[int, RunnerState] = {}  # by trial, leaves (seeds, ...)
         notes = self.folder.notes
@@ -95,7 +96,7 @@ class Loop:
         """Returns the programs of all members that are shaped as these values say."""
         shape = self._shape(values)
         if shape not in self._programs:
-            config = {**self.config, **dict(shape)}
+            config = self.algorithm.check({**self.given, **dict(shape)})
             self._programs[shape] = Programs(config, self.algorithm, self.batch_rows, self.devices)
         return self._programs[shape]
 
@@ -140,7 +141,7 @@ class Loop:
         self._states = {t: state for t, state in self._states.items() if t in totals}
 
     def _new_trial(self, member: Member) -> Trial:
-        seeds = member.seeds or search_seeds(self.config["seed"], member.trial, self.seeds)
+        seeds = member.seeds or search_seeds(self._seed, member.trial, self.seeds)
         updates = 0 if member.parent is None else self.trials[member.parent].updates
         return Trial(
             trial=member.trial,

@@ -134,9 +134,10 @@ def search(
     space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
-    config = default_config(algorithm, base, fixed)
+    given = default_config(algorithm, base, fixed)
+    config = algorithm.check(given)
     for shape in combinations(space, MOST_COMBINATIONS):
-        algorithm.check({**config, **shape})  # before anything compiles
+        algorithm.check({**given, **shape})  # before anything compiles
     devices, name = jax.local_device_count(), settings["STRATEGY"]
     members = settings["CHUNK"] or members_at_a_time(
         config, settings["SEEDS"], settings["POPULATION"]
@@ -159,7 +160,7 @@ def search(
         f" {settings['POPULATION']} members, {steps:.3g} environment steps with the report"
     )
     with open_folder(asked, config, resumed, what) as (folder, stop):
-        loop = Loop(config, algorithm, space, settings["SEEDS"], batch_rows, devices, folder)
+        loop = Loop(given, algorithm, space, settings["SEEDS"], batch_rows, devices, folder)
         best = loop.run(run_search(name, task, fresh_seeds), stop, steps)
         trials = list(loop.trials.values())
         default = {**defaults(algorithm.keys), **base}

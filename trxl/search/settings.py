@@ -221,6 +221,9 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
 def default_config(
     algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the config that a search starts from: an entry script's with what has one value."""
-    config = algorithm.check({**base, **fixed, "RESUME": None})
-    return {**config, "ENV_NAME": located(config["ENV_NAME"])}
+    """Returns the config that a search starts from: an entry script's with what has one value.
+
+    It is not completed: keys that are not set are derived anew for each combination of values.
+    """
+    config = {**base, **fixed, "RESUME": None}
+    return {**config, "ENV_NAME": located(algorithm.check(config)["ENV_NAME"])}
