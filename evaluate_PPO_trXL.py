@@ -156,7 +156,7 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
 
 
 def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
-    """What SPLIT says, or as trained; for a PLOT both where a share of the rulesets is held out.
+    """Returns the splits of SPLIT, by default the trained one; with PLOT both if some are held out.
 
     Raises:
       ConfigError: the agent's environment has no trials, none of its rulesets is held out, or there

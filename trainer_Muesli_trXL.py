@@ -110,14 +110,14 @@ class Batch(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What is learnt besides theta."""
+    """Muesli's state besides theta."""
 
     target: Any  # theta'
     advantages: Moments
 
 
 class Targets(NamedTuple):
-    """What theta' says of a batch, (B, T) each."""
+    """Targets that theta' gives for a batch, (B, T) each."""
 
     value: jax.Array  # v
     returns: jax.Array  # G
@@ -166,7 +166,7 @@ def update(
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """One update: UPDATE_EPOCHS passes in NUM_MINIBATCHES gradient steps each.
+    """Runs UPDATE_EPOCHS epochs of NUM_MINIBATCHES gradient steps each.
 
     Each step joins replayed rows to fresh ones; its targets are of the theta' of that moment.
     """
@@ -255,7 +255,7 @@ def without_old_values(batch: Batch) -> Batch:
 
 
 def num_replayed(config: Config, fresh: int) -> int:
-    """How many replayed rows are joined to so many fresh ones."""
+    """Returns how many replayed rows join `fresh` new ones."""
     share = config["REPLAY_SHARE"]
     return round(fresh * share / (1 - share))
 
@@ -268,7 +268,7 @@ def make_targets(
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[Targets, Moments]:
-    """What theta' says of a minibatch, and the advantages' variance with it. No gradient."""
+    """Computes a minibatch's targets with theta', and updates the advantages' moments."""
 
     def call(method: str, *args: Any) -> Any:
         return network.apply(learner.target, *args, method=method)
@@ -319,7 +319,7 @@ def make_targets(
 
 
 def tries_all(config: Config, space: ActionSpace) -> bool:
-    """Whether CMPO is exact: all actions are tried."""
+    """Returns whether CMPO is exact: over all actions."""
     return isinstance(space, Discrete) and space.n <= config["EXACT_ACTIONS"]
 
 
@@ -389,7 +389,7 @@ def loss(
 
 
 class Ahead(NamedTuple):
-    """What the model's k-th latent after each step is to say, (B, T) each."""
+    """Targets of the model's k-th latent after each step, (B, T) each."""
 
     action: jax.Array  # that leads to it
     reward: jax.Array

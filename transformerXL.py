@@ -55,7 +55,7 @@ def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
 
 
 def slot_of_age(t: jax.Array, slots: int) -> jax.Array:
-    """In which slot of the ring the step of age 0 .. M stands, at step t."""
+    """Returns the ring slots (M+1,) of the steps of age 0 .. M, at step t."""
     return (t - jnp.arange(slots)) % slots
 
 
@@ -113,7 +113,7 @@ class Gate(nn.Module):
 
 
 class TransformerXLLayer(nn.Module):
-    """One layer: relative attention over [memory; x], then the MLP, each joined to x by a gate."""
+    """A layer: relative attention over [memory; x], then the MLP, each joined to x by a gate."""
 
     embed_size: int
     num_heads: int
@@ -150,7 +150,7 @@ class TransformerXLLayer(nn.Module):
         return LayerCache(keys, values, jnp.swapaxes(self._position_terms(ages), 0, 1))
 
     def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
-        """One step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
+        """Runs a step of a rollout: x (B, E) at step t (), reach (B,) -> (output (B, E), cache)."""
         slots = self.window_mem + 1
         slot = t % slots
         n = layer_norm(x)
@@ -342,7 +342,7 @@ class ActorCriticTransformer(nn.Module):
         return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
-        """One step of a rollout.
+        """Runs a step of a rollout.
 
         Args:
           obs: (B, obs_size), or as stored.
@@ -393,7 +393,7 @@ def make_network(
 def make_body(
     config: dict[str, Any], space: ObsSpace, layer: type = TransformerXLLayer
 ) -> tuple[TransformerXL, Callable[..., nn.Module]]:
-    """What any algorithm's network is made of: the body, and what makes a head."""
+    """Returns the parts of any algorithm's network: the body, and a function that makes heads."""
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])
     width = config["EMBED_SIZE"]
     make_layer = (

@@ -92,7 +92,7 @@ class LogWrapper(Wrapper):
 
 
 class FlattenAgents(Wrapper):
-    """Several agents that share their parameters: N environments of A agents as B = N A rows.
+    """Makes each of several agents a row: N environments of A agents are B = N A rows.
 
     The environment below it has an axis of the agents behind that of the environments in
     observations, actions and rewards, one end for all of them, and `agents_done(state)` (A,), which
@@ -205,7 +205,7 @@ class AppendLastObservation(Wrapper):
 
 
 class TerminalStepState(NamedTuple):
-    """Where an environment stands, and whether it shows an end."""
+    """The state of a `TerminalStep`."""
 
     env_state: Any
     obs: jax.Array  # (obs_size,), the newest
@@ -269,7 +269,7 @@ class TerminalStep(SingleEnvironment):
 
 
 class BatchedReset(Wrapper):
-    """What the reset strategies share: stepping B environments and reporting how they ended.
+    """Base of the reset strategies: steps B environments and reports how they ended.
 
     A step's key is split as Gymnax's and Craftax's own auto-reset do it, into one for the step and
     one for the reset, so that equal keys give equal transitions.
@@ -343,7 +343,7 @@ class OptimisticReset(BatchedReset):
 
 
 class Pool(NamedTuple):
-    """For each environment the world that its next episode starts in."""
+    """A world for each environment, in which its next episode starts."""
 
     worlds: Any  # (B, ...) (obs, state)
     used: jax.Array  # (B,) bool, the world was taken and is not replaced yet

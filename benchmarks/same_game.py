@@ -72,7 +72,7 @@ def plain(tree: Any) -> list[np.ndarray]:
 
 
 def differences(name: str, steps: int) -> int:
-    """How many arrays differed; prints what was compared and the times."""
+    """Returns how many arrays differed; prints what was compared and the times."""
     env = craftax.make(name, {})
     written = env._step_as_written
     forms = {"as written": written, "elementwise": elementwise(written)}

@@ -36,7 +36,7 @@ from trxl.results import load_results  # noqa: E402
 
 
 class Run(NamedTuple):
-    """One seed of a line."""
+    """A run: a line of a study with one seed."""
 
     name: str
     seed: int

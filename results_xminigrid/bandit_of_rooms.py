@@ -40,7 +40,7 @@ class BanditOfRooms(SingleEnvironment):
         return self._start(jax.random.randint(key, (), 1, self.rooms), jnp.int32(0))
 
     def next_episode(self, key, state):
-        """In the same trial, or the first of the next one."""
+        """Starts the next episode of the trial, or the first of the next trial."""
         episode = (state["episode"] + 1) % self.episodes_per_trial
         fresh = jax.random.randint(key, (), 1, self.rooms)
         return self._start(jnp.where(episode, state["point"], fresh), episode)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Every leaf's mean over the devices of the axis; as it is without an axis."""
+    """Returns every leaf's mean over the devices of the axis; the tree itself without an axis."""
     return jax.lax.pmean(tree, axis_name) if axis_name else tree
 
 
 def sum_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Every leaf's sum over the devices of the axis; as it is without an axis."""
+    """Returns every leaf's sum over the devices of the axis; the tree itself without an axis."""
     return jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
@@ -41,7 +41,7 @@ def moments(
 
 
 def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | None) -> jax.Array:
-    """Of x over all its elements on all devices; weights as they are, 1 or 0."""
+    """Returns the root mean square of x over all devices; weights are 1 or 0."""
     if weight is not None:
         weight = normalise_weight(weight, axis_name)
     return jnp.sqrt(mean_over_devices(weighted_mean(x**2, weight), axis_name))
@@ -49,7 +49,7 @@ def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | No
 
 @jax.custom_batching.custom_vmap
 def any_across_vmap(mask: jax.Array) -> jax.Array:
-    """Whether `mask` is true anywhere, () bool: also in any of the runs that are vmapped over.
+    """Returns whether `mask` is true anywhere, () bool: in any of the vmapped runs as well.
 
     `jax.vmap` turns a `lax.cond` whose predicate differs from run to run into both branches and a
     select, and a `lax.while_loop` into one that selects its whole carry. With this predicate all

@@ -21,7 +21,7 @@ GROUPS = ("Environment", "Training", "Network", "Run")
 
 
 class Key(NamedTuple):
-    """One setting. Where the default is None, a value may be None too."""
+    """A setting. Where the default is None, a value may be None too."""
 
     default: Any  # what it is worth where a config does not have it
     help: str  # one line of Markdown: what it is, and its unit
@@ -291,7 +291,7 @@ def with_shared(own: Keys) -> dict[str, Key]:
 
 
 def defaults(keys: Keys) -> dict[str, Any]:
-    """What every key is worth where a config does not have it."""
+    """Returns the default of every key."""
     return {name: key.default for name, key in keys.items()}
 
 
@@ -339,7 +339,7 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
 
 
 def num_updates(config: dict[str, Any]) -> int:
-    """How many updates a checked config runs: TOTAL_TIMESTEPS // (T * B)."""
+    """Returns the number of updates of a checked config: TOTAL_TIMESTEPS // (T * B)."""
     return config["TOTAL_TIMESTEPS"] // (config["NUM_STEPS"] * config["NUM_ENVS"])
 
 

@@ -1,4 +1,4 @@
-"""From the actor's numbers to a distribution over actions of which none is illegal."""
+"""Policies: distributions over legal actions, from the actor's outputs."""
 
 import math
 
@@ -51,7 +51,7 @@ def independent_choices(logits: jax.Array) -> distrax.Distribution:
 
 
 def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
-    """One action for each row of a policy over (B,), from that row's own key in (B,)."""
+    """Samples an action for each row of a policy over (B,), from that row's own key in (B,)."""
     if isinstance(policy, distrax.Categorical):
         make, parameters = lambda logits: distrax.Categorical(logits=logits), [policy.logits]
     elif isinstance(policy, distrax.Independent):
@@ -62,7 +62,7 @@ def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
 
 
 def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax.Array:
-    """For each row of obs (B, obs_size) an action, all legal ones with the same probability.
+    """Samples a legal action uniformly for each row of obs (B, obs_size).
 
     A number of a `Box` without bounds is standard normal.
     """

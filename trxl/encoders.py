@@ -1,13 +1,11 @@
-"""The product of a stored grid with a matrix that has a row for each of its zeros and ones.
+"""Encoders: from an observation to the features that the transformer's stream starts from.
 
-Of the 8,217 entries of Craftax's map some 1,500 are ever 1 in a rollout, since most kinds of blocks
-and creatures live elsewhere. The product over those alone is the same sum.
+`LinearEncoder` is the published network's. Of the 8,217 entries of Craftax's map some 1,500 are
+ever 1 in a rollout, since most blocks and creatures live elsewhere; it multiplies those alone.
 
-From an observation to the numbers that the transformer's stream starts from.
-
-What agents of Craftax's sample budgets put there (Moon et al. 2023, arXiv 2307.03486; Dedieu et al.
-2025, arXiv 2502.01591): the grid is read with its shape, and what is beside it, an inventory, gets
-a layer and a norm of its own, so that both arrive at the same scale.
+`FeatureEncoder` is as in agents for Craftax's sample budgets (Moon et al. 2023, arXiv 2307.03486;
+Dedieu et al. 2025, arXiv 2502.01591): convolutions read the grid, and the inventory beside it has a
+layer and a norm of its own, so that both arrive at the same scale.
 """
 
 from functools import cache, partial, reduce
@@ -36,7 +34,7 @@ FEW = 4
 
 
 class Entries(NamedTuple):
-    """Where each entry of a grid is stored, in the order of an observation."""
+    """Places where the entries of a grid are stored, in the order of an observation."""
 
     word: np.ndarray  # (size,) int32, among the words of all cells
     mask: np.ndarray  # (size,) uint16, its bits there
@@ -45,7 +43,7 @@ class Entries(NamedTuple):
 
 @cache
 def entries(grid: Grid) -> Entries:
-    """Of all entries of the grid."""
+    """Returns the places of all entries of the grid."""
     words = cell_words(grid.groups)
     channels = sum(grid.groups)
     indices = np.arange(grid.size).reshape(grid.rows, grid.columns, channels)
@@ -114,7 +112,7 @@ class Appearing(NamedTuple):
 
 
 def find_entries(cells: jax.Array, grid: Grid) -> Appearing:
-    """In cells (N, rows, columns, words)."""
+    """Finds the entries that are 1 in cells (N, rows, columns, words)."""
     appears = jnp.any(all_entries(cells, grid, jnp.bool_), axis=0)
     few = grid.size // FEW
     (index,) = jnp.nonzero(appears, size=few, fill_value=grid.size)
@@ -127,7 +125,7 @@ def all_entries(cells: jax.Array, grid: Grid, dtype) -> jax.Array:
 
 
 def some_entries(cells: jax.Array, index: jax.Array, grid: Grid, dtype) -> jax.Array:
-    """Those of an index (K,) alone: (N, K), 0 where the index is grid.size."""
+    """Returns the entries of an index (K,) alone: (N, K), 0 where the index is grid.size."""
     where = entries(grid)
     # Behind the last entry: no bits of the first word, compared with 1.
     word, mask, value = (

@@ -41,7 +41,7 @@ class RunError(Exception):
 
 
 class Saved(Protocol):
-    """What `explained` asks a record."""
+    """The part of a record that `explained` reads."""
 
     folder: Path
     updates: int
@@ -50,7 +50,7 @@ class Saved(Protocol):
 
 
 def explained(error: Exception, record: Saved | None = None) -> str:
-    """One line on an error; the traceback goes to `error.txt` in the run's folder.
+    """Explains an error in one line; the traceback goes to `error.txt` in the run's folder.
 
     Without a run that has done something, that file is a temporary one.
     """
@@ -71,12 +71,12 @@ def explained(error: Exception, record: Saved | None = None) -> str:
 
 
 def named(error: Exception) -> str:
-    """What kind of error it is, and the first line of its message."""
+    """Returns the kind of an error, and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def out_of_memory_text(text: str) -> str:
-    """What to say of an allocation that failed, with its size where the message has one."""
+    """Explains a failed allocation, with its size where the message has one."""
     size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
     asked = f"no {int(size[1]) / 1e9:.1f} GB more: " if size else ""
     return asked + OUT_OF_MEMORY

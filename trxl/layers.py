@@ -196,7 +196,7 @@ class GRUCell(nn.Module):
         self.carry_bias = self.param("carry_bias", nn.initializers.zeros, (self.width,))
 
     def project(self, x: jax.Array) -> jax.Array:
-        """What `advance` reads of inputs (..., N), for many steps at once."""
+        """Projects inputs (..., N) for `advance`, for many steps at once."""
         return self.of_input(x)
 
     def advance(self, carry: jax.Array, projected: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ def unsquash(y: jax.Array) -> jax.Array:
 
 
 class Bins(NamedTuple):
-    """So many numbers, evenly spaced from -limit to limit where they are squashed."""
+    """Bins of a distribution over numbers, evenly spaced from -limit to limit in squashed units."""
 
     number: int
     limit: float
@@ -71,7 +71,7 @@ LEAST_VARIANCE = 1e-12
 
 
 class Steps(NamedTuple):
-    """What Retrace reads of T steps, (B, T) each; `last_value` (B,)."""
+    """Inputs of Retrace for T steps, (B, T) each; `last_value` (B,)."""
 
     reward: jax.Array
     terminated: jax.Array
@@ -145,7 +145,7 @@ def clipped_mpo(prior_logits: jax.Array, advantage: jax.Array, limit: float) -> 
 
 
 def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
-    """What the log-probabilities of N actions from the prior weigh, (..., N).
+    """Returns the weights (..., N) of the log-probabilities of N actions from the prior.
 
     exp(clip adv_i) / z_i with z_i = (1 + sum_{k != i} exp(clip adv_k)) / N (equations 11 and 12): a
     normaliser that has its own action replaced by 1, so that it depends on it no longer.
@@ -156,7 +156,7 @@ def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
 
 
 class PolicyTarget(NamedTuple):
-    """What a policy is drawn to: probabilities of all actions, or weights of some."""
+    """A target of the policy: probabilities of all actions, or weights of some."""
 
     probs: jax.Array | None  # (B, T, A)
     actions: jax.Array | None  # (B, T, N, ...)
@@ -181,13 +181,13 @@ class Replay(NamedTuple):
 
 
 def empty_replay(fresh: Any, slots: int) -> Replay:
-    """Nothing yet; `fresh` is a rollout, leaves (B, ...)."""
+    """Returns an empty replay; `fresh` is a rollout, leaves (B, ...)."""
     rollouts = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
     return Replay(rollouts, jnp.zeros(len(jax.tree.leaves(fresh)[0]), jnp.int32))
 
 
 def add_rollout(replay: Replay, fresh: Any) -> Replay:
-    """With one more rollout, in place of the oldest."""
+    """Returns the replay with one more rollout, in place of the oldest."""
     slot = replay.number[0] % num_slots(replay)
     rollouts = jax.tree.map(lambda ring, x: ring.at[:, slot].set(x), replay.rollouts, fresh)
     return Replay(rollouts, replay.number + 1)
@@ -212,7 +212,7 @@ def num_slots(replay: Replay) -> int:
 
 
 class Imagined(NamedTuple):
-    """What is predicted after one more action."""
+    """Predictions after one more action."""
 
     latent: jax.Array  # (..., S)
     reward: jax.Array  # (..., bins), logits, of the step that led here
@@ -247,7 +247,7 @@ class ModelNetwork(nn.Module):
         return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
-        """One step of a rollout: policy over (B,), values (B,), caches, layer_inputs (B, L, E)."""
+        """Runs a step: policy over (B,), values (B,), caches, layer inputs (B, L, E)."""
         x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
         latent = self._latent(x)
         return self.policy(latent, obs), self.bins.mean(self.critic(latent)), caches, layer_inputs
@@ -269,7 +269,7 @@ class ModelNetwork(nn.Module):
         return self.critic(latent)
 
     def imagine(self, latent: jax.Array, action: jax.Array) -> Imagined:
-        """What comes of encoded actions (..., A) in latents (..., S), of shapes that broadcast."""
+        """Predicts what follows encoded actions (..., A) in latents (..., S); shapes broadcast."""
         latent = self.cell.advance(latent, self.cell.project(action))
         return Imagined(latent, self.reward(latent), self.critic(latent))
 

@@ -67,7 +67,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
-    """What a pickle of NumPy's or JAX's arrays in plain containers holds, as NumPy arrays.
+    """Loads a pickle of NumPy's or JAX's arrays in plain containers, as NumPy arrays.
 
     Raises:
       UnsafeFileError: it refers to anything else.

@@ -31,7 +31,7 @@ class RolloutState(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
+    """A step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
 
     obs: StoredObs  # (B, obs_size)
     action: jax.Array  # (B,), (B, choices) or (B, action_size)
@@ -50,7 +50,7 @@ class Transition(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What an algorithm learns from."""
+    """A rollout, from which an algorithm learns."""
 
     trajectory: Transition  # leaves (T, B, ...)
     last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
@@ -251,7 +251,7 @@ def next_memory(collected: Rollout) -> jax.Array:
 def init_rollout(
     config: Config, env: Any, envs_key: jax.Array, first_row: jax.Array | int
 ) -> RolloutState:
-    """Every environment's first observation, and an empty memory.
+    """Resets every environment, with an empty memory.
 
     Args:
       envs_key: of the run, the same on every device.

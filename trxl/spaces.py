@@ -20,12 +20,12 @@ class Discrete(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers the actor gives."""
+        """The number of the actor's outputs."""
         return self.n
 
 
 class MultiDiscrete(NamedTuple):
-    """Several choices at once, the i-th among 0 .. sizes[i] - 1.
+    """An action of several choices, the i-th among 0 .. sizes[i] - 1.
 
     `masked`: the first len(sizes) * max(sizes) entries of an observation say which options are
     legal, a row of max(sizes) for each choice.
@@ -41,7 +41,7 @@ class MultiDiscrete(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers the actor gives."""
+        """The number of the actor's outputs."""
         return int(np.prod(self.table))
 
     def exists(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Box(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers the actor gives."""
+        """The number of the actor's outputs."""
         return self.size
 
     def clip(self, action: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ ActionSpace = Discrete | MultiDiscrete | Box
 
 
 def mask_size(space: ActionSpace) -> int:
-    """How many leading entries of an observation are the mask of the actions."""
+    """Returns how many leading entries of an observation are the mask of the actions."""
     return space.num_outputs if space.masked else 0
 
 
@@ -107,7 +107,7 @@ class Grid(NamedTuple):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Those of all parts."""
+        """The groups of all parts."""
         return sum(self.parts, ())
 
     @property
@@ -131,7 +131,7 @@ class Grid(NamedTuple):
 
 
 class ObsSpace(NamedTuple):
-    """What an observation is made of: (size,) float32."""
+    """The layout of an observation (size,) float32."""
 
     size: int
     num_binary: int = 0  # leading entries that are always 0 or 1, the grid's among them
@@ -139,7 +139,7 @@ class ObsSpace(NamedTuple):
 
 
 def obs_space(env: Any) -> ObsSpace:
-    """Of an environment, batched or not."""
+    """Returns the layout of an environment's observations, batched or not."""
     return ObsSpace(env.obs_size, env.num_binary, env.grid)
 
 
@@ -156,7 +156,7 @@ Obs = jax.Array | StoredObs
 
 
 class Word(NamedTuple):
-    """One of the 16-bit words that a cell is stored in, and the channels that it holds."""
+    """A 16-bit word of a stored cell, and the channels that it holds."""
 
     values: np.ndarray  # (channels,) uint16, what the word has in the bits of a channel that is 1
     masks: np.ndarray  # (channels,) uint16, which bits those are
@@ -164,7 +164,7 @@ class Word(NamedTuple):
 
 @cache
 def cell_words(groups: tuple[int, ...]) -> tuple[Word, ...]:
-    """How a cell's channels are stored, word by word.
+    """Returns how a cell's channels are stored, word by word.
 
     A group of n takes the bits that hold 0 .. n: 0 where no channel is set, else 1 + its index.
 
@@ -250,7 +250,7 @@ def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Ar
 
 
 def action_mask(obs: Obs, space: ActionSpace) -> jax.Array | None:
-    """Which actions are legal, (..., mask_size) bool; None where all are."""
+    """Returns which actions are legal, (..., mask_size) bool; None where all are."""
     if not space.masked:
         return None
     leading = obs.binary if isinstance(obs, StoredObs) else obs

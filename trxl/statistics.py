@@ -73,7 +73,7 @@ Normalizer = dict[str, Moments]
 
 
 def first_moments(shape: tuple[int, ...]) -> Moments:
-    """Before anything was seen: mean 0 and variance 1, which count almost nothing."""
+    """Returns the moments before any data: mean 0 and variance 1, which count almost nothing."""
     return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(2, jnp.uint32))
 
 
@@ -164,7 +164,7 @@ def normalise_obs(moments: Moments, obs: jax.Array) -> jax.Array:
 
 
 def scale_reward(moments: Moments, reward: jax.Array) -> jax.Array:
-    """By the deviation of the discounted returns that `moments` has seen."""
+    """Divides rewards by the standard deviation of the discounted returns in `moments`."""
     return reward / jnp.sqrt(moments.variance + EPSILON)
 
 
@@ -173,7 +173,7 @@ LEAST_SIGMA = 1e-3
 
 
 class Scale(NamedTuple):
-    """What the critic's output x stands for: sigma x + mu."""
+    """The unit of the critic's output x, which stands for sigma x + mu."""
 
     mu: jax.Array  # ()
     sigma: jax.Array  # ()

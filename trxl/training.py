@@ -60,7 +60,7 @@ class Start(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """What distinguishes one algorithm from another.
+    """An algorithm, as a value.
 
     make_env(config, num_envs) -> the batched environment, see wrappers.py.
 

@@ -1,4 +1,4 @@
-"""What the suites' adapters share: importing a suite, its arguments, spaces and observations.
+"""Parts that the suites' adapters share: importing a suite, its arguments, spaces and observations.
 
 An adapter is a `wrappers.SingleEnvironment` that calls the suite's own reset and step and says what
 they mean. Observations leave it as flat float32 vectors.
@@ -63,7 +63,7 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a suite or of a file says, without its line breaks."""
+    """Returns the message of an error without line breaks."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -188,7 +188,7 @@ def make_box(low: Any, high: Any, shape: tuple[int, ...]) -> Box:
 
 
 def is_bool(x: Any) -> bool:
-    """Whether it is an array or a number of bools."""
+    """Returns whether x is a bool or an array of bools."""
     return jnp.issubdtype(jnp.result_type(x), jnp.bool_)
 
 

@@ -11,7 +11,7 @@ from trxl.spaces import ActionSpace, Grid
 
 
 class SingleEnvironment:
-    """One environment, pure functions of JAX, that does not reset itself.
+    """An environment, pure functions of JAX, that does not reset itself.
 
     Every adapter is one, and so is an environment of your own; it sets `action_space` and
     `obs_size`, and others of these attributes where they are different.
@@ -40,7 +40,7 @@ class SingleEnvironment:
         raise NotImplementedError
 
     def step(self, key: jax.Array, state: Any, action: jax.Array):
-        """One step.
+        """Takes a step.
 
         Args:
           action: () int for `Discrete` actions, else (choices,) int or (size,) float; numbers of a
@@ -53,12 +53,12 @@ class SingleEnvironment:
         raise NotImplementedError
 
     def next_episode(self, key: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """What follows an episode that ended in `state`: by default a reset."""
+        """Starts the episode after one that ended in `state`: by default a reset."""
         del state
         return self.reset(key)
 
     def agents_done(self, state: Any) -> jax.Array:
-        """Of several agents (A,) bool, which have no part in the episode any more."""
+        """Returns (A,) bool, which of several agents have left the episode."""
         raise NotImplementedError
 
     def renderer(self) -> Callable[[Any], np.ndarray]:

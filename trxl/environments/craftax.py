@@ -27,7 +27,7 @@ BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
 
 
 def registered() -> list[str]:
-    """Nothing beyond `NAMES`: Craftax keeps no list."""
+    """Returns no names beyond `NAMES`: Craftax keeps no list."""
     return []
 
 

@@ -162,7 +162,7 @@ def scatter_add(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Ar
 def written(
     params: Params, x: jax.Array, index: jax.Array, update: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
-    """Where a scatter writes and what, as wide as the array; None where it is not this simple."""
+    """Returns where a scatter writes, and what, as wide as the array; None if not this simple."""
     numbers = params["dimension_numbers"]
     dims = numbers.scatter_dims_to_operand_dims
     whole = update.shape == tuple(n for dim, n in enumerate(x.shape) if dim not in dims)
@@ -180,7 +180,7 @@ def written(
 
 
 def points_once(index: jax.Array, dims: Sequence[int], gone: Sequence[int]) -> bool:
-    """Whether `index` is one position in `dims`, all of which are gone from what it points to."""
+    """Returns whether `index` is one position in `dims`, all of which the result lacks."""
     return index.shape == (len(dims),) and sorted(dims) == sorted(gone)
 
 
@@ -219,7 +219,7 @@ def entries(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def filling(params: Params, dtype: Any) -> jax.Array:
-    """What a gather beyond the array's end gives: as JAX has it, NaN or an extreme number."""
+    """Returns the value of a gather beyond the array's end: as in JAX, NaN or an extreme number."""
     value = params["fill_value"]
     if value is None and jnp.issubdtype(dtype, jnp.inexact):
         value = jnp.nan

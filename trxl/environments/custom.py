@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def is_own(name: str) -> bool:
-    """Whether an ENV_NAME is a file and a class in it rather than a suite's environment."""
+    """Returns whether an ENV_NAME names a file and a class in it, not a suite's environment."""
     return ":" in name
 
 

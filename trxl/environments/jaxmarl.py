@@ -136,7 +136,7 @@ def legal_actions(env: Any, state: Any) -> dict[str, jax.Array]:
 
 
 def has_legal(env: Any, state: Any) -> bool:
-    """Whether the environment says which actions are legal."""
+    """Returns whether the environment says which actions are legal."""
     try:
         jax.eval_shape(lambda state: legal_actions(env, state), state)
     except NotImplementedError:
@@ -147,7 +147,7 @@ def has_legal(env: Any, state: Any) -> bool:
 def join_spaces(
     name: str, spaces: list[ActionSpace], has_legal: bool
 ) -> tuple[ActionSpace, np.ndarray]:
-    """One action space for all agents, and which of its outputs each of them uses, (A, outputs).
+    """Returns an action space for all agents, and the outputs that each uses, (A, outputs).
 
     Raises:
       ConfigError: the agents' actions are of different kinds.
@@ -171,7 +171,7 @@ def join_spaces(
 
 
 def own_part(space: ActionSpace, action: jax.Array) -> jax.Array:
-    """What an agent with this space does of an action of the joint space."""
+    """Returns the part of a joint action that an agent with this space takes."""
     return space.clip(action[: space.size]) if isinstance(space, Box) else action
 
 

@@ -108,7 +108,7 @@ class JumanjiAdapter(SingleEnvironment):
         return mask, sorted(arrays, key=lambda x: not is_bool(x))
 
     def _categories(self, path: tuple, x: jax.Array) -> int:
-        """How many values a number may have by its spec; 0 where it is none, or of more."""
+        """Returns how many values a number may have by its spec; 0 if unknown or too many."""
         spec = self._env.observation_spec
         for key in path:
             spec = getattr(spec, getattr(key, "name", ""), None)

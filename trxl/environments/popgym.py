@@ -59,7 +59,7 @@ class Swing(SingleEnvironment):
         raise NotImplementedError
 
     def first(self, physics: Any) -> list[jax.Array]:
-        """Those of an episode's first observation."""
+        """Returns the entries of an episode's first observation."""
         return self.see(physics)
 
     def scaled(self, reward: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ def no_action(space: ActionSpace) -> jax.Array:
 
 
 class WithAction(SingleEnvironment):
-    """Before the observation stand whether it is an episode's first, and the action before it.
+    """Puts a flag of an episode's first step and the previous action before the observation.
 
     The original's baselines add both (its wrappers PreviousAction and Antialias); the action before
     the first is 0.

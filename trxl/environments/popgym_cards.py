@@ -88,7 +88,7 @@ class RepeatPrevious(Deal):
 
 
 class HigherLower(Deal):
-    """Whether the next card is higher, 0, or lower, 1; neither is worth anything if it is equal."""
+    """HigherLower: guess whether the next card is higher, 0, or lower, 1; a tie is worth 0."""
 
     def __init__(self, decks: int):
         super().__init__(decks, "ranks")
@@ -101,7 +101,7 @@ class HigherLower(Deal):
 
 
 class CountRecall(Deal):
-    """How often the card that is asked for has been dealt; both come from decks of their own."""
+    """CountRecall: count how often the queried card was dealt; both have decks of their own."""
 
     def __init__(self, decks: int, kind: str):
         super().__init__(decks, kind)
@@ -130,7 +130,7 @@ class CountRecall(Deal):
 
 
 class Autoencode(Deal):
-    """All cards are shown, and then recited in reverse order, unseen."""
+    """Autoencode: all cards are shown, and then recited in reverse order, unseen."""
 
     def __init__(self, decks: int):
         super().__init__(decks)
@@ -201,5 +201,5 @@ class Concentration(SingleEnvironment):
         return obs, state, reward, equal & jnp.all(state["up"]), truncated, {}
 
     def show(self, state, visible):
-        """Every card, one that is face down as a kind of its own."""
+        """Shows every card; one that is face down has a kind of its own."""
         return one_hots((jnp.where(visible, state["cards"], self.kinds), self.kinds + 1))

@@ -1,4 +1,4 @@
-"""What an environment must be, checked in shapes before anything is compiled."""
+"""Checks of an environment, in shapes, before anything is compiled."""
 
 import traceback
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
 
 
 def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str) -> Any:
-    """What a method gives, in shapes.
+    """Traces a method: its result in shapes.
 
     Raises:
       ConfigError: it raises.
@@ -204,13 +204,13 @@ def requiring(name: str) -> Callable[[Any, str, str], None]:
 
 
 def is_count(x: Any, low: int = 1) -> bool:
-    """Whether it is a whole number of at least `low`, and one that an array can have."""
+    """Returns whether x is an integer of at least `low` that an array can have."""
     whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
     return whole and low <= int(x) < 2**31
 
 
 def described(x: Any) -> str:
-    """What a method gave, in a few words."""
+    """Describes a method's result in a few words."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return f"{x.dtype} of shape {x.shape}"
     if isinstance(x, tuple):

@@ -124,7 +124,7 @@ class Task(SingleEnvironment):
 
 
 class Trial(NamedTuple):
-    """Where a trial stands."""
+    """The state of a trial."""
 
     ruleset: Any
     episode: jax.Array  # () int32, from 0
@@ -182,7 +182,7 @@ class Trials(Task):
         return obs, state, reward, terminated, truncated, info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """As a task's, of the trial's running episode."""
+        """Returns the task's renderer, for the trial's running episode."""
         render = super().renderer()
         return lambda trial: render(trial.timestep)
 

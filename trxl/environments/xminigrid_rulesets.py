@@ -51,7 +51,7 @@ GOAL_LENGTH, RULE_LENGTH = 5, 7
 
 
 class Kind(NamedTuple):
-    """How the rulesets of a benchmark are drawn."""
+    """The distribution of a benchmark's rulesets."""
 
     depth: int  # levels of productions
     keep: float  # probability that an open object is there rather than made
@@ -87,7 +87,7 @@ def draw_objects(rng: random.Random, what: int, used: set[Tile], near: tuple[Til
 
 
 def draw_ruleset(rng: random.Random, kind: Kind) -> Ruleset:
-    """One ruleset."""
+    """Draws a ruleset."""
     number, what = draw_number(rng, GOALS)
     needed = draw_objects(rng, what, set(), ANY)
     goal = encode(number, needed, GOAL_LENGTH)
@@ -124,18 +124,18 @@ def draw_rule(rng: random.Random, made: Tile, used: set[Tile]):
 
 
 def draw_number(rng: random.Random, numbers: dict[int, tuple[int, ...]]) -> tuple[int, int]:
-    """One of the goals or rules, each as likely, and what it looks at."""
+    """Draws one of the goals or rules, all equally likely, and its tiles."""
     return rng.choice([(number, what) for what, several in numbers.items() for number in several])
 
 
 def encode(number: int, tiles: tuple[Tile, ...], length: int) -> tuple[int, ...]:
-    """Its number and its tiles, padded with zeros."""
+    """Returns a goal's or rule's number and tiles, padded with zeros."""
     numbers = (number, *(x for tile in tiles for x in tile))
     return numbers + (0,) * (length - len(numbers))
 
 
 def draw_rulesets(kind: str, number: int, seed: int = 0) -> list[Ruleset]:
-    """So many rulesets of a kind, no two with the same goal and rules.
+    """Draws rulesets of a kind, no two with the same goal and rules.
 
     Raises:
       ConfigError: there is no such kind, or there are not so many different ones.
@@ -157,7 +157,7 @@ def draw_rulesets(kind: str, number: int, seed: int = 0) -> list[Ruleset]:
 
 
 def goals_of_all() -> int:
-    """How many different goals there are, and so how many rulesets that are a goal alone."""
+    """Returns the number of goals, and so of rulesets that are a goal alone."""
     beside = len(ANY) * len(PICKABLE)
     sizes = {HOLD: len(PICKABLE), NEAR: len(ANY), BESIDE: beside}
     return sum(len(GOALS[what]) * size for what, size in sizes.items())
@@ -211,7 +211,7 @@ def main() -> None:
 
 
 def statistics(rulesets: list[Ruleset]) -> str:
-    """How many rules and objects they have."""
+    """Summarises how many rules and objects rulesets have."""
     counts = {
         "rules": [len(ruleset.rules) for ruleset in rulesets],
         "objects": [len(ruleset.objects) for ruleset in rulesets],

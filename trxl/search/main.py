@@ -46,7 +46,7 @@ COMPARED_AFTER = 10
 
 
 def main(config: dict[str, Any], trainers: Trainers) -> None:
-    """What `search_trXL.py` does: reads the overrides, searches, and writes the report.
+    """Reads the overrides, searches, and writes the report.
 
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.

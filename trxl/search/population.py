@@ -27,14 +27,14 @@ MEMBERS_ON_A_CPU = 4
 
 
 class Row(NamedTuple):
-    """One seed of one member."""
+    """A seed of a member."""
 
     traced: dict[str, float]  # the values in which members of a program differ
     seed: int
 
 
 class UpdateResult(NamedTuple):
-    """What an update of a batch shows, (rows,) each.
+    """Results of an update of a batch, (rows,) each.
 
     Running episodes have run through the whole update and go on. Without them, an agent whose
     episodes are longer than the updates that are compared would have no score, or that of its

@@ -1,4 +1,4 @@
-"""What a search leaves on the disk while it trains: its trials, and what it can resume from."""
+"""Files of a search while it trains: its trials, and checkpoints to resume from."""
 
 import json
 import math
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def env_steps(self) -> int:
-        """What it cost."""
+        """The environment steps of all seeds."""
         return len(self.returns) * self.steps_per_update * len(self.seeds)
 
     def seed_scores(self) -> list[float]:
@@ -145,7 +145,7 @@ class SearchFolder:
         return self.folder / "notes" / f"{number}.json"
 
     def is_time(self) -> bool:
-        """Whether the last checkpoint was long enough ago."""
+        """Returns whether the last checkpoint was long enough ago."""
         pause = RETRY_SECONDS if self._trouble else SAVE_SECONDS
         return time.monotonic() - self._saved_at > pause
 

@@ -1,4 +1,4 @@
-"""What a search found: in words, as a table and as plots, in its folder."""
+"""The report of a search: text, a table and plots, in its folder."""
 
 import math
 import shlex

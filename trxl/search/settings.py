@@ -1,4 +1,4 @@
-"""What `search_trXL.py` takes: the settings of a search, and what it searches in.
+"""The arguments of `search_trXL.py`: the settings of a search, and its space.
 
 A key of the trainer with a range, `LR=1e-5..1e-2`, or with choices, `num_layers=1,2,3`, is
 searched; with one value it is that of all members.
@@ -115,7 +115,7 @@ class Dimension(NamedTuple):
 
 
 class Space(NamedTuple):
-    """All that is searched."""
+    """The space of a search."""
 
     dimensions: tuple[Dimension, ...]
 

@@ -56,7 +56,7 @@ DEFAULT, FOUND, LAST = "default", "found", "found, last values"
 
 
 class Search(NamedTuple):
-    """What a strategy starts from."""
+    """The inputs of a strategy."""
 
     space: Space
     default: dict[str, Any]  # the default config's values of the keys that are searched
@@ -141,8 +141,9 @@ def combinations(space: Space, population: int) -> list[dict[str, Any]]:
 def halving(
     search: Search, members: list[Member], rng: np.random.Generator, trials: Iterator[int]
 ) -> Strategy:
-    """After each rung the better members go on, one in eta (Jamieson and Talwalkar 2016, arXiv
-    1502.07943, algorithm "Successive Halving").
+    """Successive halving: after each rung the best one in eta of the members go on.
+
+    Jamieson and Talwalkar 2016 (arXiv 1502.07943), algorithm "Successive Halving".
     """
     scores: Scores = {}
     for until in rungs(search):
