@@ -1,0 +1,75 @@
+"""Checks the English of docstrings and pages: `python .ci/check_style.py`.
+
+A docstring starts with a verb or a noun, not with a word of `NOT_FIRST`. A sentence of a docstring
+or a page has at most 40 words.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+NOT_FIRST = re.compile(
+    r"(what|which|who|whose|whether|how|where|when|why|that|of|as|so|for|from|in|on|at|by|with"
+    r"|without|beside|behind|before|after|below|within|it|its|those|them|both|one|many|several"
+    r"|every|all|nothing|not)\b",
+    re.IGNORECASE,
+)
+"""Words that begin a noun phrase without a noun, or that point nowhere."""
+
+MOST_WORDS = 40
+"""Words of a sentence."""
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the line and the text of every docstring of a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield node.body[0].lineno, text
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yields the sentences of Markdown or of a docstring, without code, tables and lists."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.))", text):
+        if not paragraph.lstrip().startswith(("|", "#", "<")):
+            yield from re.split(r"(?<=[.:?!;])\s+", " ".join(paragraph.split()))
+
+
+def too_long(text: str) -> list[str]:
+    """Returns the sentences that have too many words."""
+    return [s for s in sentences(text) if len(s.split()) > MOST_WORDS]
+
+
+def complaints() -> Iterator[str]:
+    """Yields a line for whatever breaks a rule."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    for name in listed.stdout.split():
+        path = REPOSITORY / name
+        if path.suffix == ".md":
+            found = [(0, s) for s in too_long(path.read_text())]
+        elif name.startswith("tests/"):
+            continue
+        else:
+            found = []
+            for line, text in docstrings(path):
+                if NOT_FIRST.match(text):
+                    yield f"{name}:{line}: a docstring starts with {text.split()[0]!r}"
+                found += [(line, s) for s in too_long(text)]
+        for line, sentence in found:
+            start = " ".join(sentence.split()[:8])
+            yield f"{name}:{line}: a sentence has {len(sentence.split())} words: {start} ..."
+
+
+if __name__ == "__main__":
+    lines = list(complaints())
+    print("\n".join(lines))
+    sys.exit(bool(lines))
