@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from trxl import training
-from trxl.collectives import normalise_weight, root_mean_square, weighted_mean
+from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
 from trxl.config import ADVANTAGE_FLOOR, Key, minibatches, with_shared
 from trxl.muesli import (
     Bins,
@@ -338,7 +338,7 @@ def loss(
 
     weight = None
     if batch.active is not None:
-        weight = normalise_weight(batch.active * 1.0, axis_name)
+        weight = normalize_weight(batch.active * 1.0, axis_name)
     latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     policy = call("policy", latent, batch.obs)
     log_prob = policy.log_prob(batch.action)
@@ -372,7 +372,7 @@ def loss(
         - config["ENT_COEF"] * entropy
     )
     has_return = batch.has_return if weight is None else batch.has_return * weight
-    has_return = normalise_weight(has_return * 1.0, axis_name)
+    has_return = normalize_weight(has_return * 1.0, axis_name)
     error = weighted_mean((targets.returns - targets.value) ** 2, has_return)
     return total, {
         "total_loss": total,

@@ -16,7 +16,7 @@ import optax
 from trxl import training
 from trxl.collectives import (
     moments,
-    normalise_weight,
+    normalize_weight,
     root_mean_square,
     weighted_mean,
     where_counted,
@@ -54,12 +54,15 @@ KEYS = with_shared(
         "CLIP_EPS": Key(0.2, "clipping of the ratio, and of the value", low=0, traced=True),
         "CLIP_VALUE": Key(
             None,
-            "whether a value may move by CLIP_EPS alone per update; None: unless NORMALIZE_VALUE",
+            "whether the value loss is clipped to CLIP_EPS around the rollout's value; None: only"
+            " without NORMALIZE_VALUE",
             type=bool,
             derive=lambda config, _: not config["NORMALIZE_VALUE"],
         ),
         "NORMALIZE_VALUE": Key(
-            True, "whether values are learnt in the returns' own scale (PopArt)", resumable=False
+            True,
+            "whether the critic predicts returns normalised by their moments (PopArt)",
+            resumable=False,
         ),
         "POPART_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
@@ -87,7 +90,8 @@ class Batch(NamedTuple):
     returns: jax.Array  # (B, T)
     reach: jax.Array  # (B, T)
     memory: jax.Array  # (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1
-    weight: jax.Array | None  # (B, T) float32, 1 where the step counts; None where all do
+    weight: jax.Array | None  # (B, T) float32, 0 for agents that have left the episode, else 1;
+    # None: all 1. In a minibatch divided by its mean.
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
@@ -139,7 +143,7 @@ def update(
       key: differs between devices.
 
     Returns:
-      the train state, and metrics {name: ()} averaged over gradient steps and devices.
+      the train state, and metrics {name: ()}; those of the loss are means over gradient steps.
     """
     # CALCULATE ADVANTAGES
     if config["NORMALIZE_VALUE"]:
@@ -171,17 +175,18 @@ def update_network(
     """Runs UPDATE_EPOCHS epochs over the environments in NUM_MINIBATCHES minibatches each.
 
     Args:
-      floor: (), see `normalise_advantages`.
+      floor: (), see `normalize_advantages`.
       key: shuffles the environments.
     """
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer(config)
-    epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
-    rows = minibatch_rows(key, len(batch.value), epochs, minibatches)
-    # Of all minibatches at once: many devices then meet only for the gradients in each step.
-    normalise = jax.vmap(jax.vmap(partial(normalise_advantages, floor=floor, axis_name=axis_name)))
-    weight = None if batch.weight is None else batch.weight[rows]
-    normalised = normalise(batch.advantage[rows], weight)
+    all_rows = minibatch_rows(
+        key, len(batch.value), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
+    )
+    # All minibatches are normalised before the loop, in which devices then only average gradients.
+    normalize = jax.vmap(jax.vmap(partial(normalize_advantages, floor=floor, axis_name=axis_name)))
+    weight = None if batch.weight is None else batch.weight[all_rows]
+    normalized = normalize(batch.advantage[all_rows], weight)
 
     def minibatch_step(train_state: TrainState, inputs):
         rows, (advantage, weight) = inputs
@@ -191,10 +196,10 @@ def update_network(
         loss = partial(ppo_loss, config, network, batch=minibatch)
         return gradient_step(loss, optimizer, rate, train_state, axis_name)
 
-    def epoch(train_state: TrainState, minibatches):
-        return jax.lax.scan(minibatch_step, train_state, minibatches)
+    def epoch(train_state: TrainState, inputs):
+        return jax.lax.scan(minibatch_step, train_state, inputs)
 
-    train_state, metrics = jax.lax.scan(epoch, train_state, (rows, normalised))
+    train_state, metrics = jax.lax.scan(epoch, train_state, (all_rows, normalized))
     return train_state, mean_metrics(metrics, rate, train_state.params)
 
 
@@ -211,10 +216,10 @@ def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
 def rescale(
     config: Config, train_state: TrainState, batch: Batch, axis_name: str | None
 ) -> tuple[TrainState, Batch]:
-    """Moves the scale of the values to the batch's returns: the critic says the same as before.
+    """Updates the moments of the returns, and the critic so that its predictions stay.
 
     Returns:
-      the train state, and the batch with values and returns in the new scale.
+      the train state, and the batch with values and returns normalised by the new moments.
     """
     old = value_scale(train_state.algorithm_state)
     seen = update_return_moments(
@@ -259,8 +264,9 @@ def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     t led to (Pardo et al. 2018, arXiv 1712.00378, "partial-episode bootstrapping"), and
     A_t = delta_t + gamma lambda (1 - done_t) A_{t+1} (Schulman et al. 2016, equation 16).
 
-    For agents that are out while their team plays on, V_t is the team's discounted return and A_t
-    is 0: no loss learns their value. Behind a rollout or a truncation they bootstrap with 0.
+    The value of an agent that has left its team's episode is not learnt: A_t is 0 and V_t is
+    replaced by r_t + gamma V_{t+1}, the rewards still to come in the rollout. At the rollout's end
+    and at a truncation such an agent bootstraps with 0.
 
     Args:
       collected: with values in units of the return.
@@ -275,16 +281,16 @@ def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
         last_value = jnp.where(collected.last_active, last_value, 0)
         final_value = jnp.where(trajectory.active, trajectory.final_value, 0)
         trajectory = trajectory._replace(final_value=final_value)
-    carry_on = gamma * gae_lambda * (1 - trajectory.done)
+    trace_decay = gamma * gae_lambda * (1 - trajectory.done)
     discount = gamma * (1 - trajectory.terminated)
 
     def step(later, inputs):
         next_value, next_advantage = later
-        transition, discount, carry_on = inputs
+        transition, discount, trace_decay = inputs
         next_value = jnp.where(transition.truncated, transition.final_value, next_value)
         value = transition.value
         delta = transition.reward + discount * next_value - value
-        advantage = delta + carry_on * next_advantage
+        advantage = delta + trace_decay * next_advantage
         if transition.active is not None:
             value = jnp.where(transition.active, value, value + advantage)
             advantage = jnp.where(transition.active, advantage, 0)
@@ -293,7 +299,7 @@ def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
     _, advantages = jax.lax.scan(
         step,
         (last_value, jnp.zeros_like(last_value)),
-        (trajectory, discount, carry_on),
+        (trajectory, discount, trace_decay),
         reverse=True,
     )
     return advantages
@@ -318,7 +324,7 @@ def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batc
 
 
 @jax.named_scope("advantages")
-def normalise_advantages(
+def normalize_advantages(
     advantage: jax.Array,
     weight: jax.Array | None,
     floor: jax.Array | float,
@@ -331,11 +337,11 @@ def normalise_advantages(
     Args:
       advantage: (rows, T).
       weight: (rows, T), 1 where a step counts; None where all do.
-      floor: (), minimum divisor. Without it, noise is scaled up to deviation 1 once all goes as
-        expected, and moves the policy as much as anything before.
+      floor: (), minimum divisor. Without it, advantages that are only noise are scaled up to unit
+        variance and still move the policy at full strength.
     """
     if weight is not None:
-        weight = normalise_weight(weight, axis_name)
+        weight = normalize_weight(weight, axis_name)
     mean, variance = moments(advantage, weight, axis_name)
     deviation = jnp.maximum(jnp.sqrt(variance), floor)
     return (advantage - mean) / (deviation + 1e-8), weight
@@ -398,7 +404,7 @@ def squared_value_loss(
 
 def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
     """Returns 1 - Var(R - V) / Var(R) of the rollout's values, 0 where all returns are equal."""
-    weight = None if batch.weight is None else normalise_weight(batch.weight, axis_name)
+    weight = None if batch.weight is None else normalize_weight(batch.weight, axis_name)
     _, error_variance = moments(batch.returns - batch.value, weight, axis_name)
     _, variance = moments(batch.returns, weight, axis_name)
     return jnp.where(variance > 0, 1 - error_variance / jnp.where(variance > 0, variance, 1), 0)

@@ -4,7 +4,8 @@ Dai et al. 2019, "Transformer-XL" (arXiv 1901.02860) gives the relative attentio
 Parisotto et al. 2019, "Stabilizing Transformers for Reinforcement Learning" (arXiv 1910.06764)
 the pre-norm order and the gates.
 
-One set of parameters is run in two ways that compute the same function:
+One set of parameters is run in two ways that compute the same function. They are equal with the
+rollout's parameters; later gradient steps read the memory as the rollout stored it.
 
 - `step`, in the rollout: one token per environment against cached keys and values. The parameters
   do not change during a rollout, so a token's keys and values are computed once.
@@ -41,7 +42,9 @@ class LayerCache(NamedTuple):
 
     keys: jax.Array  # (B, H, M+1, D)
     values: jax.Array  # (B, H, M+1, D)
-    positions: jax.Array  # (H, 2(M+1), D), p_d in the order d = -x mod (M+1)
+    positions: (
+        jax.Array
+    )  # (H, 2(M+1), D), entry i is p_d, d = -i mod (M+1): any rotation is a slice
 
 
 def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
@@ -55,23 +58,25 @@ def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
 
 
 def slot_of_age(t: jax.Array, slots: int) -> jax.Array:
-    """Returns the ring slots (M+1,) of the steps of age 0 .. M, at step t."""
+    """Returns the ring slots (M+1,) of the steps of age 0 .. M, at step t.
+
+    (t - i) mod (M+1) is its own inverse, so this is also the age of each slot.
+    """
     return (t - jnp.arange(slots)) % slots
 
 
-def relative_shift(by_distance: jax.Array, window: int) -> jax.Array:
+def relative_shift(by_distance: jax.Array) -> jax.Array:
     """Moves terms from the axis of distances to the axis of keys (Transformer-XL, appendix B).
 
     Args:
       by_distance: (..., W, M+1); entry [i, r] belongs to query i and distance M - r.
-      window: W.
 
     Returns:
       (..., W, M+W); entry [i, j] belongs to query i and key j, j = M + i being the query's own
-      step. Where the distance is not in 0..M it is -inf.
+      step. Where the distance is not in 0..M it is -inf, which makes the attention causal.
     """
-    *batch, _, reach = by_distance.shape
-    width = reach + window - 1  # M+W
+    *batch, window, num_distances = by_distance.shape
+    width = num_distances + window - 1  # M+W
     pad = [(0, 0)] * (by_distance.ndim - 1) + [(0, window)]
     padded = jnp.pad(by_distance, pad, constant_values=-jnp.inf)  # (..., W, M+W+1)
     # Row i starts at i (M+W+1) of the flat array; cut into rows of M+W, that is i places right.
@@ -159,16 +164,16 @@ class TransformerXLLayer(nn.Module):
         write = jax.lax.dynamic_update_index_in_dim
         keys = write(cache.keys, key, slot, axis=2)
         values = write(cache.values, value, slot, axis=2)
-        # Slot s holds age (t - s) mod (M+1): a rotation of p, which stands twice in `positions`.
+        # Slot s holds age (t - s) mod (M+1), a rotation of p.
         positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=1)
         logits = einsum32("bhd,bhsd->bhs", content_query, keys)
         # Asked for (B, H, M+1), einsum would take the slots first and transpose.
         logits += jnp.swapaxes(einsum32("bhd,hsd->hbs", position_query, positions), 0, 1)
-        ages = slot_of_age(t, slots)  # and the age of each slot, as well
+        ages = slot_of_age(t, slots)
         visible = ages <= reach[:, None]  # (B, M+1)
         logits = jnp.where(visible[:, None], logits, -jnp.inf)
-        # For who asks for it alone: by age, (B, H, M+1).
-        self.sow("intermediates", "attention", jax.nn.softmax(logits)[..., slot_of_age(t, slots)])
+        # By age, (B, H, M+1); recorded only where "intermediates" is mutable.
+        self.sow("intermediates", "attention", jax.nn.softmax(logits)[..., ages])
         attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
 
@@ -209,7 +214,7 @@ class TransformerXLLayer(nn.Module):
         visible = distances <= reach.reshape(*by_window, 1)  # (B, K, W, M+1)
         position_logits = jnp.where(visible, position_logits, -jnp.inf)
         logits = einsum32("hbkid,hbkjd->hbkij", content_query, keys)
-        logits += relative_shift(position_logits, window_grad)
+        logits += relative_shift(position_logits)
         attended = attend("hbkij,hbkjd->hbkid", logits, values)
         attended = jnp.moveaxis(attended, 0, 3)  # (B, K, W, H, D)
         return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
@@ -243,7 +248,7 @@ class TransformerXLLayer(nn.Module):
 
 
 def einsum32(subscripts: str, *operands: jax.Array) -> jax.Array:
-    """An einsum of the operands' dtype, as float32."""
+    """Computes an einsum in the operands' dtype, and casts it to float32."""
     return jnp.einsum(subscripts, *operands).astype(jnp.float32)
 
 
@@ -293,7 +298,8 @@ class TransformerXL(nn.Module):
           output (B, E or F+E), caches, and the memory entry (B, L, E) of this step.
         """
         features, x = self._encode(obs)
-        layer_inputs, new_caches = [jnp.zeros((len(x), 0, self.embed_size))], []
+        layer_inputs = [jnp.zeros((len(x), 0, self.embed_size))]  # for a network without layers
+        new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
             output, cache = layer.step(x, cache, t, reach)
             layer_inputs.append(layer.memory_entry(x, cache)[:, None])

@@ -13,7 +13,7 @@ environment, so that an environment's random stream does not depend on which oth
 
 Optional entries of info, (B,) bool, `done` where they are missing: `memory_boundary`, where the
 agent's memory is reset, and `returned_episode`, where `episode_metrics` have values. With several
-agents, `active(state)` says which rows count (`FlattenAgents`).
+agents, `agents_active(state)` says which rows count (`FlattenAgents`).
 """
 
 from collections.abc import Callable
@@ -74,16 +74,13 @@ class LogWrapper(Wrapper):
     def step(self, keys: jax.Array, state: EpisodeLogState, action: jax.Array):
         obs, env_state, reward, done, info = self._env.step(keys, state.env_state, action)
         with jax.named_scope("logging"):
-            return self._log(obs, env_state, reward, done, info, state)
-
-    def _log(self, obs, env_state, reward, done, info, state: EpisodeLogState):
-        episode_return = state.episode_return + reward.reshape(self.num_envs, -1).mean(axis=1)
-        episode_length = state.episode_length + 1
-        info["returned_episode_returns"] = episode_return
-        info["returned_episode_lengths"] = episode_length
-        state = EpisodeLogState(
-            env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
-        )
+            episode_return = state.episode_return + reward.reshape(self.num_envs, -1).mean(axis=1)
+            episode_length = state.episode_length + 1
+            info["returned_episode_returns"] = episode_return
+            info["returned_episode_lengths"] = episode_length
+            state = EpisodeLogState(
+                env_state, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
+            )
         return obs, state, reward, done, info
 
     def single_states(self, state: EpisodeLogState) -> Any:
@@ -96,9 +93,9 @@ class FlattenAgents(Wrapper):
 
     The environment below it has an axis of the agents behind that of the environments in
     observations, actions and rewards, one end for all of them, and `agents_done(state)` (A,), which
-    agents have no part in the episode any more, though it goes on. Here every agent is a row with
-    the end, the memory boundary and the key of its environment, and `agents_active` says which rows
-    count. An episode is logged once, in the row of the first agent.
+    agents have left the episode, though it goes on. Every row repeats the ends of its environment,
+    which uses the key of its first row. `agents_active` says which rows have a part in a step. An
+    episode is logged once, in the row of the first agent.
     """
 
     def __init__(self, env):
@@ -116,17 +113,16 @@ class FlattenAgents(Wrapper):
         ends = ["terminated", "truncated", *self.episode_metrics]
         ends += ["memory_boundary"] * ("memory_boundary" in info)
         rows = {name: jnp.repeat(info[name], self.num_agents) for name in ends}
-        if "final_observation" in info:
-            rows["final_observation"] = self._rows(info["final_observation"])
+        rows["final_observation"] = self._rows(info["final_observation"])
         done = jnp.repeat(done, self.num_agents)
         rows["returned_episode"] = done & (jnp.arange(self.num_rows) % self.num_agents == 0)
         return self._rows(obs), state, self._rows(reward), done, rows
 
     def agents_active(self, state: Any) -> jax.Array:
-        """(B,) bool, which rows have a part in the step that is taken from `state`."""
+        """Returns (B,) bool, which rows have a part in the step from `state`."""
         return ~self._rows(jax.vmap(self._env.agents_done)(self.single_states(state)))
 
-    def read_rows(self, x: jax.Array) -> jax.Array:
+    def _rows(self, x: jax.Array) -> jax.Array:
         return x.reshape(self.num_rows, *x.shape[2:])
 
 
@@ -156,8 +152,7 @@ class PreviousActionReward(Wrapper):
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         obs, state, reward, done, info = self._env.step(keys, state, action)
         encoded = encode_action(self.action_space, action)
-        if self.can_truncate:
-            info["final_observation"] = self._extend(info["final_observation"], encoded, reward)
+        info["final_observation"] = self._extend(info["final_observation"], encoded, reward)
         remembered = ~info.get("memory_boundary", done)
         obs = self._extend(obs, encoded * remembered[:, None], reward * remembered)
         return obs, state, reward, done, info
@@ -168,11 +163,12 @@ class PreviousActionReward(Wrapper):
 
 
 class ResetMemoryEachEpisode(Wrapper):
-    """Trials in which every episode's end empties the memory, as if it were the trial's."""
+    """Hides the boundaries of trials: each episode's end empties the memory and ends the credit."""
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         obs, state, reward, done, info = self._env.step(keys, state, action)
-        return obs, state, reward, done, {k: v for k, v in info.items() if k != "memory_boundary"}
+        info.pop("memory_boundary", None)
+        return obs, state, reward, done, info
 
 
 class AppendLastObservation(Wrapper):
@@ -209,7 +205,7 @@ class TerminalStepState(NamedTuple):
 
     env_state: Any
     obs: jax.Array  # (obs_size,), the newest
-    boundary: jax.Array  # () bool, whether a trial ended with it
+    boundary: jax.Array  # () bool, whether a trial ended with `obs`
     waiting: jax.Array  # () bool, whether the next step begins an episode
 
 
@@ -217,7 +213,8 @@ class TerminalStep(SingleEnvironment):
     """A step between two episodes of a trial, from the last observation to the next first one.
 
     Its action changes nothing and its reward is 0; it counts as the first of the next episode.
-    Between two trials there is none.
+    Between two trials there is none. Since an episode builds on the one before, RESET_STRATEGY is
+    auto, the default of a `SingleEnvironment`.
     """
 
     SAME = (
@@ -242,13 +239,15 @@ class TerminalStep(SingleEnvironment):
 
     def step(self, key: jax.Array, state: TerminalStepState, action: jax.Array):
         step_key, next_key = jax.random.split(key)
-        obs, env_state, *ends, info = self._env.step(step_key, state.env_state, action)
+        obs, env_state, reward, terminated, truncated, info = self._env.step(
+            step_key, state.env_state, action
+        )
+        boundary = info.get("memory_boundary", terminated | truncated)
+        stepped = obs, TerminalStepState(env_state, obs, boundary, jnp.bool_(False))
         begun = self._at(*self._env.next_episode(next_key, state.env_state))
-        ended = ends[1] | ends[2]
-        boundary = info.get("memory_boundary", ended)
-        went_on = obs, TerminalStepState(env_state, obs, boundary, jnp.bool_(False))
-        obs, after = select(state.waiting, begun, went_on)
-        reward, terminated, truncated = (select(state.waiting, jnp.zeros_like(x), x) for x in ends)
+        obs, after = select(state.waiting, begun, stepped)
+        reward = jnp.where(state.waiting, 0, reward)
+        terminated, truncated = terminated & ~state.waiting, truncated & ~state.waiting
         info["memory_boundary"] = boundary & ~state.waiting
         return obs, after, reward, terminated, truncated, info
 
@@ -473,7 +472,7 @@ def make_env(config: dict[str, Any], num_envs: int):
 
     Returns:
       An environment as the head of wrappers.py describes it, with the attributes of a
-      `SingleEnvironment` and `num_rows`, B: `num_envs`, or as many times the agents.
+      `SingleEnvironment` and `num_rows`, B: `num_envs` times the number of agents.
 
     Raises:
       ConfigError: an unknown environment, one that can't be made or has actions of no supported

@@ -77,7 +77,7 @@ class NaiveLayer(TransformerXLLayer):
         by_distance = jnp.einsum("bihd,rhd->bhir", query + self.position_bias, positions)
         content = jnp.einsum("bihd,bjhd->bhij", query + self.content_bias, keys)
         scale = (self.qkv_features // self.num_heads) ** -0.5
-        logits = (content + relative_shift(by_distance, window)) * scale
+        logits = (content + relative_shift(by_distance)) * scale
 
         # Query i's own step is key M + i.
         ages = self.window_mem + jnp.arange(window)[:, None] - jnp.arange(tokens.shape[1])

@@ -53,7 +53,7 @@ def test_both_forms_agree_with_the_papers_equations(changes):
 def test_relative_shift_is_a_gather_of_the_distance():
     window, mem = 5, 7
     by_distance = np.random.default_rng(0).standard_normal((2, window, mem + 1))
-    shifted = np.asarray(transformerXL.relative_shift(jnp.asarray(by_distance), window))
+    shifted = np.asarray(transformerXL.relative_shift(jnp.asarray(by_distance)))
     assert shifted.shape == (2, window, mem + window)
     for i in range(window):
         for j in range(mem + window):

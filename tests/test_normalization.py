@@ -17,7 +17,7 @@ from trxl.statistics import (
     first_moments,
     init_normalizer,
     network_input,
-    normalise_obs,
+    normalize_obs,
     update_moments,
     update_normalizer,
 )
@@ -159,7 +159,7 @@ def test_an_entry_that_was_always_the_same_does_not_blow_up():
     always_zero = first_moments((1,))._replace(variance=jnp.zeros(1))
     obs = jnp.array([[1.0, 0.0], [0.0, 0.1], [1.0, -0.1]])
     expected = [[1, 0], [0, 10], [1, -10]]
-    np.testing.assert_array_equal(normalise_obs(always_zero, obs), expected)
+    np.testing.assert_array_equal(normalize_obs(always_zero, obs), expected)
 
 
 def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):

@@ -55,11 +55,11 @@ def window_with_other_reach(offset):
 def test_a_relative_shift_that_is_off_by_one_would_be_seen(chain, monkeypatch):
     original = transformerXL.relative_shift
 
-    def shifted_once_more(by_distance, window):
+    def shifted_once_more(by_distance):
         # The finite terms one distance further, the mask as it is.
         moved = jnp.where(jnp.isfinite(by_distance), jnp.roll(by_distance, 1, axis=-1), -jnp.inf)
         moved = jnp.where(jnp.isfinite(moved) | ~jnp.isfinite(by_distance), moved, 0.0)
-        return original(moved, window)
+        return original(moved)
 
     monkeypatch.setattr(transformerXL, "relative_shift", shifted_once_more)
     assert largest_ratio_error(chain) > 1e-3
@@ -423,7 +423,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     everything = learn(batch._replace(weight=jnp.ones_like(batch.weight)))[1]
     assert abs(everything["value_loss"] - metrics["value_loss"]) > 1e-4
     # The loss is the plain one of the steps that count.
-    advantage, weight = trainer.normalise_advantages(batch.advantage, batch.weight, 0.0, None)
+    advantage, weight = trainer.normalize_advantages(batch.advantage, batch.weight, 0.0, None)
     counted = np.asarray(batch.weight) > 0
     advantages = np.asarray(batch.advantage)[counted]
     expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -439,7 +439,7 @@ def test_advantages_that_are_noise_are_not_blown_up(chain):
     """What is left of advantages below the floor stays as small as it is, or has deviation 1."""
     advantage = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, (4, 16)), jnp.float32)
     for floor, deviation in ((0.0, 1), (0.1, 1), (2.0, np.std(advantage) / 2)):
-        normal, _ = trainer.normalise_advantages(advantage, None, floor, None)
+        normal, _ = trainer.normalize_advantages(advantage, None, floor, None)
         np.testing.assert_allclose(normal.mean(), 0, atol=1e-5)
         np.testing.assert_allclose(normal.std(), deviation, rtol=1e-4)
 

@@ -21,7 +21,7 @@ def where_counted(x: jax.Array, weight: jax.Array | None) -> jax.Array:
     return x if weight is None else jnp.where(weight > 0, x, 0)
 
 
-def normalise_weight(weight: jax.Array, axis_name: str | None) -> jax.Array:
+def normalize_weight(weight: jax.Array, axis_name: str | None) -> jax.Array:
     """Weights whose mean over all devices is 1, or that are all 0."""
     mean = mean_over_devices(jnp.mean(weight), axis_name)
     return weight / jnp.where(mean == 0, 1, mean)
@@ -43,7 +43,7 @@ def moments(
 def root_mean_square(x: jax.Array, weight: jax.Array | None, axis_name: str | None) -> jax.Array:
     """Returns the root mean square of x over all devices; weights are 1 or 0."""
     if weight is not None:
-        weight = normalise_weight(weight, axis_name)
+        weight = normalize_weight(weight, axis_name)
     return jnp.sqrt(mean_over_devices(weighted_mean(x**2, weight), axis_name))
 
 

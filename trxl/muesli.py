@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trxl.collectives import mean_over_devices, normalise_weight, weighted_mean
+from trxl.collectives import mean_over_devices, normalize_weight, weighted_mean
 from trxl.distributions import make_policy
 from trxl.layers import Dense, GRUCell, NormRelu
 from trxl.spaces import ActionSpace, Box, Obs, encode_action
@@ -126,7 +126,7 @@ def update_advantage_moments(
       decay: share of the earlier ones.
     """
     if weight is not None:
-        weight = normalise_weight(weight, axis_name)
+        weight = normalize_weight(weight, axis_name)
     square = mean_over_devices(weighted_mean(advantage**2, weight), axis_name)
     return update_decaying_moments(moments, jnp.zeros(()), square, decay)
 

@@ -25,9 +25,9 @@ class RolloutState(NamedTuple):
     env_state: Any
     obs: jax.Array  # (B, obs_size), not normalised
     discounted_return: jax.Array  # (B,), of the episode so far, for NORMALIZE_REWARD
-    memory: Any  # (B, M, L, E), layer inputs, oldest first; during a rollout the network's caches
+    memory: jax.Array  # (B, M, L, E), layer inputs before the rollout, oldest first
     reach: jax.Array  # (B,) int32, how many of the newest entries of the memory are valid, 0..M
-    env_keys: jax.Array  # (B,), each environment's random stream, its actions included
+    env_keys: jax.Array  # (B,), each row's random stream, its actions included
 
 
 class Transition(NamedTuple):
@@ -40,13 +40,13 @@ class Transition(NamedTuple):
     reward: jax.Array  # (B,)
     done: jax.Array  # (B,), see `episode_boundaries`
     terminated: jax.Array  # (B,)
-    truncated: jax.Array  # (B,), and not terminated
+    truncated: jax.Array  # (B,), ended by a limit and not terminated
     final_value: jax.Array  # (B,), of the final observation; means something where truncated
-    layer_inputs: jax.Array  # (B, L, E), what each layer saw
+    layer_inputs: jax.Array  # (B, L, E), the memory entry; of a GRU its carry
     reach: jax.Array  # (B,) int32, how many steps before this one it attends to
-    active: jax.Array | None  # (B,), whether the step counts; None where all do
+    active: jax.Array | None  # (B,), whether the agent has a part in the step; None: all have
     returned_episode: jax.Array  # (B,), whether an episode ended whose metrics count
-    episode_metrics: jax.Array  # (B, K), the K metrics of the environment
+    episode_metrics: jax.Array  # (B, number of metrics), in the order of `env.episode_metrics`
 
 
 class Rollout(NamedTuple):
@@ -54,9 +54,9 @@ class Rollout(NamedTuple):
 
     trajectory: Transition  # leaves (T, B, ...)
     last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
-    last_active: jax.Array | None  # (B,), whether the step from the last observation would count
+    last_active: jax.Array | None  # (B,), likewise for the step after the last
     memory: jax.Array  # (B, M, L, E), layer inputs from before the rollout, oldest first
-    replay: Any = None  # (B, ...), earlier rollouts, see `training.Algorithm`
+    replay: Any = None  # (B, ...), rollouts up to this one, see `training.Algorithm`
 
 
 def rollout(
@@ -79,18 +79,18 @@ def rollout(
     Returns:
       the state after the steps, the statistics, and the trajectories.
     """
-    memory = state.memory
     with jax.named_scope("agent"):
-        caches = network.apply(params, memory, method="init_cache")
+        caches = network.apply(params, state.memory, method="init_cache")
     step = partial(take_step, config, env, network, params, axis_name)
-    carry = state._replace(memory=caches), normalizer
-    (state, normalizer), trajectory = jax.lax.scan(step, carry, jnp.arange(config["NUM_STEPS"]))
+    steps = jnp.arange(config["NUM_STEPS"])
+    (state, caches, normalizer), trajectory = jax.lax.scan(step, (state, caches, normalizer), steps)
     last_obs = network_input(normalizer, state.obs)
     with jax.named_scope("bootstrap"):
         _, last_value, _, _ = network.apply(
-            params, last_obs, state.memory, config["NUM_STEPS"], state.reach, method="step"
+            params, last_obs, caches, config["NUM_STEPS"], state.reach, method="step"
         )
-    collected = Rollout(trajectory, last_value, active_rows(env, state.env_state), memory)
+    last_active = active_rows(env, state.env_state)
+    collected = Rollout(trajectory, last_value, last_active, state.memory)
     return state._replace(memory=next_memory(collected)), normalizer, collected
 
 
@@ -100,28 +100,30 @@ def take_step(
     network: Any,
     params: Any,
     axis_name: str | None,
-    carry: tuple[RolloutState, Normalizer],
+    carry: tuple[RolloutState, Any, Normalizer],
     t: jax.Array,
-) -> tuple[tuple[RolloutState, Normalizer], Transition]:
-    """Takes step t () of the rollout in every environment."""
-    state, normalizer = carry
+) -> tuple[tuple[RolloutState, Any, Normalizer], Transition]:
+    """Takes step t () of the rollout in every environment.
+
+    Args:
+      carry: the state, the network's caches, and the statistics.
+    """
+    state, caches, normalizer = carry
     env_keys, action_keys, step_keys = split_keys(state.env_keys, 3)
 
     # SELECT ACTION
     obs = network_input(normalizer, state.obs)
     with jax.named_scope("agent"):
         policy, value, caches, layer_inputs = network.apply(
-            params, obs, state.memory, t, state.reach, method="step"
+            params, obs, caches, t, state.reach, method="step"
         )
         action = sample_per_row(policy, action_keys)
         log_prob = policy.log_prob(action)
 
     # STEP ENV
     active = active_rows(env, state.env_state)
-    next_obs, env_state, reward, done, info = env.step(step_keys, state.env_state, action)
-    returned = info.get("returned_episode", done)
-    boundary = info.get("memory_boundary", done)
-    done, terminated, truncated = episode_boundaries(config, done, info)
+    next_obs, env_state, reward, env_done, info = env.step(step_keys, state.env_state, action)
+    done, terminated, truncated = episode_boundaries(config, env_done, info)
 
     # UPDATE STATISTICS
     next_active = active_rows(env, env_state)
@@ -135,9 +137,7 @@ def take_step(
     final_value = jnp.zeros_like(value)
     if env.can_truncate:
         final_obs = network_input(normalizer, info["final_observation"])
-        final_value = value_where(
-            network, params, truncated, final_obs, caches, t + 1, next_reach, final_value
-        )
+        final_value = value_where(truncated, network, params, final_obs, caches, t + 1, next_reach)
 
     with jax.named_scope("storage"):
         stored = pack_obs(obs, obs_space(env))
@@ -154,13 +154,13 @@ def take_step(
         layer_inputs=layer_inputs,
         reach=state.reach,
         active=active,
-        returned_episode=returned,
+        returned_episode=info.get("returned_episode", env_done),
         # One array, since Craftax's 67 would be as many kernels in every step on a GPU.
         episode_metrics=jnp.stack([info[name] for name in env.episode_metrics], axis=-1),
     )
-    reach = jnp.where(boundary, 0, next_reach)
-    state = RolloutState(env_state, next_obs, discounted_return, caches, reach, env_keys)
-    return (state, normalizer), transition
+    reach = jnp.where(info.get("memory_boundary", env_done), 0, next_reach)
+    state = RolloutState(env_state, next_obs, discounted_return, state.memory, reach, env_keys)
+    return (state, caches, normalizer), transition
 
 
 def episode_boundaries(
@@ -168,12 +168,10 @@ def episode_boundaries(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns where episodes end for the learner, each (B,): done, terminated, truncated.
 
-    They are the environment's own ends, in a trial of several episodes that of the trial alone. A
-    step that is terminated is not truncated.
-
-    An episode of a trial goes on in the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779):
-    what is found out in the first is worth what it brings in the later ones. How the last one ends,
-    by a time limit say, makes no difference to what comes after it, which is nothing.
+    These are the environment's own ends; termination wins over truncation. With TRIAL_CREDIT, in an
+    environment of trials, only the trial's end counts, always as termination: an episode goes on in
+    the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779), so that finding something out is
+    worth what it brings later in the trial.
     """
     if "memory_boundary" in info and config["TRIAL_CREDIT"]:
         boundary = info["memory_boundary"]
@@ -222,24 +220,23 @@ def update_reward_statistics(
 
 @jax.named_scope("bootstrap")
 def value_where(
+    mask: jax.Array,
     network: Any,
     params: Any,
-    mask: jax.Array,
     obs: jax.Array,
     caches: Any,
     t: jax.Array,
     reach: jax.Array,
-    otherwise: jax.Array,
 ) -> jax.Array:
-    """Returns the values (B,) of observations in steps in which `mask` (B,) is true anywhere.
+    """Returns the values (B,) of observations where `mask` (B,) is true, 0 elsewhere.
 
-    In the other steps the network does not run, and they are `otherwise`.
+    The network runs only in steps in which the mask is true anywhere.
     """
 
     def value() -> jax.Array:
-        return network.apply(params, obs, caches, t, reach, method="step")[1]
+        return jnp.where(mask, network.apply(params, obs, caches, t, reach, method="step")[1], 0)
 
-    return jax.lax.cond(any_across_vmap(mask), value, lambda: otherwise)
+    return jax.lax.cond(any_across_vmap(mask), value, lambda: jnp.zeros(mask.shape))
 
 
 def next_memory(collected: Rollout) -> jax.Array:
@@ -297,10 +294,10 @@ def split_keys(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
 
 
 def active_rows(env: Any, env_state: Any) -> jax.Array | None:
-    """(B,) bool, which rows the step from this state counts for; None where it does for all."""
+    """Returns (B,) bool, which agents have a part in the step from this state; None: all have."""
     return env.agents_active(env_state) if env.num_agents is not None else None
 
 
 def swap_time_and_batch(tree: Any) -> Any:
-    """(T, B, ...) to (B, T, ...)."""
+    """Transposes (T, B, ...) to (B, T, ...)."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

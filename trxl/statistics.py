@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.collectives import moments as batch_moments
-from trxl.collectives import normalise_weight, sum_over_devices, where_counted
+from trxl.collectives import normalize_weight, sum_over_devices, where_counted
 
 EPSILON = 1e-8
 
@@ -152,10 +152,10 @@ def restored_normalizer(saved: dict[str, dict[str, Any]]) -> Normalizer:
 
 def network_input(normalizer: Normalizer, obs: jax.Array) -> jax.Array:
     """Observations (..., obs_size) as the network gets them: normalised, where asked."""
-    return normalise_obs(normalizer["obs"], obs) if "obs" in normalizer else obs
+    return normalize_obs(normalizer["obs"], obs) if "obs" in normalizer else obs
 
 
-def normalise_obs(moments: Moments, obs: jax.Array) -> jax.Array:
+def normalize_obs(moments: Moments, obs: jax.Array) -> jax.Array:
     """obs (..., obs_size); its leading entries that `moments` does not have are left alone."""
     binary, real = jnp.split(obs, [obs.shape[-1] - moments.mean.size], axis=-1)
     real = (real - moments.mean) / jnp.sqrt(moments.variance + EPSILON)
@@ -207,7 +207,7 @@ def update_return_moments(
       decay: share of the earlier moments.
     """
     if weight is not None:
-        weight = normalise_weight(weight, axis_name)
+        weight = normalize_weight(weight, axis_name)
     mean, variance = batch_moments(returns, weight, axis_name)
     return update_decaying_moments(moments, mean, variance, decay)
 

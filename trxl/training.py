@@ -73,7 +73,8 @@ class Algorithm(NamedTuple):
     gradient steps on a rollout. `key` differs between devices; metrics are {name: ()}.
 
     add_to_replay(config, replay, rollout) -> the replay with this rollout, leaves (B, ...), which
-    `update` finds in `rollout.replay`. The first call has None for the replay.
+    `update` finds in `rollout.replay`. The replay is None where shapes alone are asked for; a run
+    starts with zeros.
     """
 
     name: str  # saved in the config of a run
@@ -94,9 +95,10 @@ class Algorithm(NamedTuple):
 
 
 def make_train(config: Config, algorithm: Algorithm, axis_name: str | None = None) -> Callable:
-    """Makes a whole training run one function, see `trainer_PPO_trXL.make_train`."""
-    config = algorithm.check(config, jax.device_count() if axis_name else 1)
-    init, update = make_init_and_update(config, algorithm, axis_name)
+    """Makes a whole training run one pure function, see `trainer_PPO_trXL.make_train`."""
+    num_devices = jax.device_count() if axis_name else 1
+    config = algorithm.check(config, num_devices)
+    init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
 
     def train(rng: jax.Array) -> dict[str, Any]:
         runner_state, metrics = jax.lax.scan(
@@ -111,14 +113,14 @@ def make_init_and_update(
     config: Config,
     algorithm: Algorithm,
     axis_name: str | None = None,
-    num_devices: int | None = None,
+    num_devices: int = 1,
 ) -> tuple[Callable, Callable]:
     """Makes the two functions of a run.
 
     Args:
       config: checked.
       axis_name: of the devices, under `jax.pmap` or `jax.shard_map`.
-      num_devices: size of that axis; all devices by default.
+      num_devices: size of that axis.
 
     Returns:
       init(rng, start=None) -> RunnerState, from a `Start` or fresh parameters, and
@@ -127,7 +129,6 @@ def make_init_and_update(
     Raises:
       ConfigError: the environment can't be made.
     """
-    num_devices = num_devices or (jax.device_count() if axis_name else 1)
     env = algorithm.make_env(config, config["NUM_ENVS"] // num_devices)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
 
@@ -227,7 +228,7 @@ def fresh_train_state(
 
 
 def learning_rate(config: Config, updates: jax.Array) -> jax.Array:
-    """Returns the learning rate of a whole update, after `updates` of them: to 0 if ANNEAL_LR."""
+    """Returns the rate of the update that follows `updates` others; to 0 with ANNEAL_LR."""
     fraction_left = 1 - updates / num_updates(config) if config["ANNEAL_LR"] else 1.0
     return jnp.asarray(config["LR"] * fraction_left)
 
@@ -250,7 +251,7 @@ def gradient_step(
 
     Args:
       loss: params -> (loss (), metrics {name: ()}).
-      optimizer: returns a direction, without the learning rate.
+      optimizer: returns Adam's direction or the like, which `rate` multiplies and -1.
       rate: (), the learning rate.
 
     Returns:
@@ -285,8 +286,11 @@ INPUTS = {
 def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
     """Returns the means of rewards and of entries that are not binary, as the loss reads them."""
     real = trajectory.obs.real
-    means = [jnp.mean(trajectory.reward), jnp.mean(real) if real.size else jnp.float32(0)]
-    return dict(zip(INPUTS, mean_over_devices(means, axis_name), strict=True))
+    means = {
+        "mean_reward": jnp.mean(trajectory.reward),
+        "mean_observation": jnp.mean(real) if real.size else jnp.float32(0),
+    }
+    return mean_over_devices(means, axis_name)
 
 
 @jax.named_scope("metrics")

@@ -40,7 +40,7 @@ class Program:
         self._several = len(self.seeds) > 1
         self._mesh = Mesh(np.array(jax.devices()), (AXIS,)) if num_devices else None
         axis_name = AXIS if num_devices else None
-        init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
+        init, update = make_init_and_update(config, algorithm, axis_name, num_devices or 1)
 
         def init_seed(seed: jax.Array, stream: jax.Array, start: Start | None) -> RunnerState:
             key = jax.random.key(seed)
