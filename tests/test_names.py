@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CORRIDOR = next(
     block
     for block in re.findall(
-        r"```python\n(.*?)```", (REPOSITORY / "docs/environments.md").read_text(), re.DOTALL
+        r"```python\n(.*?)```", (REPOSITORY / "docs/your_environment.md").read_text(), re.DOTALL
     )
     if "class Corridor" in block
 )
