@@ -42,7 +42,7 @@ if [[ -z $resumes ]]; then
     results=$results/$SLURM_JOB_ID
     settings+=("RESULTS_DIR=$results")
     checkpoint=$(find "$results" -mindepth 3 -maxdepth 3 \
-        -regex '.*/\(checkpoints\|learner\)/[0-9]+' 2>/dev/null | head -n 1)
+        -regex '.*/checkpoints/[0-9]+' 2>/dev/null | head -n 1)
     if [[ -n $checkpoint ]]; then settings+=("RESUME=$(dirname "$(dirname "$checkpoint")")"); fi
 fi
 

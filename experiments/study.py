@@ -70,7 +70,7 @@ def command(run: Run, out: Path) -> list[str]:
     """Returns the command that starts a run, or resumes it."""
     script = [sys.executable, str(REPOSITORY / run.script)]
     folder = run.folder(out)
-    checkpoints = [*folder.glob("*/checkpoints/[0-9]*"), *folder.glob("*/learner/[0-9]*")]
+    checkpoints = list(folder.glob("*/checkpoints/[0-9]*"))
     if checkpoints:
         names = [word for word in run.overrides if word.startswith("ENV_NAME=")]
         own = [name for name in names[-1:] if is_own(name)]  # a file runs only if it is named

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 from support import QUICK, run
@@ -10,10 +11,12 @@ from trxl.config import read_overrides
 from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_own
 from trxl.environments.validation import check_environment
 from trxl.errors import ConfigError, explained, shortened
+from trxl.runs import memory_check
 from trxl.runs.compiled import Program
-from trxl.runs.memory_check import check_capacity, device_memory, in_units, least_needs
-from trxl.runs.run_folder import NotFiniteError
+from trxl.runs.divergence import NotFiniteError
+from trxl.runs.memory_check import compare, device_memory, in_units, least_bytes
 
+from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
@@ -116,8 +119,14 @@ METHODS = [
     ({"next_episode": returns((jnp.zeros(2), 0))}, "wrong.next_episode: obs must be float32"),
     ({"episode_metrics": ("won",)}, "wrong.step: info must have 'won' of episode_metrics, not []"),
     ({"num_agents": 2}, "wrong.reset: obs must be float32 of shape (2, 3)"),
-    ({**TEAM, "out": lambda self, state: jnp.zeros(3)}, "wrong.out: what it returns must be bool"),
-    ({**TEAM, "out": 3}, "wrong.out raises TypeError: 'int' object is not callable"),
+    (
+        {**TEAM, "agents_done": lambda self, state: jnp.zeros(3)},
+        "wrong.agents_done: what it returns must be bool",
+    ),
+    (
+        {**TEAM, "agents_done": 3},
+        "wrong.agents_done raises TypeError: 'int' object is not callable",
+    ),
 ]
 
 
@@ -220,37 +229,61 @@ def test_parameters_beyond_a_suites_own_sense_are_one_line(name, env_kwargs, mes
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"NUM_ENVS": 10**7, "TOTAL_TIMESTEPS": 10**10}, "lower NUM_ENVS"),
+        ({"NUM_ENVS": 10**12, "TOTAL_TIMESTEPS": 10**15}, "WINDOW_MEM steps; lower NUM_ENVS"),
+        ({"NUM_STEPS": 10**10, "TOTAL_TIMESTEPS": 10**15}, "rollout .*; lower .* NUM_STEPS"),
         ({"WINDOW_MEM": 10**10}, "of it for the memory of the last WINDOW_MEM steps; lower"),
-        ({"EMBED_SIZE": 10**7}, "of it for parameters and optimiser; lower EMBED_SIZE"),
+        ({"NUM_SEEDS": 10**9}, "WINDOW_MEM steps; lower .* NUM_SEEDS"),
+        ({"num_layers": 10**7}, "WINDOW_MEM steps; lower .* num_layers"),
+        ({"EMBED_SIZE": 10**6}, "of it for parameters and optimiser; lower EMBED_SIZE"),
         ({"hidden_layers": 10**6}, "of it for parameters and optimiser; lower EMBED_SIZE"),
-        ({"UPDATE_EPOCHS": 10**9}, "of all passes over a rollout; lower UPDATE_EPOCHS"),
-        ({"NUM_SEEDS": 10**6}, "qkv_features or NUM_SEEDS"),
+        ({"hidden_layers": 10**12}, "beyond JAX's integers .*; lower EMBED_SIZE"),
+        ({"UPDATE_EPOCHS": 10**9}, "and the passes over it; lower .* UPDATE_EPOCHS"),
     ],
 )
-def test_what_no_device_holds_is_told_before_anything_is_made(changes, words):
-    with pytest.raises(ConfigError, match=words):
-        check_capacity(PPO.check({**changes}), given=25 * 10**9)
+def test_what_no_device_holds_is_told_before_anything_is_made(
+    changes, words, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory_check, "device_memory", lambda: 25 * 10**9)
+    monkeypatch.setattr(Program, "compile", None)
+    with pytest.raises(ConfigError, match=words) as error:
+        run({**QUICK, "WINDOW_MEM": 64, "RESULTS_DIR": str(tmp_path), **changes})
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_device_holds_its_share_and_no_more():
-    config = PPO.check({})
-    size = sum(need.size for need in least_needs(config, 1))
-    check_capacity(config, given=size)
-    with pytest.raises(ConfigError):
-        check_capacity(config, given=size - 1)
-    check_capacity(config, num_devices=4, given=size // 2)
+def test_a_run_that_just_fits_is_let_through(monkeypatch):
+    needs = {"for one thing": 3, memory_check.ENVIRONMENTS: 5}
+    monkeypatch.setattr(memory_check, "device_memory", lambda: 8)
+    compare(needs)
+    monkeypatch.setattr(memory_check, "device_memory", lambda: 7)
+    with pytest.raises(ConfigError, match="5 bytes of it for the states of the environments; "):
+        compare(needs)
 
 
-def test_the_states_of_the_environments_count():
-    config = PPO.check({})
-    size = sum(need.size for need in least_needs(config, 1))
-    with pytest.raises(ConfigError, match="1 GB of it for the states of the environments"):
-        check_capacity(config, environments=10**9, given=size + 1)
-    program = Program(PPO.check({**QUICK, "ENV_NAME": "Craftax-Symbolic-v1"}), PPO, None)
-    environments, kept = program.row_bytes()
-    assert 4 * 48 * 48 * 9 < environments < 4 * 10**6
-    assert kept == 0
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [(PPO, {"NUM_SEEDS": 2}), (PPO, {"ENV_NAME": "Craftax-Symbolic-v1"}), (MUESLI, {})],
+    ids=["two seeds", "Craftax", "Muesli"],
+)
+def test_the_bytes_of_a_state_and_of_a_rollout_are_counted(algorithm, changes):
+    program = Program(algorithm.check({**QUICK, **changes}), algorithm, None)
+    *state, rollout = least_bytes(program).values()
+    shapes = program.shapes()
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    assert 0 < total - sum(state) < 20  # the key of the permutations
+    obs = shapes.rollout_state.obs
+    layer_inputs = QUICK["num_layers"] * QUICK["EMBED_SIZE"] * obs.size // obs.shape[-1]
+    stored = min(obs.size // 32, 10**3)  # of binary entries, a bit each
+    assert QUICK["NUM_STEPS"] * 4 * (layer_inputs + stored) < rollout < 10**7
+
+
+def test_each_device_holds_its_share_of_the_environments():
+    whole, part = (
+        least_bytes(Program(PPO.check({**QUICK, "NUM_ENVS": 16}, n or 1), PPO, n))
+        for n in (None, 8)
+    )
+    assert part.pop(memory_check.STATE) == whole.pop(memory_check.STATE)
+    assert {what: 8 * size for what, size in part.items()} == whole
 
 
 def test_an_allocation_that_fails_says_how_much_it_was():

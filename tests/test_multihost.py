@@ -158,19 +158,22 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
 
 
 def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    processes = start_two(f"RESULTS_DIR={tmp_path / 'runs'}", TMPDIR=str(temporary))
-    wait_for_checkpoint(tmp_path / "runs", processes)
-    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    processes = start_two(f"RESULTS_DIR={tmp_path}")
+    wait_for_checkpoint(tmp_path, processes)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    told = ""
+    while "the run goes on in memory" not in told:
+        told = processes[0].stdout.readline()
+        assert told, processes[1].communicate()[0]
+    assert "File too large" in told
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, unlimited)
     statuses, outputs = finish(*processes)
     assert statuses == [0, 0], outputs
-    (elsewhere,) = temporary.glob(f"{SETTINGS['ENV_NAME']}_*")
-    assert outputs[0].count("File too large; the run goes on in memory") == 1
-    assert f"the run is saved in {elsewhere} instead" in outputs[0]
-    assert_same_results(one_process, temporary)
-    (checkpoint,) = (elsewhere / "learner").iterdir()
-    assert checkpoint.name == str(UPDATES)
+    assert re.search(r"the checkpoint of update \d+ is in \S+ now", outputs[0])
+    assert "the run goes on in memory" not in outputs[0]  # told once
+    assert_same_results(one_process, tmp_path)
+    assert UPDATES in whole_checkpoints(tmp_path / SETTINGS["ENV_NAME"])
 
 
 FAKE_SRUN = """#!/usr/bin/env bash
@@ -262,7 +265,7 @@ def test_the_slurm_script_requeues_what_is_worth_another_start(
         ("", "", "RESULTS_DIR=runs/slurm/7"),
         ("", "runs/slurm/7/x/checkpoints/3", "RESULTS_DIR=runs/slurm/7 RESUME=runs/slurm/7/x"),
         ("RESULTS_DIR=mine", "", "RESULTS_DIR=mine/7"),
-        ("RESULTS_DIR=mine", "mine/7/x/learner/3", "RESULTS_DIR=mine/7 RESUME=mine/7/x"),
+        ("RESULTS_DIR=mine", "mine/7/x/checkpoints/3", "RESULTS_DIR=mine/7 RESUME=mine/7/x"),
         ("RESUME=runs/slurm/6/x", "runs/slurm/7/x/checkpoints/3", ""),
     ],
 )

@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 from support import OWN_ENVIRONMENT, QUICK, main, resumed_config, run, whole_checkpoints
 
 from trxl.errors import ConfigError
-from trxl.runs import checkpoints, saved_config
-from trxl.runs.checkpoints import FullCheckpoints, LearnerCheckpoints
-from trxl.runs.run_folder import NotFiniteError, Record
+from trxl.runs import saved_config
+from trxl.runs.checkpoints import Checkpoints
+from trxl.runs.divergence import NotFiniteError
+from trxl.runs.run_folder import Record
 
 from trainer_PPO_trXL import PPO
 
@@ -174,13 +174,13 @@ def test_the_learning_rate_follows_the_new_total(finished, tmp_path):
 
 def test_a_run_that_breaks_says_where_and_keeps_its_last_checkpoint(finished, tmp_path):
     config = resumed_config(finished, {"TOTAL_TIMESTEPS": 100 * STEPS_PER_UPDATE, "LR": 1e30})
-    newest = FullCheckpoints(finished, 2).newest()
+    newest = max(whole_checkpoints(finished))
     with pytest.raises(NotFiniteError) as error:
         run({**config, "RESUME": str(finished)})
     assert f"after update {newest + 1}; the checkpoint of update {newest} is kept" in str(
         error.value
     )
-    assert FullCheckpoints(finished, 2).newest() == newest
+    assert max(whole_checkpoints(finished)) == newest
 
 
 @pytest.mark.parametrize(
@@ -274,21 +274,18 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def cut_off(folder):
+def cut_off(folder, _):
     """Halves the largest file."""
     path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def replace_by_another(folder):
+def replace_by_another(folder, kind):
     """Puts in the checkpoint of a network of another size."""
     root = folder.parents[2] / "another"
-    kind = "full" if folder.parent.name == "checkpoints" else "learner"
     run({**CHAIN, "EMBED_SIZE": 8, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(root)})
     shutil.rmtree(folder)
-    shutil.copytree(
-        root / "MemoryChain-bsuite" / folder.relative_to(folder.parents[1]).with_name("4"), folder
-    )
+    shutil.copytree(root / "MemoryChain-bsuite" / "checkpoints" / "4", folder)
 
 
 @pytest.mark.slow
@@ -299,8 +296,8 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
 ):
     run({**CHAIN, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)})
     folder = tmp_path / "MemoryChain-bsuite"
-    newest = folder / {"full": "checkpoints", "learner": "learner"}[kind] / "4"
-    breaks(newest)
+    newest = folder / "checkpoints" / "4"
+    breaks(newest, kind)
     before = files_of(folder)
     settings = [f"RESUME={folder}", "TOTAL_TIMESTEPS=1e4", "LR=1"]
     monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", *settings])
@@ -341,22 +338,14 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "all_devices"), [("learner", False), ("params", False), ("learner", True)]
 )
-def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(
-    kind, all_devices, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(checkpoints, "PART_BYTES", 10_000)
+def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(kind, all_devices, tmp_path, capsys):
     config = {**CHAIN, "NUM_ENVS": 16, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
     run({**config, "TOTAL_TIMESTEPS": 512}, all_devices)
     folder = tmp_path / "MemoryChain-bsuite"
-    assert not whole_checkpoints(folder)
-    parts = sorted((folder / "learner" / "2").iterdir())
-    assert len(parts) > 2
-    assert max(part.stat().st_size for part in parts) == 10_000
-    saved = np.load(folder / "0_params.npy", allow_pickle=True).item()
-    flat, _ = ravel_pytree(saved)
-    restored, opt_state = LearnerCheckpoints(folder, 2).restore(2, saved, (0, flat, flat))
-    assert_bitwise_equal(saved, restored)
-    assert (opt_state is None) == (kind == "params")
+    saved = load(folder)[1]
+    arrays = Checkpoints(folder, 2).saved_names(2)
+    assert arrays.keys() == {"train_state"}
+    assert (arrays["train_state"]["opt_state"] is None) == (kind == "params")
 
     resumed = resumed_config(folder, {"TOTAL_TIMESTEPS": 1024, "LR": 0.0})
     run({**resumed, "RESUME": str(folder)}, all_devices)

@@ -43,10 +43,10 @@ def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
 
 
 class Team(NamedTuple):
-    """JaxMARL's state, and who is out."""
+    """JaxMARL's state, and the agents that have left the episode."""
 
     state: Any
-    out: jax.Array  # (A,) bool, this agent's episode is over while the others' goes on
+    done: jax.Array  # (A,) bool, this agent's episode is over while the others' goes on
 
 
 class JaxMARLAdapter(SingleEnvironment):
@@ -89,15 +89,15 @@ class JaxMARLAdapter(SingleEnvironment):
             for i, (agent, space) in enumerate(zip(self._agents, self._spaces, strict=True))
         }
         obs, new_state, rewards, dones, _ = self._env.step_env(key, state.state, actions)
-        out = state.out | self._stack(dones)
+        done = state.done | self._stack(dones)
         reward = self._stack(rewards).astype(jnp.float32)
         terminated = dones["__all__"]
         obs = self._observe(obs, new_state)
-        return obs, Team(new_state, out), reward, terminated, jnp.zeros_like(terminated), {}
+        return obs, Team(new_state, done), reward, terminated, jnp.zeros_like(terminated), {}
 
     def agents_done(self, state: Team) -> jax.Array:
-        """(A,) bool, which agents have no part in the episode any more."""
-        return state.out
+        """Returns (A,) bool, which agents have left the episode."""
+        return state.done
 
     def _stack(self, by_agent: dict[str, jax.Array]) -> jax.Array:
         return jnp.stack([by_agent[agent] for agent in self._agents])

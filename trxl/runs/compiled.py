@@ -88,16 +88,9 @@ class Program:
         params = self.shapes().train_state.params
         return sum(x.size for x in jax.tree.leaves(params)) // len(self.seeds)
 
-    def row_bytes(self) -> tuple[int, int]:
-        """Returns the bytes of one device's environment states, and of its replay."""
-        state = self.shapes()
-        devices = self._mesh.size if self._mesh else 1
-
-        def size(tree: Any) -> int:
-            return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) // devices
-
-        running = state.rollout_state
-        return size((running.env_state, running.obs)), size(state.replay)
+    def trace_update(self) -> Any:
+        """Returns the traced update, which `compile` then need not trace again."""
+        return self._update.trace(self.shapes())
 
     def compile(self, state: RunnerState) -> Callable:
         """Returns the update, compiled for such a state."""

@@ -57,12 +57,6 @@ class FolderLock:
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         return file
 
-    def renew(self) -> None:
-        """Takes it anew where somebody removed the folder and it was made again."""
-        if not is_same_file(self._file.fileno(), self._path):
-            self._file.close()
-            self._file = self._take()
-
     def release(self) -> None:
         """Gives it back; the file goes."""
         if is_same_file(self._file.fileno(), self._path):

@@ -1,96 +1,108 @@
 """Whether a run fits the machine, before anything is compiled."""
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from trxl.errors import ConfigError
+from trxl.runs.compiled import Program
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
+STATE = "for parameters and optimiser"
+MEMORY = "for the memory of the last WINDOW_MEM steps"
+ENVIRONMENTS = "for the states of the environments"
+KEPT = "for what is kept of rollouts"
+ROLLOUT = "for a rollout and the passes over it"
 
-class Need(NamedTuple):
-    """A part of what a run holds at a time."""
+KEYS = {
+    STATE: ("EMBED_SIZE", "qkv_features", "num_layers", "hidden_layers", "NUM_SEEDS"),
+    MEMORY: ("NUM_ENVS", "WINDOW_MEM", "num_layers", "EMBED_SIZE", "NUM_SEEDS"),
+    ENVIRONMENTS: ("NUM_ENVS", "NUM_SEEDS", "ENV_KWARGS"),
+    KEPT: ("REPLAY_ROLLOUTS", "NUM_ENVS", "NUM_STEPS", "WINDOW_MEM", "NUM_SEEDS"),
+    ROLLOUT: ("NUM_ENVS", "NUM_STEPS", "EMBED_SIZE", "num_layers", "NUM_SEEDS", "UPDATE_EPOCHS"),
+}
+"""Which keys make a part of what a run holds smaller."""
 
-    what: str
-    size: int  # bytes, on one device
-    keys: tuple[str, ...]  # that make it smaller
 
-
-def check_capacity(
-    config: dict[str, Any],
-    num_devices: int = 1,
-    environments: int = 0,
-    kept: int = 0,
-    given: int | None = None,
-) -> None:
-    """Compares the least that a run holds on a device with the memory that there is.
+def check_sizes(config: dict[str, Any], num_devices: int = 1) -> None:
+    """Refuses sizes by the config alone, since JAX can't even trace those beyond its integers.
 
     Args:
       config: checked.
       num_devices: that the environments are spread over.
-      environments: bytes of their states on one device, if that is known already.
-      kept: bytes of what the algorithm keeps of rollouts, likewise.
-      given: bytes of a device's memory; by default what there is.
+
+    Raises:
+      ConfigError: see `compare`.
+    """
+    width = max(1, config["num_layers"] * config["EMBED_SIZE"])  # what a layer saw, of all layers
+    of_a_step = 4 * width * config["NUM_SEEDS"] * config["NUM_ENVS"] // num_devices
+    compare({MEMORY: of_a_step * config["WINDOW_MEM"], ROLLOUT: of_a_step * config["NUM_STEPS"]})
+
+
+def least_bytes(program: Program) -> dict[str, int]:
+    """Returns what a run holds at least on one device at a time: {what: bytes}.
+
+    Raises:
+      ConfigError: a size is beyond JAX's integers.
+    """
+    try:
+        state = program.shapes()
+        update = program.trace_update().jaxpr.jaxpr
+    except OverflowError as error:
+        raise ConfigError(
+            f"a size is beyond JAX's integers ({error}); lower {listed(KEYS[STATE])}"
+        ) from error
+    rollout_state = state.rollout_state
+    return {
+        STATE: bytes_of(state.train_state),
+        MEMORY: bytes_of(rollout_state.memory),
+        ENVIRONMENTS: bytes_of(rollout_state) - bytes_of(rollout_state.memory),
+        KEPT: bytes_of(state.replay),
+        ROLLOUT: stacked_bytes(update),
+    }
+
+
+def compare(needs: dict[str, int]) -> None:
+    """Compares what a run holds at least with a device's memory.
+
+    Args:
+      needs: {what: bytes}.
 
     Raises:
       ConfigError: it is more; the line says which keys to lower.
     """
-    needs = least_needs(config, num_devices)
-    keys: tuple[str, ...] = ("NUM_ENVS", "NUM_SEEDS", "ENV_KWARGS")
-    needs.append(Need("for the states of the environments", environments, keys))
-    keys = ("REPLAY_ROLLOUTS", "NUM_ENVS", "NUM_STEPS", "WINDOW_MEM", "NUM_SEEDS")
-    needs.append(Need("for what is kept of rollouts", kept, tuple(k for k in keys if k in config)))
-    total = sum(need.size for need in needs)
-    memory = given or device_memory()
+    total, memory = sum(needs.values()), device_memory()
     if total > memory:
-        largest = max(needs, key=lambda need: need.size)
+        largest = max(needs, key=lambda what: needs[what])
         raise ConfigError(
             f"this run takes at least {in_units(total)}, and the device has {in_units(memory)}:"
-            f" {in_units(largest.size)} of it {largest.what}; lower {listed(largest.keys)}"
+            f" {in_units(needs[largest])} of it {largest}; lower {listed(KEYS[largest])}"
         )
 
 
-def least_needs(config: dict[str, Any], num_devices: int) -> list[Need]:
-    """What any algorithm's run holds at least, by the sizes in its config.
+def bytes_of(shapes: Any) -> int:
+    """Returns the bytes on one device of a tree of `jax.ShapeDtypeStruct` with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(shapes)
+    )
 
-    Whole numbers of Python, since such sizes may be beyond all types. What the environments' states
-    take is not among it, nor what the compiler adds.
-    """
-    names = ("NUM_SEEDS", "NUM_STEPS", "WINDOW_MEM", "num_layers", "EMBED_SIZE", "qkv_features")
-    seeds, steps, memory, layers, width, qkv = (config[name] for name in names)
-    rows = seeds * config["NUM_ENVS"] // num_devices
-    hidden = config["hidden_layers"]
-    of_a_layer = width * (4 * qkv + 14 * width)
-    if config["MEMORY"] == "gru":
-        qkv, of_a_layer = 0, 6 * width**2
-    parameters = seeds * (layers * of_a_layer + 2 * hidden * (width + hidden))
-    epochs = config.get("UPDATE_EPOCHS", 1)
-    return [
-        Need(
-            "for the memory of the last WINDOW_MEM steps",
-            4 * rows * memory * layers * (width + 2 * qkv),
-            ("NUM_ENVS", "WINDOW_MEM", "num_layers", "EMBED_SIZE", "qkv_features", "NUM_SEEDS"),
-        ),
-        Need(
-            "for a rollout of NUM_STEPS",
-            4 * rows * steps * (layers * width + 4),
-            ("NUM_ENVS", "NUM_STEPS", "num_layers", "EMBED_SIZE", "NUM_SEEDS"),
-        ),
-        Need(
-            "for parameters and optimiser",
-            3 * 4 * parameters,
-            ("EMBED_SIZE", "qkv_features", "num_layers", "hidden_layers", "NUM_SEEDS"),
-        ),
-        Need(
-            "for the advantages of all passes over a rollout",
-            4 * rows * steps * epochs,
-            ("UPDATE_EPOCHS", "NUM_ENVS", "NUM_STEPS", "NUM_SEEDS"),
-        ),
-    ]
+
+def stacked_bytes(jaxpr: Any) -> int:
+    """Returns the bytes that a function's scan stacks up, of the scan with the most."""
+    most = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            stacked = [x.aval for x in equation.outvars[equation.params["num_carry"] :]]
+            most = max(most, sum(math.prod(x.shape) * x.dtype.itemsize for x in stacked))
+        elif inner := equation.params.get("jaxpr"):  # of a jit or a shard_map
+            most = max(most, stacked_bytes(getattr(inner, "jaxpr", inner)))
+    return most
 
 
 def device_memory() -> int:

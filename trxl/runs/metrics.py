@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from trxl.errors import ConfigError
-from trxl.runs.lock import is_same_file
 
 
 class CurveFile:
@@ -58,26 +57,13 @@ class CurveFile:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk under this name, which somebody may have removed.
+        """Waits until all lines are on the disk.
 
         Raises:
           OSError: they can't be.
         """
-        if not is_same_file(self._file.fileno(), self._path):
-            self.copy_to(self._path)
-            self._file.close()
-            self._file, self._waiting = open_unbuffered(self._path), b""
-            self._file.seek(0, os.SEEK_END)
         self._write()
         os.fsync(self._file.fileno())
-
-    def copy_to(self, path: Path) -> None:
-        """Writes all lines so far to another file, those that wait too.
-
-        Raises:
-          OSError: it can't be written.
-        """
-        path.write_bytes(self._content())
 
     def close(self) -> None:
         """Closes the file."""

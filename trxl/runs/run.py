@@ -19,8 +19,9 @@ from trxl.environments import is_own, located
 from trxl.errors import ConfigError, RunError, explained
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
+from trxl.runs.divergence import NotFiniteError
 from trxl.runs.interruption import StopOnSignal, lasting_output
-from trxl.runs.memory_check import check_capacity
+from trxl.runs.memory_check import check_sizes, compare, least_bytes
 from trxl.runs.outputs import save_results
 from trxl.runs.parameters import saved_params
 from trxl.runs.processes import (
@@ -32,7 +33,7 @@ from trxl.runs.processes import (
     status_of,
 )
 from trxl.runs.progress import Progress
-from trxl.runs.run_folder import NotFiniteError, Record
+from trxl.runs.run_folder import Record
 from trxl.runs.saved_config import how_to_go_on, resumed_config
 from trxl.training import Algorithm, RunnerState, TrainState
 
@@ -158,9 +159,9 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
             f"NUM_SEEDS = {config['NUM_SEEDS']} needs train_{algorithm.name}_trXL.py with"
             " ALL_DEVICES=False: over all devices one seed is spread"
         )
-    check_capacity(config, num_devices)
+    check_sizes(config, num_devices)
     program = Program(config, algorithm, num_devices if all_devices else None)
-    check_capacity(config, num_devices, *program.row_bytes())
+    compare(least_bytes(program))
     with StopOnSignal() as stop:
         record = Record(config, algorithm, program.seeds)
         stop.watch(record)
@@ -246,7 +247,7 @@ def train(
         raise
     except Exception:
         if jax.process_count() == 1 and is_intact(state, record.updates):
-            record.save_last(program, state)
+            record.save_checkpoint(program, state)
         raise
     record.save_last(program, state)
     return state

@@ -11,7 +11,7 @@ from trxl.config import defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError, explained, shortened
 from trxl.runs.interruption import lasting_output
-from trxl.runs.memory_check import check_capacity
+from trxl.runs.memory_check import check_sizes
 from trxl.runs.run import enable_compilation_cache
 from trxl.search.loop import Loop, best_trial
 from trxl.search.population import members_at_a_time
@@ -140,11 +140,11 @@ def search(
         algorithm.check({**given, **shape})  # before anything compiles
     devices, name = jax.local_device_count(), settings["STRATEGY"]
     members = settings["CHUNK"] or members_at_a_time(
-        config, settings["SEEDS"], settings["POPULATION"]
+        config, algorithm, settings["SEEDS"], settings["POPULATION"]
     )
     batch_rows = -(-members * settings["SEEDS"] // devices) * devices
     try:
-        check_capacity({**config, "NUM_SEEDS": batch_rows // devices})
+        check_sizes({**config, "NUM_SEEDS": batch_rows // devices})
     except ConfigError as error:
         raise ConfigError(
             f"{batch_rows // devices} runs at a time, CHUNK * SEEDS: {error}"

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trxl.config import num_updates
 from trxl.rollout import Metrics
-from trxl.runs.memory_check import device_memory, least_needs
+from trxl.runs.compiled import Program
+from trxl.runs.memory_check import device_memory, least_bytes
 from trxl.training import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
 
 Array = np.ndarray | jax.Array
@@ -175,14 +176,16 @@ def fork_random_streams(state: RunnerState, number: int) -> RunnerState:
     return jax.tree.map(fork, state)
 
 
-def members_at_a_time(config: dict[str, Any], seeds: int, population: int) -> int:
+def members_at_a_time(
+    config: dict[str, Any], algorithm: Algorithm, seeds: int, population: int
+) -> int:
     """Returns how many members of `seeds` rows each are in a batch, where nobody says."""
     if jax.devices()[0].platform == "cpu":
         return min(MEMBERS_ON_A_CPU, population)
-    of_one = sum(need.size for need in least_needs({**config, "NUM_SEEDS": seeds}, 1))
-    fitting = device_memory() * jax.local_device_count() // (FOR_ALL_ELSE * max(of_one, 1))
+    of_one = sum(least_bytes(Program({**config, "NUM_SEEDS": seeds}, algorithm, None)).values())
+    fitting = device_memory() * jax.local_device_count() // (FOR_ALL_ELSE * of_one)
     return max(1, min(population, fitting))
 
 
 FOR_ALL_ELSE = 4
-"""How many times what a run holds at least it may take: environments, and what XLA adds."""
+"""How many times what a run holds at least it may take, for what XLA adds."""

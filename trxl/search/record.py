@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from trxl.environments import resolve_name
 from trxl.errors import ConfigError, shortened
-from trxl.runs.checkpoints import FullCheckpoints
+from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
 from trxl.runs.outputs import fresh_folder, write_whole
@@ -125,7 +125,7 @@ class SearchFolder:
         self._trouble = ""
         self._lock = FolderLock(folder)
         try:
-            self._checkpoints = FullCheckpoints(folder, keep=2)
+            self._checkpoints = Checkpoints(folder, keep=2)
             if resumed:
                 noted = [n for n in self._checkpoints.all() if self._path(n).exists()]
                 self._number = max(noted, default=0)
