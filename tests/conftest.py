@@ -1,10 +1,14 @@
 """Virtual devices for the tests of pmap, and settings that make the compiler quick."""
 
+import ctypes
 import gc
 import os
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,6 +42,18 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Tracing makes many objects that stay, and the collector would look at all of them again and again.
 gc.set_threshold(100_000, 50, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Frees a module's programs at its end: a worker that keeps all of them takes 6 GB."""
+    yield
+    import jax  # not before the settings above
+
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":  # glibc keeps what is freed
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def pytest_configure(config):

@@ -8,10 +8,13 @@ import oracle
 from trxl.environments import Discrete
 from trxl.runs import run as runs
 from trxl.runs import saved_config
-from trxl.spaces import ObsSpace
+from trxl.runs.outputs import save_seed
+from trxl.spaces import ObsSpace, obs_space
+from trxl.training import init_params
 
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
+from wrappers import make_env
 
 SMALL = {
     "NUM_ENVS": 4,
@@ -19,6 +22,7 @@ SMALL = {
     "NUM_MINIBATCHES": 2,
     "UPDATE_EPOCHS": 2,
     "TOTAL_TIMESTEPS": 256,
+    "ANNEAL_LR": False,  # else each TOTAL_TIMESTEPS is a program of its own to compile
     "EMBED_SIZE": 16,
     "qkv_features": 16,
     "num_heads": 2,
@@ -128,6 +132,15 @@ def make_window_form(network, window_grad):
 def whole_checkpoints(folder):
     """After which updates a run's whole checkpoints were taken."""
     return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}
+
+
+def save_untrained(folder, **changes):
+    """Saves an agent with its first parameters, as a run of `QUICK` and `changes` does."""
+    config = PPO.check({**QUICK, **changes})
+    env = make_env(config, config["NUM_ENVS"])
+    network = make_network(config, env.action_space, obs_space(env))
+    params = init_params(config, network, env.obs_size, jax.random.key(0))
+    save_seed(folder, 0, config, {}, jax.device_get(params))
 
 
 def run(config, all_devices=False):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from support import OWN_ENVIRONMENT, QUICK, SMALL, make_window_form, reach_of
+from support import OWN_ENVIRONMENT, SMALL, make_window_form, reach_of, save_untrained
 
 from trxl.environments import Discrete
 from trxl.errors import ConfigError
@@ -18,7 +18,7 @@ from trxl.runs import evaluation
 from trxl.runs.agent import Agent
 from trxl.runs.outputs import save_seed
 from trxl.runs.pictures import CAPTION_PIXELS
-from trxl.spaces import ObsSpace, obs_space
+from trxl.spaces import ObsSpace
 from trxl.training import init_params
 
 import evaluate_PPO_trXL as evaluate
@@ -42,15 +42,6 @@ def folder(tmp_path_factory):
     params["params"]["actor"]["Dense_2"]["bias"][:] = 0
     save_seed(folder, 0, config, {"total_loss": np.zeros(1)}, params)
     return folder
-
-
-def save_untrained(folder, **changes):
-    """An agent with its first parameters."""
-    config = PPO.check({**QUICK, **changes})
-    env = make_env(config, config["NUM_ENVS"])
-    network = make_network(config, env.action_space, obs_space(env))
-    params = init_params(config, network, env.obs_size, jax.random.key(0))
-    save_seed(folder, 0, config, {}, jax.device_get(params))
 
 
 def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):

@@ -43,6 +43,7 @@ from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")
 TINY = {**SMALL, "num_layers": 1, "MODEL_SIZE": 16, "VALUE_BINS": 11, "VALUE_LIMIT": 5.0}
+TINY |= {"MODEL_STEPS": 2}  # each is compiled by itself
 CHAIN = {**TINY, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
 GAMMA, DECAY = 0.9, 0.8
 
@@ -598,13 +599,14 @@ def test_the_loss_is_its_parts(played):
     np.testing.assert_allclose(parts["actor_loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
     """With gamma 1/2 the best is to go back and forth: v(1) = 1 + v(0) / 2, v(0) = v(1) / 2."""
     config = MUESLI.check(
         {
             **TINY,
             **{"ENV_NAME": f"{TOYS}:TwoStates", "GAMMA": 0.5, "WINDOW_MEM": 0, "LR": 3e-3},
-            "ADVANTAGE_FLOOR": 0.0,
+            **{"ADVANTAGE_FLOOR": 0.0, "MODEL_STEPS": 5, "ANNEAL_LR": True},
             **{"NUM_ENVS": 8, "NUM_STEPS": 8, "REPLAY_ROLLOUTS": 4, "VALUE_LIMIT": 1.5},
             "TOTAL_TIMESTEPS": 8 * 8 * 150,
         }
@@ -647,14 +649,15 @@ ENVIRONMENTS = {
     "multi-discrete": {**TINY, "ENV_NAME": "popgym/MineSweeperEasy"},
     "real": {**TINY, "ENV_NAME": "Pendulum-v1", "NETWORK": "wide", "encoder_features": 16},
     "trials": {**TINY, "ENV_NAME": f"{TOYS}:Quest"},
-    "agents": {**TINY, "ENV_NAME": "MPE_simple_spread_v3"},
+    "agents": {**TINY, "ENV_NAME": f"{TOYS}:Team"},
 }
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    ["discrete", *(pytest.param(x, marks=pytest.mark.slow) for x in [*ENVIRONMENTS][1:])],
+)
 def test_it_trains_and_plays(name, tmp_path):
-    if name == "agents":
-        pytest.importorskip("jaxmarl")
     config = {**ENVIRONMENTS[name], "RESULTS_DIR": str(tmp_path)}
     runs.run(config, MUESLI)
     (folder,) = tmp_path.iterdir()
@@ -691,6 +694,7 @@ def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
     assert "replay" not in filled_fields(state._replace(replay=None))
 
 
+@pytest.mark.slow
 def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
     config |= {"REPLAY_SHARE": 0.0}  # what is replayed each device draws for itself

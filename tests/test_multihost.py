@@ -28,8 +28,6 @@ from trxl.runs.processes import (
     run_on_all,
 )
 
-pytestmark = pytest.mark.slow
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "train_PPO_trXL_pmap.py"
 UPDATES = 24
@@ -130,16 +128,7 @@ OF_GLOO = (
 """The pieces of the lines that Gloo's threads write at once, one amid the other."""
 
 
-def test_two_processes_train_as_one_does_and_only_the_first_speaks(one_process, tmp_path):
-    statuses, outputs = finish(*start_two(f"RESULTS_DIR={tmp_path}"))
-    assert statuses == [0, 0], outputs
-    assert_same_results(one_process, tmp_path)
-    assert f"{UPDATES} updates; mean return" in outputs[0]
-    assert re.sub(OF_GLOO, "", outputs[1]) == ""
-    names = {path.name for path in tmp_path.rglob("*") if path.parent.parent == tmp_path}
-    assert {path.name for path in one_process.glob("*/*")} == names
-
-
+@pytest.mark.slow
 def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     one_process, tmp_path
 ):
@@ -157,6 +146,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     assert_same_results(one_process, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
     processes = start_two(f"RESULTS_DIR={tmp_path}")
     wait_for_checkpoint(tmp_path, processes)
@@ -178,7 +168,7 @@ def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
 
 FAKE_SRUN = """#!/usr/bin/env bash
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_LOCALID=0
-for i in 0 1; do SLURM_PROCID=$i "$@" & tasks[i]=$!; done
+for i in 0 1; do SLURM_PROCID=$i "$@" > "output$i" 2>&1 & tasks[i]=$!; done
 echo "${tasks[@]}" > tasks
 highest=0
 for i in 0 1; do wait "${tasks[i]}" || { status=$?; ((status > highest)) && highest=$status; }; done
@@ -186,7 +176,10 @@ exit $highest
 """
 
 
-def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_the_slurm_script_requeues_and_resumes(
+    one_process, tmp_path
+):
     """With commands in place of SLURM's; its variables are those of two nodes."""
     commands = {"srun": FAKE_SRUN, "scontrol": '#!/usr/bin/env bash\necho "$@" > scontrol\n'}
     for name, text in commands.items():
@@ -205,28 +198,28 @@ def test_the_slurm_script_requeues_and_resumes(one_process, tmp_path):
     command = ["bash", REPOSITORY / "train_slurm.sh", *(f"{k}={v}" for k, v in SETTINGS.items())]
 
     def sbatch():
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return subprocess.Popen(command, cwd=tmp_path, env=environment)
+
+    def outputs():
+        return [(tmp_path / f"output{i}").read_text() for i in range(2)]
 
     job = sbatch()
     wait_for_checkpoint(tmp_path / "runs" / "slurm" / environment["SLURM_JOB_ID"], [job])
     one_task = int((tmp_path / "tasks").read_text().split()[1])
     os.kill(one_task, signal.SIGTERM)  # all tasks must stop after the same update
-    statuses, outputs = finish(job)
-    assert statuses == [128 + signal.SIGTERM], outputs
-    assert "stopping: another process was asked to" in outputs[0]
+    assert job.wait(timeout=300) == 128 + signal.SIGTERM, outputs()
+    assert "stopping: another process was asked to" in outputs()[0]
     assert (tmp_path / "scontrol").read_text().split() == ["requeue", environment["SLURM_JOB_ID"]]
 
-    statuses, outputs = finish(sbatch())
-    assert statuses == [0], outputs
-    assert "going on after update" in outputs[0]
+    assert sbatch().wait(timeout=300) == 0, outputs()
+    first, second = outputs()
+    assert "going on after update" in first
+    assert f"{UPDATES} updates; mean return" in first
+    assert re.sub(OF_GLOO, "", second) == ""
     assert_same_results(one_process, tmp_path / "runs" / "slurm")
+    (folder,) = (tmp_path / "runs" / "slurm" / environment["SLURM_JOB_ID"]).iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {path.name for path in one_process.glob("*/*")} == names
 
 
 @pytest.mark.parametrize(
@@ -318,6 +311,7 @@ def test_a_process_of_several_says_by_its_status_whether_to_try_again(
     assert str(error) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
     processes = start_two(
         f"RESULTS_DIR={tmp_path}", of_each=(("LR=0.1",), ("LR=0.2", "gating=False"))
@@ -332,6 +326,7 @@ def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp_path):
     settings = ("COORDINATOR=localhost:9", "NUM_PROCESSES=2", f"PROCESS_ID={process}")

@@ -78,7 +78,7 @@ def flat(space, value):
     return np.asarray(value)
 
 
-def choose(theirs, state, rng):
+def choose(theirs, rng):
     """An action: often a good one, so that episodes are won as well as lost."""
     action = theirs.action_space.sample()
     name = type(theirs).__name__
@@ -88,47 +88,66 @@ def choose(theirs, state, rng):
         return rng.permutation(np.argwhere(theirs.board & (1 - theirs.guesses)))[0]
     if name.startswith("MineSweeper"):
         return rng.permutation(np.argwhere(theirs.hidden_grid == 0))[0]
-    if name.startswith("Concentration") and int(state["turned"]) < len(theirs.state):
-        cards, first, places = np.asarray(state["cards"]), int(state["turned"]), np.arange(52)
-        others = np.flatnonzero((cards == cards[first]) & ~np.asarray(state["up"]))
-        others = others[others != first]
-        return rng.choice(others if len(others) else places)
     if name.startswith("Concentration"):
-        return rng.choice(np.flatnonzero(~np.asarray(state["up"])))
+        cards, turned = theirs.state, theirs.deck["in_play_idx"]
+        good = np.delete(np.arange(len(cards)), theirs.deck["face_up_idx"])
+        if turned:
+            good = good[(cards[good] == cards[turned[0]]) & (good != turned[0])]
+        return rng.choice(good) if len(good) else action
     return action
+
+
+def play_original(theirs, first):
+    """Every step of ACTIONS: the state before it, in which episode, action, and what it gave.
+
+    Of the state only what a new episode begins with is known, and CartPole's or Pendulum's numbers.
+    """
+    rng = np.random.default_rng(0)
+    theirs.action_space.seed(0)
+    steps, over = [], True
+    for _ in range(ACTIONS):
+        begins = over
+        if begins:
+            begun = start(theirs, rng)
+            if "physics" in begun:
+                begun["physics"] = first["physics"]
+            begun = jax.tree.map(lambda x, like: np.asarray(x, like.dtype), begun, first)
+        if "physics" in begun:  # no rounding adds up
+            begun = {**begun, "physics": physics_of(theirs, begun["physics"])}
+        action = choose(theirs, rng)
+        obs, reward, terminated, truncated = theirs.step(action)[:4]
+        over = terminated or truncated
+        obs = flat(theirs.observation_space, obs)
+        steps.append((begins, begun, np.asarray(action), obs, reward, terminated, over))
+    return jax.tree.map(lambda *x: np.stack(x), *steps)
 
 
 @pytest.mark.parametrize("name", popgym.NAMES)
 def test_a_thousand_actions_give_what_the_original_gives(name):
     theirs, ours = make_original(name), popgym.bare(name)
     ours.noise = 0.0
-    step = jax.jit(ours.step)
     first = jax.tree.map(jnp.asarray, ours.reset(jax.random.key(0))[1])
-    rng = np.random.default_rng(0)
-    theirs.action_space.seed(0)
-    won = ended = 0
-    state, over = None, True
-    for _ in range(ACTIONS):
-        if over:
-            state = start(theirs, rng)
-            if "physics" in state:
-                state["physics"] = first["physics"]
-            state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, first)
-        if "physics" in state:  # no rounding adds up
-            state = {**state, "physics": physics_of(theirs, state["physics"])}
-        action = choose(theirs, state, rng)
-        obs, state, reward, terminated, truncated, _ = step(jax.random.key(0), state, action)
-        expected, their_reward, *their_ends = theirs.step(action)[:4]
-        np.testing.assert_allclose(obs, flat(theirs.observation_space, expected), atol=1e-5)
-        np.testing.assert_allclose(reward, their_reward, rtol=1e-5, atol=1e-7)
-        over = bool(terminated) or bool(truncated)
-        # One that a limit cuts off as it ends has ended.
-        assert over == any(their_ends)
-        assert bool(terminated) == bool(their_ends[0])
-        won += float(reward) > 0
-        ended += over
-    assert won > 0 or "Pendulum" in name
-    assert ended > 0
+    begins, begun, action, *expected = play_original(theirs, first)
+
+    def step(state, inputs):
+        begins, begun, action = inputs
+        state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), begun, state)
+        if "physics" in state:
+            physics = begun["physics"].replace(time=state["physics"].time)
+            state = {**state, "physics": physics}
+        obs, state, *ends, _ = ours.step(jax.random.key(0), state, action)
+        return state, (obs, *ends)
+
+    play = jax.jit(lambda *inputs: jax.lax.scan(step, first, inputs)[1])
+    obs, reward, terminated, truncated = jax.device_get(play(begins, begun, action))
+    their_obs, their_reward, their_terminated, over = expected
+    np.testing.assert_allclose(obs, their_obs, atol=1e-5)
+    np.testing.assert_allclose(reward, their_reward, rtol=1e-5, atol=1e-7)
+    # One that a limit cuts off as it ends has ended.
+    np.testing.assert_array_equal(terminated, their_terminated)
+    np.testing.assert_array_equal(terminated | truncated, over)
+    assert (reward > 0).any() or "Pendulum" in name
+    assert over.any()
 
 
 @pytest.mark.parametrize("name", [f"{family}Easy" for family in popgym.FAMILIES])

@@ -1,6 +1,6 @@
 """Checkpoints and resuming, with processes that are really killed.
 
-`KILLS=10 python -m pytest tests/test_resume.py` kills ten times at random moments; the suite three.
+`KILLS=10 python -m pytest tests/test_resume.py` kills ten times; the suite four.
 """
 
 import os
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -28,19 +29,18 @@ from trainer_PPO_trXL import PPO
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHAIN = {
     **QUICK,
+    "ENV_NAME": "MemoryChain-bsuite",
     **{"ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2, "NORMALIZE_VALUE": False},
 }
-# Episodes of five steps in small worlds, of which the pool makes two at a time.
-CRAFTAX = {
-    "ENV_NAME": "Craftax-Classic-Symbolic-v1",
-    "ENV_KWARGS": {"max_timesteps": 5, "map_size": [16, 16]},
-    "RESET_RATIO": 2,
-    "NETWORK": "wide",
-    "encoder_features": 16,
-    "NORMALIZE_VALUE": True,
+# A grid that is packed, a pool of worlds, values in a scale of their own, and no memory.
+GRIDDED_POOL = {
+    "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Gridded",
+    "ENV_KWARGS": {},
+    **{"RESET_STRATEGY": "pool", "RESET_RATIO": 2, "NUM_SEEDS": 2, "WINDOW_MEM": 0},
+    **{"NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True},
 }
 STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
-KILLS = int(os.environ.get("KILLS", 3))
+KILLS = int(os.environ.get("KILLS", 4))
 
 
 def load(folder, seed=0):
@@ -69,16 +69,26 @@ class Process:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def wait_for(self, condition):
+    def wait_for(self, condition, pause=0.01):
         while not condition():
             assert self._process.poll() is None, self._process.stdout.read()
-            time.sleep(0.0005)
+            time.sleep(pause)
+
+    def stands_still_while(self, condition):
+        """Stops the process, and lets it run again unless the condition holds even then."""
+        if condition():
+            self._process.send_signal(signal.SIGSTOP)
+            os.waitpid(self._process.pid, os.WUNTRACED)
+            if condition():
+                return True
+            self._process.send_signal(signal.SIGCONT)
+        return False
 
     def kill(self, number):
-        """Sends the signal and waits for the end: the exit status."""
+        """Sends the signal and waits for the end: the exit status and the output."""
         self._process.send_signal(number)
-        self._process.communicate(timeout=300)
-        return self._process.returncode
+        output, _ = self._process.communicate(timeout=300)
+        return self._process.returncode, output
 
     def finish(self):
         output, _ = self._process.communicate(timeout=300)
@@ -105,23 +115,25 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
 
     folder = tmp_path / "killed" / "MemoryChain-bsuite"
     process = Process(*settings, f"RESULTS_DIR={tmp_path / 'killed'}")
-    moments = [MOMENTS[kill % len(MOMENTS)] for kill in range(KILLS)]
-    while moments:
+    for kill in range(KILLS):
+        moment = MOMENTS[kill % len(MOMENTS)]
         before = whole_checkpoints(folder)
         process.wait_for(lambda before=before: whole_checkpoints(folder) - before)
-        if moments[0].startswith("by "):
-            number = signal.Signals[moments[0].removeprefix("by ")]
-            assert process.kill(number) == 128 + number
-            moments.pop(0)
-        elif moments[0] == "in an update":
-            time.sleep(random.uniform(0, 0.5))
-            assert process.kill(signal.SIGKILL) == -signal.SIGKILL
-            moments.pop(0)
+        if moment.startswith("by "):
+            number = signal.Signals[moment.removeprefix("by ")]
+            status, output = process.kill(number)
+            assert status == 128 + number, output
+            assert "stopping after this update" in output
+            assert f"saved to {folder}" in output
+            reached = len(load(folder)[0]["total_loss"])
+            assert f"stopped after {reached} of {updates}" in output
         else:
-            process.wait_for(lambda: being_written(folder))
-            assert process.kill(signal.SIGKILL) == -signal.SIGKILL
-            if being_written(folder):  # else it was written before the signal came; once more
-                moments.pop(0)
+            if moment == "in an update":
+                time.sleep(random.uniform(0, 0.5))
+            else:
+                writing = partial(process.stands_still_while, lambda: being_written(folder))
+                process.wait_for(writing, pause=0.0005)
+            assert process.kill(signal.SIGKILL)[0] == -signal.SIGKILL
         process = Process(f"RESUME={folder}")
     assert "going on after update" in process.finish()
 
@@ -135,23 +147,22 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "all_devices"),
     [
-        ({"NUM_SEEDS": 2}, False),
         ({"NUM_ENVS": 16, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}, True),
-        ({"NUM_ENVS": 16, "WINDOW_MEM": 0}, True),
-        (CRAFTAX, False),
+        (GRIDDED_POOL, False),
     ],
-    ids=["two seeds under vmap", "eight devices under pmap", "without memory", "Craftax's pool"],
+    ids=["eight devices under pmap", "two seeds under vmap"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
     updates = QUICK["NUM_STEPS"] * changes.get("NUM_ENVS", QUICK["NUM_ENVS"])
     config = {**CHAIN, **changes, "TOTAL_TIMESTEPS": 4 * updates}
     run({**config, "RESULTS_DIR": str(tmp_path / "a")}, all_devices)
-    name = config.get("ENV_NAME", "MemoryChain-bsuite")
-    whole, stopped = (tmp_path / root / name for root in "ab")
+    (whole,) = (tmp_path / "a").iterdir()
+    stopped = tmp_path / "b"
     # As it would stand there if it had been killed after its first checkpoint.
     shutil.copytree(whole, stopped, ignore=shutil.ignore_patterns("*.npy", "*.png"))
     shutil.rmtree(stopped / "checkpoints" / "4")
-    run({**resumed_config(stopped, {}), "RESUME": str(stopped)}, all_devices)
+    resumed = resumed_config(stopped, {"ENV_NAME": config["ENV_NAME"]})
+    run({**resumed, "RESUME": str(stopped)}, all_devices)
     for seed in range(config.get("NUM_SEEDS", 1)):
         assert_bitwise_equal(load(whole, seed), load(stopped, seed))
     assert np.all(load(whole)[0]["num_episodes"] > 0)
@@ -159,28 +170,30 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_device
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of four updates with a learning rate that anneals."""
+    """A run of four updates with a learning rate that anneals; copy it to resume it."""
     root = tmp_path_factory.mktemp("finished")
-    run({**CHAIN, "LR": 0.004, "RESULTS_DIR": str(root)})
+    run({**CHAIN, "LR": 0.004, "ANNEAL_LR": True, "RESULTS_DIR": str(root)})
     return root / "MemoryChain-bsuite"
 
 
 def test_the_learning_rate_follows_the_new_total(finished, tmp_path):
-    config = resumed_config(finished, {"TOTAL_TIMESTEPS": 8 * STEPS_PER_UPDATE})
-    run({**config, "RESUME": str(finished)})
-    rates = load(finished)[0]["learning_rate"]
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = resumed_config(folder, {"TOTAL_TIMESTEPS": 8 * STEPS_PER_UPDATE})
+    run({**config, "RESUME": str(folder)})
+    rates = load(folder)[0]["learning_rate"]
     np.testing.assert_allclose(rates, [4e-3, 3e-3, 2e-3, 1e-3, 2e-3, 1.5e-3, 1e-3, 5e-4], rtol=1e-6)
 
 
 def test_a_run_that_breaks_says_where_and_keeps_its_last_checkpoint(finished, tmp_path):
-    config = resumed_config(finished, {"TOTAL_TIMESTEPS": 100 * STEPS_PER_UPDATE, "LR": 1e30})
-    newest = max(whole_checkpoints(finished))
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = resumed_config(folder, {"TOTAL_TIMESTEPS": 8 * STEPS_PER_UPDATE, "LR": 1e30})
+    newest = max(whole_checkpoints(folder))
     with pytest.raises(NotFiniteError) as error:
-        run({**config, "RESUME": str(finished)})
+        run({**config, "RESUME": str(folder)})
     assert f"after update {newest + 1}; the checkpoint of update {newest} is kept" in str(
         error.value
     )
-    assert max(whole_checkpoints(finished)) == newest
+    assert max(whole_checkpoints(folder)) == newest
 
 
 @pytest.mark.parametrize(
@@ -274,32 +287,44 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def cut_off(folder, _):
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """(CHECKPOINT_KIND, EMBED_SIZE) -> the folder of a run of four updates, made once."""
+
+    @cache
+    def make(kind, size):
+        root = tmp_path_factory.mktemp(f"{kind}_{size}")
+        sizes = {"EMBED_SIZE": size, "CHECKPOINT_KIND": kind}
+        run({**CHAIN, **sizes, "RESULTS_DIR": str(root)})
+        return root / "MemoryChain-bsuite"
+
+    return make
+
+
+def cut_off(folder, of_another):
     """Halves the largest file."""
     path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def replace_by_another(folder, kind):
+def replace_by_another(folder, of_another):
     """Puts in the checkpoint of a network of another size."""
-    root = folder.parents[2] / "another"
-    run({**CHAIN, "EMBED_SIZE": 8, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(root)})
     shutil.rmtree(folder)
-    shutil.copytree(root / "MemoryChain-bsuite" / "checkpoints" / "4", folder)
+    shutil.copytree(of_another, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "learner"])
 @pytest.mark.parametrize("breaks", [cut_off, replace_by_another])
 def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
-    kind, breaks, tmp_path, monkeypatch
+    kind, breaks, make_run, tmp_path, monkeypatch
 ):
-    run({**CHAIN, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)})
-    folder = tmp_path / "MemoryChain-bsuite"
-    newest = folder / "checkpoints" / "4"
-    breaks(newest, kind)
+    folder = shutil.copytree(make_run(kind, 16), tmp_path / "run")
+    checkpoint = Path("checkpoints", "4")
+    newest = folder / checkpoint
+    breaks(newest, make_run(kind, 8) / checkpoint)
     before = files_of(folder)
-    settings = [f"RESUME={folder}", "TOTAL_TIMESTEPS=1e4", "LR=1"]
+    settings = [f"RESUME={folder}", f"TOTAL_TIMESTEPS={6 * STEPS_PER_UPDATE}", "CHECKPOINT_EVERY=3"]
     monkeypatch.setattr(sys, "argv", ["train_PPO_trXL.py", *settings])
     with pytest.raises(SystemExit) as exit:
         main({})
@@ -312,7 +337,7 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
     if breaks == cut_off:
         shutil.rmtree(newest)  # what the message says
         main({})
-        assert len(load(folder)[0]["total_loss"]) == 10**4 // STEPS_PER_UPDATE
+        assert len(load(folder)[0]["total_loss"]) == 6
 
 
 @pytest.mark.slow
@@ -336,7 +361,12 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "all_devices"), [("learner", False), ("params", False), ("learner", True)]
+    ("kind", "all_devices"),
+    [
+        ("learner", False),
+        ("params", False),
+        pytest.param("learner", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(kind, all_devices, tmp_path, capsys):
     config = {**CHAIN, "NUM_ENVS": 16, "CHECKPOINT_KIND": kind, "RESULTS_DIR": str(tmp_path)}
@@ -371,6 +401,7 @@ def test_a_run_that_started_from_parameters_goes_on_without_them(finished, tmp_p
         resumed_config(folder, {**longer, "PARAMS": str(finished)})
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_the_parameters_of_another(finished, tmp_path):
     fresh = {**CHAIN, "LR": 0.0, "PARAMS": str(finished), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
     run({**fresh, "seed": 7, "RESULTS_DIR": str(tmp_path / "one")})  # the only parameters there are

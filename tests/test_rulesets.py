@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import QUICK, run
+from support import QUICK, run, save_untrained
 
 from trxl.environments import xminigrid_rulesets
 from trxl.environments.xminigrid import load_rulesets, split_rulesets
 from trxl.errors import ConfigError
-from trxl.results import unpickle_arrays
+from trxl.results import load_results, unpickle_arrays
 
 import evaluate_PPO_trXL as evaluate
 from trainer_PPO_trXL import PPO
@@ -180,21 +180,33 @@ def test_a_share_that_is_none_is_one_line(kwargs, message, file):
         make_env(config, 4)
 
 
+@pytest.mark.slow
 def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkeypatch, capsys):
     kwargs = {"benchmark": str(file), "held_out": 0.25, "episodes_per_trial": 2, "max_steps": 5}
     config = {**QUICK, "ENV_NAME": "XLand-MiniGrid-R1-9x9", "ENV_KWARGS": kwargs}
     run({**config, "RESULTS_DIR": str(tmp_path / "runs")})
     folder, plot = tmp_path / "runs" / "XLand-MiniGrid-R1-9x9", tmp_path / "trials.png"
+    metrics = load_results(folder / "0_metrics.npy")
+    assert np.isfinite(metrics["total_loss"]).all()
+    assert np.isfinite(metrics["trial_return/episode_2"]).all()
     capsys.readouterr()
     film = plot.with_suffix(".gif")
     arguments = [str(folder), "EPISODES=8", f"PLOT={plot}", f"GIF={film}", "TRIAL_MEMORY=False"]
     monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", *arguments])
-    played = []
+    played, results = [], []
     play = evaluate.play
-    monkeypatch.setattr(
-        evaluate, "play", lambda agent, *more: played.append(agent) or play(agent, *more)
-    )
+
+    def seen(agent, *more):
+        played.append(agent)
+        results.append(play(agent, *more))
+        return results[-1]
+
+    monkeypatch.setattr(evaluate, "play", seen)
     evaluate.main()
+    for result in results:  # an episode's return stands under its number alone
+        first, second = (result[f"trial_return/episode_{i}"] for i in (1, 2))
+        np.testing.assert_array_equal(np.isnan(first), ~np.isnan(second))
+        assert np.isnan(first).sum() == 4
     splits = [agent.config["ENV_KWARGS"].get("split", "train") for agent in played]
     assert splits == ["train", "held_out"]
     lines = capsys.readouterr().out.splitlines()
@@ -223,10 +235,8 @@ def test_a_split_that_there_is_not_is_told_before_anything_is_played(
     changes, arguments, message, file, tmp_path, monkeypatch
 ):
     kwargs = {"benchmark": str(file), "max_steps": 5, **changes}
-    config = {**QUICK, "ENV_NAME": "XLand-MiniGrid-R1-9x9", "ENV_KWARGS": kwargs}
-    run({**config, "TOTAL_TIMESTEPS": 64, "RESULTS_DIR": str(tmp_path)})
-    arguments = ["evaluate.py", str(tmp_path / "XLand-MiniGrid-R1-9x9"), *arguments]
-    monkeypatch.setattr(sys, "argv", arguments)
+    save_untrained(tmp_path, ENV_NAME="XLand-MiniGrid-R1-9x9", ENV_KWARGS=kwargs)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), *arguments])
     monkeypatch.delattr(evaluate, "play")
     with pytest.raises(SystemExit) as exit:
         evaluate.main()

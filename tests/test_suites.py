@@ -14,17 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import QUICK
+from support import QUICK, save_untrained
 
 from trxl.distributions import sample_uniformly
 from trxl.environments import suites
 from trxl.errors import ConfigError
-from trxl.runs.outputs import save_seed
 from trxl.spaces import Box, Discrete, MultiDiscrete, mask_size, obs_space, unpack_obs
-from trxl.training import collect, init_params, make_init_and_update
+from trxl.training import collect, make_init_and_update
 
 import trainer_PPO_trXL as trainer
-from evaluate_PPO_trXL import load_agent, play, random_agent, report
+from evaluate_PPO_trXL import load_agent, play, random_agent
 from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 from wrappers import make_env
@@ -316,7 +315,6 @@ TRAINED = cases(
     brax={"inverted_pendulum": {"backend": "spring"}},
     jumanji={"Tetris-v0": {}, "JobShop-v0": {}},
     navix={"Navix-DoorKey-5x5-v0": {"observation_fn": "categorical"}},
-    xminigrid={"MiniGrid-MemoryS8": {}},
     jaxmarl={"MPE_simple_world_comm_v3": {"action_type": "Continuous"}, "switch_riddle": {}},
 )
 
@@ -435,30 +433,9 @@ def test_a_trial_keeps_its_ruleset_over_its_episodes_and_memory_ends_with_it(rul
     assert (final[..., -2] == 0).all()
 
 
-@suite("xminigrid")
-def test_a_trials_agent_trains_and_is_evaluated_by_episode_number(ruleset_file, tmp_path):
-    env_kwargs = {"benchmark": ruleset_file, "episodes_per_trial": 2, "max_steps": 5}
-    name = "xminigrid/XLand-MiniGrid-R1-9x9"
-    config = PPO.check({**QUICK, "ENV_NAME": name, "ENV_KWARGS": env_kwargs})
-    out = jax.jit(trainer.make_train(config))(jax.random.key(0))
-    assert np.isfinite(out["metrics"]["total_loss"]).all()
-    assert np.isfinite(out["metrics"]["trial_return/episode_2"]).all()
-    params = jax.device_get(out["runner_state"].train_state.params)
-    save_seed(tmp_path, 0, config, {}, params)
-    results = play(load_agent(tmp_path), 16, jax.random.key(0))
-    first, second = (results[f"trial_return/episode_{i}"] for i in (1, 2))
-    np.testing.assert_array_equal(np.isnan(first), ~np.isnan(second))
-    assert np.isnan(first).sum() == 8
-    assert "trial_return/episode_2: mean" in report(config, results)
-
-
 @suite("jaxmarl")
 def test_a_team_is_evaluated_by_its_episodes(tmp_path):
-    config = PPO.check({**QUICK, "ENV_NAME": "jaxmarl/switch_riddle"})
-    env = make_env(config, 1)
-    network = make_network(config, env.action_space, obs_space(env))
-    params = init_params(config, network, env.obs_size, jax.random.key(0))
-    save_seed(tmp_path, 0, config, {}, jax.device_get(params))
+    save_untrained(tmp_path, ENV_NAME="jaxmarl/switch_riddle")
     for agent in (load_agent(tmp_path), random_agent(load_agent(tmp_path))):
         results = play(agent, 24, jax.random.key(0))
         assert results["returned_episode_returns"].shape == (24,)

@@ -222,7 +222,7 @@ def test_bootstrap_truncated_false_makes_the_time_limit_an_end():
 @pytest.fixture(scope="module")
 def trained():
     """A whole run of two updates, for one seed and for three at once."""
-    train = trainer.make_train({**CHAIN, "TOTAL_TIMESTEPS": 128, "LR": 5e-4})
+    train = trainer.make_train({**CHAIN, "TOTAL_TIMESTEPS": 128, "LR": 5e-4, "ANNEAL_LR": True})
     keys = jax.random.split(jax.random.key(7), 3)
     alone = jax.jit(train)
     return [alone(key) for key in keys], jax.jit(jax.vmap(train))(keys)
@@ -240,6 +240,7 @@ def test_vmap_over_seeds_gives_what_single_runs_give(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_seeds_of_the_default_config_train_in_one_program():
     """At its real size: jaxlib 0.10.2 hung there, see `heads.orthogonal`."""
     code = (
