@@ -172,13 +172,13 @@ def test_a_stopped_run_in_which_one_diverged_ends_with_the_signals_status(
     tmp_path, breaks, monkeypatch
 ):
     breaks({1: 3})
-    original = runs.Record.append
+    original = runs.RunFolder.append
 
     def append(self, metrics):
         original(self, metrics)
         if self.updates == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(runs.Record, "append", append)
+    monkeypatch.setattr(runs.RunFolder, "append", append)
     assert run({**CONFIG, "RESULTS_DIR": str(tmp_path)}) == signal.SIGTERM
     assert statuses_in_a_study(tmp_path / "MemoryChain-bsuite", 143) == [143, 143]

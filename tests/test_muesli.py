@@ -29,7 +29,7 @@ from trxl.muesli import (
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
 from trxl.runs import run as runs
-from trxl.runs.checkpoints import filled_fields
+from trxl.runs.checkpoints import kept_of
 from trxl.runs.saved_config import resumed_config
 from trxl.spaces import Discrete, obs_space, unpack_obs
 from trxl.statistics import init_decaying_moments
@@ -690,8 +690,8 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
 
 def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
     _, _, state, _ = played
-    assert "replay" in filled_fields(state)
-    assert "replay" not in filled_fields(state._replace(replay=None))
+    assert "replay" in kept_of(state, "full")
+    assert "replay" not in kept_of(state._replace(replay=None), "full")
 
 
 @pytest.mark.slow

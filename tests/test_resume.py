@@ -22,7 +22,7 @@ from trxl.errors import ConfigError
 from trxl.runs import saved_config
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.divergence import NotFiniteError
-from trxl.runs.run_folder import Record
+from trxl.runs.run_folder import RunFolder
 
 from trainer_PPO_trXL import PPO
 
@@ -259,7 +259,7 @@ def test_a_tuple_or_numpys_number_in_env_kwargs_is_the_one_that_was_saved(finish
 def test_a_config_that_cannot_be_saved_is_one_line_before_a_folder_is_made(tmp_path):
     config = {**CHAIN, "ENV_KWARGS": {"memory_length": len}, "RESULTS_DIR": str(tmp_path / "runs")}
     with pytest.raises(ConfigError, match="built-in function len> can't be saved with the run"):
-        Record(PPO.check(config), PPO, [0])
+        RunFolder(PPO.check(config), PPO, [0])
     assert not (tmp_path / "runs").exists()
 
 
@@ -280,7 +280,7 @@ def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeyp
         resumed_config(tmp_path, {})
     (tmp_path / "run.json").write_text((finished / "run.json").read_text())
     with pytest.raises(ConfigError, match="has no whole checkpoint to go on from"):
-        Record(PPO.check({**CHAIN, "RESUME": str(tmp_path)}), PPO, [0])
+        RunFolder(PPO.check({**CHAIN, "RESUME": str(tmp_path)}), PPO, [0])
 
 
 def files_of(folder):

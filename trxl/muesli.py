@@ -86,13 +86,14 @@ class Steps(NamedTuple):
 
 
 def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
-    """Off-policy returns G (B, T) (Munos et al. 2016, arXiv 1606.02647, equation 4).
+    """Returns off-policy returns G (B, T) (Munos et al. 2016, arXiv 1606.02647, equation 4).
 
-    G_t = r_t + gamma (1 - terminated_t) [v_{t+1} + decay c_{t+1} (G_{t+1} - q_{t+1})], with the
-    value of the final observation in place of the bracket where an episode was truncated, and that
-    of the last observation behind the last step. While an agent is out, its team's rewards count as
-    they come: the bracket is then the return itself. A step that has no return of its own gives its
-    value v_t, from which the steps before it bootstrap.
+    G_t = r_t + gamma (1 - terminated_t) [v_{t+1} + decay c_{t+1} (G_{t+1} - q_{t+1})].
+
+    The bracket is the value of the final observation where an episode was truncated, and that of
+    the last observation behind the last step. For an agent that has left the episode it is the
+    return itself: the team's rewards count as they come. A step without a return of its own gives
+    its value v_t, from which the steps before it bootstrap.
     """
 
     def step(bracket: jax.Array, now: Steps):

@@ -47,10 +47,10 @@ class JumanjiAdapter(SingleEnvironment):
     """A registered environment of Jumanji, its observation flattened, its action mask in front.
 
     Where the mask has an entry for each combination of several choices, the combinations are the
-    actions. As Gymnasium flattens a Discrete space, a number that names one of at most `CATEGORIES`
-    things, such as TSP's city, is one-hot, and with it goes that thing's row of every table that
-    has a row for each of them, here its coordinates. Several agents' rewards are summed: one agent
-    plays them all. What the environment logs in its timestep's extras is averaged over episodes.
+    actions. A number that names one of at most `CATEGORIES` things, such as TSP's city, is one-hot,
+    as Gymnasium flattens a Discrete space. With it goes that thing's row of every table that has a
+    row for each, here its coordinates. Several agents' rewards are summed: one agent plays them
+    all. The timestep's extras are metrics, averaged over episodes.
     """
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):

@@ -57,13 +57,15 @@ def registered() -> list[str]:
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """A MiniGrid task, or trials of XLand-MiniGrid.
+    """Makes a MiniGrid task, or trials of XLand-MiniGrid.
 
-    ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`; of a trial `benchmark`, the name of one
-    of xminigrid's benchmarks or the path of a file like theirs, `episodes_per_trial` (10),
-    `show_episode` (False), whether the observation has the episode's number in its trial, and
-    `held_out` (0.0), the share of the rulesets that is kept for evaluation: `split` is "train", for
-    the others, or "held_out".
+    ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`, and for trials
+
+    - `benchmark`: the name of one of xminigrid's benchmarks, or the path of such a file;
+    - `episodes_per_trial` (10);
+    - `show_episode` (False): whether the observation has the episode's number in its trial;
+    - `held_out` (0.0): the share of rulesets kept for evaluation;
+    - `split`: "held_out" for those, "train" for the others.
 
     Raises:
       ConfigError: it can't be made so.

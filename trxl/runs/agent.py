@@ -146,7 +146,7 @@ def resolve_algorithm(
 
 
 def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Any:
-    """Of the parameters that act and the normaliser, as trees of tuples."""
+    """Returns the shapes of the parameters that act and of the statistics, as trees of tuples."""
 
     def fresh() -> Any:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
@@ -157,7 +157,7 @@ def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: A
 
 
 def attention_of(seen: Any) -> jax.Array:
-    """What a network's layers said of their attention, (B, L, H, M+1), layer by layer."""
+    """Stacks the attention that a network's layers recorded: (B, L, H, M+1)."""
     layers = seen.get("intermediates", {}).get("transformer", {})
     weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))

@@ -18,7 +18,7 @@ class NotFiniteError(Exception):
 
 
 class Divergence(NamedTuple):
-    """What is known of a seed that diverged."""
+    """The mark of a seed that diverged."""
 
     what: str  # the metric that is not finite, such as "total_loss is nan"
     update: int  # after how many updates

@@ -116,7 +116,7 @@ def play(
 
 
 def endless(max_steps: int) -> ConfigError:
-    """What to say of an episode that does not end."""
+    """Returns the error of an episode that does not end."""
     return ConfigError(f"an episode has not ended after MAX_STEPS={max_steps}; raise it if it may")
 
 
@@ -146,7 +146,7 @@ def crafter_score(rates: list[float]) -> float:
 
 
 def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
-    """What `play` gave, in words, with Craftax's score and its achievements' success rates."""
+    """Reports the results of `play`, with Craftax's score and its achievements."""
     returns = results["returned_episode_returns"]
     lines = [
         f"return: {describe(returns)}",

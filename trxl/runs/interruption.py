@@ -11,7 +11,7 @@ from trxl.runs.processes import largest, warn_main
 
 
 class Closed(Protocol):
-    """What is closed before the process ends: a run's record, or a search's."""
+    """A folder of a run or a search, which is closed before the process ends."""
 
     def close(self) -> None: ...
 
@@ -35,7 +35,7 @@ class StopOnSignal:
         self.training = False
 
     def watch(self, record: Closed) -> None:
-        """From now on this record is closed before the process ends, or now if it is to end."""
+        """Closes this record before the process ends, or now if it is to end."""
         self._record = record
         if self._own:
             self._quit(self._own)

@@ -66,12 +66,12 @@ class FolderLock:
 
 
 def file_text(file: io.FileIO) -> str:
-    """What a short file says."""
+    """Returns the text of a short file."""
     return os.pread(file.fileno(), 200, 0).decode(errors="replace")
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
+    """Returns whether an open file still has this name."""
     try:
         there = os.stat(path)
     except OSError:

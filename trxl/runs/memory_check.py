@@ -1,4 +1,4 @@
-"""Whether a run fits the machine, before anything is compiled."""
+"""Checks whether a run fits the machine, before anything is compiled."""
 
 import math
 import os

@@ -94,7 +94,7 @@ def open_unbuffered(path: Path, new: bool = False) -> Any:
 
 
 def whole_updates(path: Path, steps_per_update: int) -> int:
-    """How many updates a run's curve has, whole and in their order; of no file none."""
+    """Returns how many updates a run's curve has, complete and in order; 0 without a file."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -106,7 +106,7 @@ def whole_updates(path: Path, steps_per_update: int) -> int:
 
 
 def is_metrics(line: bytes, env_steps: int) -> bool:
-    """Whether a line holds the metrics of the update that ended after so many steps."""
+    """Returns whether a line holds the metrics of the update that ended after `env_steps`."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # cut off by a kill, say, or not UTF-8

@@ -14,7 +14,7 @@ from trxl.runs.processes import warn_main
 
 
 def results_root(config: dict[str, Any]) -> Path:
-    """Where a run's folder is made."""
+    """Returns the folder in which a run's folder is made."""
     suite, _ = resolve_name(config["ENV_NAME"])
     return Path(config["RESULTS_DIR"] or f"runs/{suite}")
 

@@ -27,7 +27,7 @@ def saved_params(
 
 
 def read_start(folder: Path, seeds: list[int]) -> list[Start]:
-    """What each seed of a new run starts from: its namesake's parameters, or the only ones.
+    """Reads what each seed of a new run starts from: its namesake's parameters, or the only ones.
 
     Raises:
       ConfigError: there are none, or none of a seed among several, or they are broken.
@@ -49,7 +49,7 @@ def read_start(folder: Path, seeds: list[int]) -> list[Start]:
 
 
 def read_one(path: Path) -> Start:
-    """What one file holds."""
+    """Reads a file of parameters."""
     try:
         params = load_results(path)
     except (OSError, ValueError) as error:

@@ -117,7 +117,7 @@ def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEP
 
 
 class Episode(NamedTuple):
-    """What was seen and attended to in an episode, or in a trial of several."""
+    """Observations and attention of an episode, or of a trial of several."""
 
     observations: np.ndarray  # (T, obs_size)
     pictures: list[np.ndarray]  # T of (height, width, 3), or none where there is no renderer
@@ -190,7 +190,7 @@ def looking(agent: Agent) -> Agent:
 
 
 def renderer(env: Any, state: Any) -> Callable | None:
-    """What draws the environment, None where nothing can."""
+    """Returns the function that draws the environment, None if there is none."""
     try:
         render = env.renderer()
         render(jax.tree.map(lambda x: x[0], env.single_states(state)))
@@ -221,7 +221,7 @@ def draw(path: Path, episode: Episode) -> None:
 
 
 def square_figure(episode: Episode) -> Figure:
-    """For each layer a square: a row for each step, in it how much of it is on which step before.
+    """Draws each layer's attention as a square: a row for each step, a column for each step before.
 
     Below, what was seen at each step, or at some where there are pictures, and the rewards.
     """
@@ -266,7 +266,7 @@ def draw_seen(panel: Axes, episode: Episode) -> None:
 
 
 def film_frame(episode: Episode, step: int) -> Image.Image:
-    """What is seen in a step, what it attends to, and the earlier step that has most of it."""
+    """Draws a step, its attention, and the earlier step with the most attention."""
     layers, steps, _ = episode.attention.shape
     figure = Figure(figsize=(8, 1.6 + 1.5 * layers), layout="constrained", dpi=80)
     parts: Any = figure.subfigures(1, 2, width_ratios=(1, 2))

@@ -1,4 +1,4 @@
-"""Many processes as one run: how they find each other, agree, and fail together.
+"""Processes of one run: they find each other, agree, and fail together.
 
 The same script is started once per node; JAX's distributed runtime joins the processes. What every
 process would do alike but only one may (printing, writing files) is left to process 0, see
@@ -81,7 +81,7 @@ def status_of(error: Exception) -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes files."""
+    """Returns whether this is the process that prints and writes files."""
     return jax.process_index() == 0
 
 
@@ -98,7 +98,7 @@ def warn_main(text: str) -> None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """Every process's text, by process; all processes must call it."""
+    """Gathers every process's text, in order; all processes must call it."""
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(lengths.max(), 1), np.uint8)

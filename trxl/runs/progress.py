@@ -1,4 +1,4 @@
-"""How far a run is, on a bar."""
+"""A progress bar of a run."""
 
 import sys
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ from trxl.runs.processes import (
     status_of,
 )
 from trxl.runs.progress import Progress
-from trxl.runs.run_folder import Record
+from trxl.runs.run_folder import RunFolder
 from trxl.runs.saved_config import how_to_go_on, resumed_config
 from trxl.training import Algorithm, RunnerState, TrainState
 
@@ -41,16 +41,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> None:
-    """What an entry script does: reads the overrides, trains, and writes the files of the run.
+    """Runs an entry script: reads the overrides, trains, and writes the files of the run.
 
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
       algorithm: that trains.
       all_devices: the default of ALL_DEVICES: train on every device of every process.
 
-    Exits with one line and status 1 where the config can't be run or an error ends the run, with
-    one for each seed that diverged, with status `EXIT_RETRYABLE` where another of several processes
-    was lost, and with 128 + its number after a signal.
+    Exits with one line and status 1 where the config can't be run or an error ends the run; a line
+    for each seed that diverged. The status is `EXIT_RETRYABLE` where another of several processes
+    was lost, and 128 + its number after a signal.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_help(config, algorithm, all_devices)
@@ -163,7 +163,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
     program = Program(config, algorithm, num_devices if all_devices else None)
     compare(least_bytes(program))
     with StopOnSignal() as stop:
-        record = Record(config, algorithm, program.seeds)
+        record = RunFolder(config, algorithm, program.seeds)
         stop.watch(record)
         with closing(record), failing_in_one_line(record):
             state = train(config, program, record, stop)
@@ -178,8 +178,8 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
 
 
 @contextmanager
-def failing_in_one_line(record: Record) -> Iterator[None]:
-    """In a run of one process, turns errors that nothing foresaw into a `RunError`."""
+def failing_in_one_line(record: RunFolder) -> Iterator[None]:
+    """Turns unforeseen errors into a `RunError`, in a run of one process."""
     try:
         yield
     except (ConfigError, NotFiniteError):
@@ -193,7 +193,7 @@ def failing_in_one_line(record: Record) -> Iterator[None]:
 def save(
     config: dict[str, Any],
     algorithm: Algorithm,
-    record: Record,
+    record: RunFolder,
     seeds: list[int],
     train_states: list[TrainState],
     stopped_by: int | None,
@@ -213,7 +213,7 @@ def save(
 
 
 def train(
-    config: dict[str, Any], program: Program, record: Record, stop: StopOnSignal
+    config: dict[str, Any], program: Program, record: RunFolder, stop: StopOnSignal
 ) -> RunnerState:
     """Runs the updates, with a bar, until they are done or a signal asks to stop.
 
@@ -256,7 +256,7 @@ def train(
 def log_update(
     config: dict[str, Any],
     program: Program,
-    record: Record,
+    record: RunFolder,
     progress: Progress,
     metrics: list[Metrics],
     seconds: float,
@@ -281,7 +281,7 @@ def log_update(
 
 
 def is_intact(state: RunnerState, updates: int) -> bool:
-    """Whether a state is there, not given away to an update that failed, and after so many."""
+    """Returns whether a state is complete, not donated to a failed update, and after `updates`."""
     leaves = jax.tree.leaves(state)
     if any(leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array)):
         return False
@@ -291,7 +291,7 @@ def is_intact(state: RunnerState, updates: int) -> bool:
 def summary(
     config: dict[str, Any], curves: list[dict[str, np.ndarray]], stopped_by: int | None
 ) -> str:
-    """One line on how the run went."""
+    """Summarises a run in a line."""
     done, total = len(curves[0]["env_steps"]), num_updates(config)
     tenth = max(1, done // 10)
     returns = np.array([curve["returned_episode_returns"][-tenth:] for curve in curves])

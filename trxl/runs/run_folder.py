@@ -1,4 +1,4 @@
-"""What a run leaves on the disk while it goes: its folder, checkpoints and curves."""
+"""The folder of a run: checkpoints and curves, written while it trains."""
 
 import os
 import shutil
@@ -42,11 +42,11 @@ RETRY_SECONDS = 30
 """How long a run waits after a disk failed until it tries again."""
 
 
-class Record:
-    """What a run leaves on the disk while it goes: its folder, checkpoints, and curves.
+class RunFolder:
+    """The folder of a run, with its checkpoints and curves.
 
-    Disk errors don't stop a run: they are told once, and writing is tried again. `diverged` has the
-    seeds whose agent broke while others' went on.
+    Disk errors don't stop a run: they are reported once and writing is retried. `diverged` has the
+    seeds that diverged while others went on.
 
     Args:
       config: checked; with RESUME the folder is that run's, else a fresh one.
@@ -256,7 +256,7 @@ class Record:
             self._lock.release()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
-        """For each seed the metrics of the whole run, {name: (updates,)}."""
+        """Returns each seed's metrics of the whole run, {name: (updates,)}."""
         return [curve.read() for curve in self._curves]
 
     def discard_if_empty(self) -> None:
@@ -269,5 +269,5 @@ class Record:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a few words."""
+    """Returns the reason of an error in a few words."""
     return first_line(str(getattr(error, "strerror", None) or error))

@@ -20,7 +20,7 @@ def save_run_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def as_saved(value: Any) -> Any:
-    """What is left of a config or a value of it in JSON: tuples are lists, NumPy's arrays too.
+    """Returns a config or a value as JSON has it: tuples and NumPy's arrays are lists.
 
     Raises:
       ConfigError: JSON has nothing like it.
@@ -86,7 +86,7 @@ def how_to_go_on(folder: Path, env_name: str) -> str:
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
-    """What `save_run_config` wrote.
+    """Reads what `save_run_config` wrote.
 
     Raises:
       ConfigError: it wrote nothing there, or what is there is broken.
