@@ -66,7 +66,7 @@ def main() -> None:
     mode, *arguments = sys.argv[1:] or [""]
     try:
         if mode == "turns":
-            print(compare({text: read_config(shlex.split(text)) for text in arguments}))
+            print(compare(arguments or [""]))
         elif mode == "memory":
             print(memory_report(*read_config(arguments)))
         else:
@@ -228,25 +228,25 @@ def table(*rows: tuple) -> str:
 # ------------------------------------------------------------------ configs in turns, memory
 
 
-def compare(configs: dict[str, tuple[Config, Algorithm]]) -> str:
+def compare(texts: list[str]) -> str:
     """Times updates of several configs in turns.
 
     Args:
-      configs: by what the table calls them.
+      texts: [SCRIPT] [KEY=VALUE ...] of each.
 
     Returns:
-      A table of steps/s of all seeds together and of memory.
+      A table of steps/s, of all seeds together, and of memory.
     """
-    compiled = [compile_update(*given) for given in configs.values()]
-    times = seconds_in_turns([(update, init()) for init, update in compiled], CALLS)
-    steps = [env_steps(config) for config, _ in configs.values()]
-    rates = [number / seconds for number, (seconds, _) in zip(steps, times, strict=True)]
+    configs = [read_config(shlex.split(text)) for text in texts]
+    updates = [compile_update(*given) for given in configs]
+    times = seconds_in_turns([(update, init()) for init, update in updates], CALLS)
+    rates = [env_steps(config) / s for (config, _), (s, _) in zip(configs, times, strict=True)]
     rows = [("config", "steps/s", "times the first", "MB of state", "MB of temporaries")]
-    for name, rate, (_, update) in zip(configs, rates, compiled, strict=True):
+    for text, rate, (_, update) in zip(texts, rates, updates, strict=True):
         memory = update.memory_analysis()
         sizes = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6
-        cells = [f"{rate:,.0f}", f"{rate / rates[0]:.2f}", *(f"{size:,.0f}" for size in sizes)]
-        rows.append((f"`{name}`", *cells))
+        cells = [f"{rate:,.0f}", f"{rate / rates[0]:.2f}", *(f"{size:,.1f}" for size in sizes)]
+        rows.append((f"`{text}`", *cells))
     return f"{device_name()}\n\n{table(*rows)}"
 
 

@@ -224,6 +224,9 @@ def test_configs_in_turns_have_rates_of_all_seeds_and_their_own_memory(monkeypat
         [f"{2 * STEPS / 4:,.0f}", "1.00"],
     ]
     assert rows[1][0] == f"| `{texts[1]}`"
+    # Two seeds have two states, and Muesli's has a replay.
+    one, muesli, two = (float(row[3]) for row in rows)
+    assert two > one < muesli
 
 
 def test_scaling_counts_what_devices_exchange(monkeypatch):

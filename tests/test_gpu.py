@@ -66,7 +66,7 @@ def test_a_profile_is_of_a_whole_update(monkeypatch, capsys):
     kernels = int(out.partition(" kernels per update")[0].split()[-1].replace(",", ""))
     # At least one kernel in each step of the rollout and in each gradient step.
     assert kernels > QUICK["NUM_STEPS"] + QUICK["UPDATE_EPOCHS"] * QUICK["NUM_MINIBATCHES"]
-    assert out.count("\n| ") == 1 + gpu.TOP
+    assert out.count("\n| ") == 2 + gpu.TOP  # head and rule
 
 
 def test_a_profile_lists_kernels_and_what_stands_before_them():
