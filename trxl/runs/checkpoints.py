@@ -88,7 +88,10 @@ class Checkpoints:
         Raises:
           ConfigError: the checkpoint is broken, or of a run with other shapes.
         """
+        saved = shapes_by_name(self.saved_names(updates))
         with unreadable_in_one_line(self.root / str(updates)):
+            if saved != shapes_by_name(without_empty(shapes)):  # Orbax would fail in many threads
+                raise ValueError("the arrays have other names or shapes")
             tree = self._orbax.restore(
                 self.root / str(updates), args=ocp.args.StandardRestore(without_empty(shapes))
             )
@@ -160,6 +163,17 @@ def restored_state(checkpoints: Checkpoints, updates: int, program: Program) -> 
     how = "the optimiser starts afresh" if kind == "params" else "the optimiser's state is kept"
     print_main(f"a learner-only checkpoint: every environment starts a fresh episode, {how}")
     return state._replace(train_state=train_state)
+
+
+def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns {name: shape} of the arrays as Orbax saves them, random keys as numbers."""
+
+    def shape(x: Any) -> tuple[int, ...]:
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return (jax.eval_shape(jax.random.key_data, x) if is_key else x).shape
+
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="."): shape(x) for k, x in leaves}
 
 
 def without_empty(tree: Any) -> Any:
