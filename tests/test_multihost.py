@@ -172,6 +172,7 @@ for i in 0 1; do SLURM_PROCID=$i "$@" > "output$i" 2>&1 & tasks[i]=$!; done
 echo "${tasks[@]}" > tasks
 highest=0
 for i in 0 1; do wait "${tasks[i]}" || { status=$?; ((status > highest)) && highest=$status; }; done
+cat output0 output1
 exit $highest
 """
 
