@@ -63,6 +63,7 @@ def trained(num_devices, kind="one agent"):
 def make_train_on(config, num_devices):
     if num_devices == jax.device_count():
         return trainer.make_train(config, "devices")
+    config = PPO.check(config, num_devices)
     init, update = make_init_and_update(config, PPO, "devices", num_devices)
 
     def train(key):
@@ -184,7 +185,7 @@ def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
 @pytest.mark.slow
 def test_optimistic_resets_share_worlds_among_the_environments_of_one_device():
     """So a device's rollout is that of its environments without any other device."""
-    config = {**CONFIG, "RESET_STRATEGY": "optimistic", "RESET_RATIO": 4}
+    config = PPO.check({**CONFIG, "RESET_STRATEGY": "optimistic", "RESET_RATIO": 4}, 2)
     devices = jax.devices()[:2]
     init, update = make_init_and_update(config, PPO, "devices", 2)
     keys = jnp.repeat(jax.random.key(0), 2)
