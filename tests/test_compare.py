@@ -55,6 +55,7 @@ def test_the_probability_of_improvement_counts_pairs():
     assert compare.improvement(theirs, ours) == pytest.approx(1 - (3.5 / 6 + 0.5) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
     """0.92 to 0.98 in 600 trials with 1,000 samples; here there are fewer of both."""
