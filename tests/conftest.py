@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import signal
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,16 +43,29 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 gc.set_threshold(100_000, 50, 50)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_programs():
-    """Frees a module's programs at its end: a worker that keeps all of them takes 6 GB."""
-    yield
-    import jax  # not before the settings above
+MOST_RESIDENT = 2e9
+"""Bytes of a worker, from which on it frees its compiled programs; all of them take 6 GB."""
 
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":  # glibc keeps what is freed
-        ctypes.CDLL(None).malloc_trim(0)
+
+def resident_bytes():
+    """Returns the memory of this process, 0 where there is no Linux to say it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Keeps a worker below 3 GB."""
+    yield
+    if resident_bytes() > MOST_RESIDENT:
+        import jax  # not before the settings above
+
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is freed
 
 
 def pytest_configure(config):
