@@ -1,6 +1,7 @@
 """Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from trxl.environments.validation import check_environment, check_values, flat, 
 from trxl.errors import ConfigError, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+# JAX would print the traceback of an error in a callback, which the error's message has too.
+logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 PLAYED: set[tuple[Path, int, str, str]] = set()
 """Files, their times of change, classes and arguments whose values were checked."""
