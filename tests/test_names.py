@@ -235,6 +235,7 @@ def test_a_file_imports_those_beside_it(tmp_path, monkeypatch):
         ("walk.py:Walk", {"size": 3}, "has no 'size' for ENV_KWARGS to set; it has: .*goal"),
         ("walk.py:Walk", {"goal": "far"}, "goal is 'far', but must be like 3"),
         ("partial.py:Half", {}, "partial.py:Half can't be made: NotImplementedError: action_space"),
+        ("walk.py:Seen", {}, r"an image, uint8 of shape \(8, 8, 3\), .*; return obs / 255"),
         ("corridor.py:Corridor", {"size": 3}, "can't be made with {'size': 3}: .*'size'"),
         ("broken.py:Corridor", {}, "broken.py can't be imported: ZeroDivisionError"),
     ],
@@ -243,7 +244,12 @@ def test_an_own_environment_that_is_not_there_is_one_line(
     name, env_kwargs, message, tmp_path, monkeypatch
 ):
     (tmp_path / "corridor.py").write_text(CORRIDOR)
-    (tmp_path / "walk.py").write_text(WALK)
+    seen = """
+class Seen(Walk):
+    def reset_env(self, key, params):
+        return jnp.zeros((8, 8, 3), jnp.uint8), State(time=0, place=0)
+"""
+    (tmp_path / "walk.py").write_text(WALK + seen)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "none.py").write_text("import jax\n")
     x64 = "jax.config.update('jax_enable_x64', True)\n"

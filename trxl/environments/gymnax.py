@@ -92,6 +92,12 @@ class GymnaxAdapter(SingleEnvironment):
         self._num_categories = getattr(obs_space, "n", None)
         obs, _ = jax.eval_shape(self.env.reset_env, jax.random.key(0), self._params)
         arrays = jax.tree.leaves(obs)
+        for x in arrays:
+            if x.dtype == np.uint8 and x.ndim == 3:
+                raise ConfigError(
+                    f"{name} observes an image, uint8 of shape {x.shape}, and the network reads"
+                    " flat vectors of small numbers; return obs / 255"
+                )
         self.obs_size = self._num_categories or sum(x.size for x in arrays)
         is_minatar = name.endswith("-MinAtar")  # 0s and 1s, as float32
         binary = self._num_categories or all(map(is_bool, arrays)) or is_minatar
