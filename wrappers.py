@@ -26,7 +26,7 @@ import numpy as np
 from trxl.collectives import any_across_vmap
 from trxl.environments import make_single_env
 from trxl.environments.adapters import making
-from trxl.environments.base import SingleEnvironment
+from trxl.environments.base import ATTRIBUTES, SingleEnvironment
 from trxl.errors import ConfigError
 from trxl.rollout import split_keys
 from trxl.spaces import Box, encode_action, mask_size
@@ -217,22 +217,11 @@ class TerminalStep(SingleEnvironment):
     auto, the default of a `SingleEnvironment`.
     """
 
-    SAME = (
-        "action_space",
-        "obs_size",
-        "num_binary",
-        "grid",
-        "can_truncate",
-        "episode_metrics",
-        "episodes_per_trial",
-        "previous_action_reward",
-        "num_agents",
-    )
-
     def __init__(self, env: SingleEnvironment):
         self._env = env
-        for name in self.SAME:
+        for name in ATTRIBUTES:
             setattr(self, name, getattr(env, name))
+        self.default_reset_strategy = "auto"
 
     def reset(self, key: jax.Array):
         return self._at(*self._env.reset(key))
@@ -514,7 +503,7 @@ def with_resets(single: SingleEnvironment, config: dict[str, Any], num_envs: int
     ratio = config["RESET_RATIO"]
     if strategy == "auto":
         return AutoReset(single, num_envs)
-    if type(single).next_episode is not SingleEnvironment.next_episode:
+    if single.continues:
         raise ConfigError(
             f"{config['ENV_NAME']} has episodes that build on the one before, which takes"
             f" RESET_STRATEGY=auto, not {strategy}"

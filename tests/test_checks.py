@@ -1,20 +1,25 @@
 """Mistakes that are found before anything compiles: environments of one's own, sizes, numbers."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from support import QUICK, run
 
 from trxl.config import read_overrides
 from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_own
-from trxl.environments.validation import check_environment
+from trxl.environments.adapters import one_line
+from trxl.environments.custom import OwnEnvironment
+from trxl.environments.validation import check_environment, check_values
 from trxl.errors import ConfigError, explained, shortened
 from trxl.runs import memory_check
 from trxl.runs.compiled import Program
 from trxl.runs.divergence import NotFiniteError
 from trxl.runs.memory_check import compare, device_memory, in_units, least_bytes
+from trxl.spaces import Grid
 
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
@@ -73,7 +78,12 @@ def test_an_attribute_that_makes_no_sense_is_named(attributes, message):
 
 STEPS = [
     ((0, jnp.zeros(4)), "step: obs must be float32 of shape (3,), not float32 of shape (4,)"),
-    ((0, jnp.zeros(3, int)), "step: obs must be float32 of shape (3,), not int32 of shape (3,)"),
+    ((0, jnp.zeros(3, complex)), "step: obs must be float32 of shape (3,), not complex64 of shape"),
+    (
+        (0, jnp.zeros((8, 8, 3), jnp.uint8)),
+        "step: obs is an image, uint8 of shape (8, 8, 3), but the network reads vectors; return"
+        " obs.ravel() / 255 and set obs_size = 192",
+    ),
     ((1, {"t": 1.0}), "step: state['t'] must be int32 of shape () as reset's, not float32"),
     ((1, {"s": 1}), "step: state must have the structure of reset's"),
     ((1, None), "step: state must have the structure of reset's"),
@@ -108,7 +118,11 @@ TEAM = {
 METHODS = [
     ({"reset": returns(None)}, "wrong.reset: must return (obs, state), not None"),
     ({"reset": returns(jnp.zeros(3))}, "wrong.reset: must return (obs, state), not float32"),
-    ({"reset": returns((jnp.zeros((3, 1)), 0))}, "wrong.reset: obs must be float32 of shape (3,)"),
+    (
+        {"reset": returns((jnp.zeros((3, 1)), 0))},
+        "wrong.reset: obs is an array, float32 of shape (3, 1), but the network reads vectors;"
+        " return obs.ravel() and set obs_size = 3",
+    ),
     ({"reset": 3}, "wrong.reset raises TypeError: 'int' object is not callable"),
     ({"reset": SingleEnvironment.reset}, "wrong.reset raises NotImplementedError"),
     (
@@ -137,6 +151,171 @@ def test_a_method_that_is_none_is_named(attributes, message):
         check_environment("wrong", wrong())
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_observations_of_other_types_are_cast():
+    for dtype in (bool, jnp.uint8, int, jnp.float16):
+        own = type("Own", (Right,), {"reset": returns((jnp.ones(3, dtype), {"t": jnp.int32(0)}))})
+        env = OwnEnvironment(own(), check_environment("own", own()))
+        obs, state = env.next_episode(jax.random.key(0), None)
+        np.testing.assert_array_equal(obs, jnp.ones(3, jnp.float32), strict=True)
+        assert env.step(jax.random.key(0), state, jnp.int32(0))[0].dtype == jnp.float32
+
+
+def test_every_number_of_info_is_a_metric():
+    info = {"won": True, "of": {"fuel": 3}, "path": jnp.zeros(2), "memory_boundary": False}
+    info |= {"returned_episode": jnp.zeros(5), "discount": 1.0}
+    own = type("Own", (Right,), {"change": [(5, info)]})
+    for declared, expected in {(): {"won": 1, "of/fuel": 3}, ("won",): {"won": 1}}.items():
+        own.episode_metrics = declared
+        env = OwnEnvironment(own(), check_environment("own", own()))
+        assert set(env.episode_metrics) == set(expected)
+        key = jax.random.key(0)
+        *_, kept = env.step(key, env.reset(key)[1], jnp.int32(0))
+        assert kept == {**expected, "memory_boundary": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["total_loss", "mean_reward", "num_episodes", "env_steps", "returned_episode_returns"]
+)
+def test_a_metric_named_like_one_of_the_run_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    info = "{" + f"'{name}': 1.0" + "}"
+    Path("own.py").write_text(OWN.replace("jnp.bool_(False), {}", f"jnp.bool_(False), {info}"))
+    with pytest.raises(ConfigError, match=rf"^info\['{name}'\] of the environment has the name"):
+        run({**QUICK, "ENV_NAME": "own.py:Own"})
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["own.py"]
+
+
+def writing(method, write):
+    """`Right`, of which a method writes to the object first."""
+
+    def writes(self, *arguments):
+        write(self, arguments[0])
+        return getattr(Right, method)(self, *arguments)
+
+    return type("Own", (Right,), {"seen": 0, "log": None, "keys": [], method: writes})()
+
+
+def count(self, key):
+    self.seen += 1
+
+
+def keep(self, key):
+    self.log = jax.random.normal(key)
+
+
+def append(self, key):
+    self.log = self.log or []
+    self.log.append(jax.random.normal(key))
+
+
+def gather(self, key):
+    self.keys.append(key)
+
+
+def remember(self, key):
+    if self.log is None:
+        self.log = jnp.arange(3)
+
+
+@pytest.mark.parametrize("method", ["reset", "step", "next_episode"])
+@pytest.mark.parametrize(
+    ("write", "what"),
+    [
+        (count, "self.seen"),
+        (keep, "self.log"),
+        (append, "self.log[0]"),
+        (gather, "self.keys[0]"),
+        (remember, "self.log"),
+    ],
+)
+def test_what_a_method_writes_to_the_object_is_named(method, write, what):
+    own = writing(method, write)
+    with pytest.raises(ConfigError) as error:
+        check_environment("own", own, own=own)
+    assert str(error.value).startswith(f"own.{method} writes {what}, but is called once for all")
+
+
+def test_a_constant_may_be_made_in_the_first_call():
+    def table(self, key):
+        if self.log is None:
+            self.log = [np.arange(3)]
+        self.seen = 2.5
+
+    own = writing("step", table)
+    check_environment("own", own, own=own)
+
+
+def observing(**attributes):
+    """An environment of nine observations, one after the other, the first of them `obs[0]`."""
+
+    class Observing(SingleEnvironment):
+        obs_size = attributes["obs"].shape[-1]
+
+        def reset(self, key):
+            return self.obs[0], jnp.int32(0)
+
+        def step(self, key, state, action):
+            state = state + 1
+            reward = jnp.ones(self.obs.shape[1:-1])
+            return self.obs[state], state, reward, state == len(self.obs) - 1, False, {}
+
+        def agents_done(self, state):
+            return jnp.array([False, True])
+
+    return type("Observing", (Observing,), {"action_space": Discrete(2), **attributes})()
+
+
+ONES = jnp.ones((9, 8))
+GRID = {"grid": Grid(1, 2, 1, ((2,), (1,))), "num_binary": 8}
+CELLS = jnp.zeros((9, 8))
+MASKED = {"action_space": Discrete(2, masked=True), "num_binary": 2}
+CHOICES = {"action_space": MultiDiscrete((2, 3), masked=True), "num_binary": 6}
+THIRD = jnp.zeros((9, 8)).at[:, 2].set(1)  # an option that the first choice has not
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"num_binary": 4, "obs": ONES.at[5, 3].set(0.2)}, "entry 3 of an observation is 0.2, but"),
+        ({"num_binary": 4, "obs": ONES.at[0, 0].set(jnp.nan)}, "entry 0 of an observation is nan"),
+        ({**MASKED, "obs": ONES.at[2, 1].set(2)}, "entry 1, of the action mask, of an observation"),
+        ({**GRID, "obs": CELLS.at[8, 4].set(-1)}, "row 1, column 0, channel 1 of the grid of an"),
+        ({**GRID, "obs": CELLS.at[4, 6].set(7)}, "row 1, column 0, channel 2 of the grid of an"),
+        ({**GRID, "obs": CELLS.at[4, 3:5].set(1)}, "is not as the Grid says: at most one channel"),
+        ({**MASKED, "obs": ONES.at[3, :2].set(0)}, "has no legal action after 3 steps of random"),
+        ({**CHOICES, "obs": THIRD}, "the action mask has no legal action after 0 steps"),
+        (
+            {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 0, :2].set(0)},
+            "the action mask has no legal action after 3 steps",
+        ),
+    ],
+)
+def test_values_that_are_not_as_declared_are_named(attributes, message):
+    own = observing(**attributes)
+    check_environment("own", own)
+    with pytest.raises(ConfigError, match=f"^own: .*{re.escape(message)}") as error:
+        check_values("own", own)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"obs": ONES / 2},
+        {"num_binary": 4, "obs": ONES.at[:, 4:].set(0.2)},
+        {**GRID, "obs": CELLS.at[:, 1:3].set(jnp.eye(2)[jnp.arange(9) % 2])},
+        {**MASKED, "obs": ONES.at[8, :2].set(0)},  # where the episode ends
+        {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 1, :2].set(0)},  # who is out
+        {**CHOICES, "obs": ONES},
+        {"action_space": Box((0.0,), (1.0,), masked=True), "num_binary": 1, "obs": CELLS},
+    ],
+)
+def test_values_that_are_as_declared_are_let_through(attributes):
+    own = observing(**attributes)
+    check_environment("own", own)
+    check_values("own", own)
 
 
 OWN = """
@@ -290,6 +469,15 @@ def test_an_allocation_that_fails_says_how_much_it_was():
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5000000000 bytes.")
     line = explained(error)
     assert line.startswith("no 5.0 GB more: the device's memory is full; lower NUM_ENVS")
+
+
+@pytest.mark.parametrize("end", ["", "\nAt:\n  own.py(3): look", "\n\nThe above\n"])
+def test_of_an_error_in_a_callback_the_cause_is_told(end):
+    trace = 'Traceback (most recent call last):\n  File "own.py", line 3\n    look()\n    ^^^^^^\n'
+    before = f"INTERNAL: CpuCallback error calling callback: {trace}OSError: 5\n\nDuring it:\n\n"
+    text = f"{before}{trace}\nValueError: no such card: 53{end}"
+    assert explained(RuntimeError(text)).startswith("RuntimeError: ValueError: no such card: 53; ")
+    assert one_line(RuntimeError(text)) == "RuntimeError: ValueError: no such card: 53"
 
 
 def test_the_machines_memory_is_found():

@@ -11,7 +11,7 @@ import pytest
 from support import QUICK, run
 
 from trxl import environments
-from trxl.environments import brax, navix, resolve_name
+from trxl.environments import Box, brax, make_own, navix, resolve_name
 from trxl.errors import ConfigError
 from trxl.results import load_results
 
@@ -19,12 +19,8 @@ from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CORRIDOR = next(
-    block
-    for block in re.findall(
-        r"```python\n(.*?)```", (REPOSITORY / "docs/your_environment.md").read_text(), re.DOTALL
-    )
-    if "class Corridor" in block
+WALK, CORRIDOR, *_ = re.findall(
+    r"```python\n(.*?)```", (REPOSITORY / "docs/your_environment.md").read_text(), re.DOTALL
 )
 
 
@@ -42,6 +38,7 @@ CORRIDOR = next(
         ("craftax/craftax", ("craftax", "Craftax-Symbolic-v1")),
         ("craftax-classic-symbolic-v1", ("craftax", "Craftax-Classic-Symbolic-v1")),
         ("somewhere/corridor.py:Corridor", ("corridor", "Corridor")),
+        (r"C:\corridor.py:Corridor", (r"C:\corridor", "Corridor")),
     ],
 )
 def test_a_name_has_one_suite(name, resolved):
@@ -71,6 +68,9 @@ def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
         ("antt", r"unknown environment 'antt'; did you mean .*ant"),
         ("gymnax/CartPole", r"unknown environment 'gymnax/CartPole'; did you mean CartPole-v1"),
         ("atari/Pong", r"unknown suite 'atari' .* there are brax, craftax, gymnax"),
+        ("brax", r"ENV_NAME=brax is a suite; choose one of its environments: ant, .*walker2d"),
+        ("brax/", r"ENV_NAME=brax/ is a suite; choose one of its environments: ant, "),
+        ("brax/CartPole-v1", r"^brax has no 'CartPole-v1'; say gymnax/CartPole-v1$"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_candidates(name, message):
@@ -173,12 +173,69 @@ def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_
     assert np.isfinite(metrics["total_loss"]).all()
 
 
+def test_a_class_written_for_gymnax_is_taken_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "walk.py").write_text(WALK)
+    monkeypatch.chdir(tmp_path)
+    run({**QUICK, "ENV_NAME": "walk.py:Walk", "ENV_KWARGS": {"max_steps_in_episode": 4, "goal": 3}})
+    metrics = load_results(tmp_path / "runs/walk/Walk/0_metrics.npy")
+    lengths = metrics["returned_episode_lengths"]
+    assert 3 <= lengths.min() <= lengths.max() <= 4
+    assert -4 <= metrics["place"].min() <= metrics["place"].max() <= 3
+
+
+def test_arguments_of_a_gymnax_class_go_to_its_constructor_or_parameters(tmp_path, monkeypatch):
+    wide = """
+
+class Wide(Walk):
+    def __init__(self, width):
+        self.width = width
+
+    def reset_env(self, key, params):
+        obs, state = super().reset_env(key, params)
+        return {"a": jnp.zeros((self.width, 2), bool), "b": obs}, state
+
+    def step_env(self, key, state, action, params):
+        _, *rest = super().step_env(key, state, action[0, 0] > 0, params)
+        return self.reset_env(key, params)[0], *rest
+
+    def action_space(self, params):
+        return spaces.Box(-params.goal, params.goal, (1, 2))
+"""
+    (tmp_path / "walk.py").write_text(WALK + wide)
+    monkeypatch.chdir(tmp_path)
+    config = {"ENV_NAME": "walk.py:Wide", "ENV_KWARGS": {"width": 3, "goal": 5}}
+    env = make_env(PPO.check(config), 2)
+    assert (env.obs_size, env.num_binary) == (7, 0)
+    assert env.action_space == Box((-5.0, -5.0), (5.0, 5.0))
+
+
+def test_a_file_imports_those_beside_it(tmp_path, monkeypatch):
+    for folder in ("one", "two"):  # modules of the same names
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "near.py").write_text(f"{CORRIDOR}\nFOLDER = {folder!r}\n")
+        text = "from .near import FOLDER, Corridor as Near\n\n\nclass Corridor(Near):\n"
+        (tmp_path / folder / "own.py").write_text(f"{text}    folder = FOLDER\n")
+        monkeypatch.syspath_prepend(tmp_path)  # so that what the import adds is undone
+        own = make_own(f"{tmp_path}/{folder}/own.py:Corridor", {})
+        assert type(own.env).folder == folder
+
+
 @pytest.mark.parametrize(
     ("name", "env_kwargs", "message"),
     [
         ("nowhere.py:Corridor", {}, "there is no file nowhere.py"),
-        ("corridor.py:Corridr", {}, "corridor.py has no SingleEnvironment Corridr"),
-        ("corridor.py:jax", {}, "corridor.py has no SingleEnvironment jax"),
+        ("corridor.py", {}, "corridor.py has no environment; say corridor.py:Corridor$"),
+        ("corridor.py:", {}, "corridor.py has no environment; say corridor.py:Corridor$"),
+        ("corridor.py:Corridr", {}, "has no environment Corridr; say corridor.py:Corridor$"),
+        ("corridor.py:jax", {}, "has no environment jax; say corridor.py:Corridor$"),
+        ("none.py", {}, "none.py has no environment, a subclass of SingleEnvironment or of Gymnax"),
+        ("nowhere.py", {}, "there is no file nowhere.py"),
+        ("doubles.py:Corridor", {}, "doubles.py sets jax_enable_x64; remove that line"),
+        ("far.py:Corridor", {}, "far.py can't be imported: ImportError: .*beyond top-level pack"),
+        ("walk.py:Walk", {"size": 3}, "has no 'size' for ENV_KWARGS to set; it has: .*goal"),
+        ("walk.py:Walk", {"goal": "far"}, "goal is 'far', but must be like 3"),
+        ("partial.py:Half", {}, "partial.py:Half can't be made: NotImplementedError: action_space"),
+        ("walk.py:Seen", {}, r"an image, uint8 of shape \(8, 8, 3\), .*; return obs / 255"),
         ("corridor.py:Corridor", {"size": 3}, "can't be made with {'size': 3}: .*'size'"),
         ("broken.py:Corridor", {}, "broken.py can't be imported: ZeroDivisionError"),
     ],
@@ -187,7 +244,19 @@ def test_an_own_environment_that_is_not_there_is_one_line(
     name, env_kwargs, message, tmp_path, monkeypatch
 ):
     (tmp_path / "corridor.py").write_text(CORRIDOR)
+    seen = """
+class Seen(Walk):
+    def reset_env(self, key, params):
+        return jnp.zeros((8, 8, 3), jnp.uint8), State(time=0, place=0)
+"""
+    (tmp_path / "walk.py").write_text(WALK + seen)
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "none.py").write_text("import jax\n")
+    x64 = "jax.config.update('jax_enable_x64', True)\n"
+    (tmp_path / "doubles.py").write_text(f"{CORRIDOR}\n\n{x64}")
+    (tmp_path / "far.py").write_text("from ..near import Corridor\n")
+    half = "class Half(environment.Environment):\n    pass\n"
+    (tmp_path / "partial.py").write_text(f"from gymnax.environments import environment\n{half}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
         make_env(PPO.check({"ENV_NAME": name, "ENV_KWARGS": env_kwargs}), 512)

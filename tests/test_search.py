@@ -699,6 +699,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["TRAIN=evolution", "STRATEGY=SNES", "num_layers=1,2"], "parameters, not num_layers"),
         (["TRAIN=evolution", "STRATEGY=Sep_CMA_ES", "NORMALIZE_OBS=True"], "NORMALIZE_OBS gathers"),
         (["ENV_NAME=CartPol"], "unknown environment 'CartPol'"),
+        (["ENV_NAME=nowhere.py:Own", "CHUNK=2"], "there is no file nowhere.py"),
         (["num_heads=1,3"], "num_heads must divide qkv_features"),
         (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],

@@ -82,9 +82,18 @@ def out_of_memory_text(text: str) -> str:
     return asked + OUT_OF_MEMORY
 
 
+RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)")
+"""The exception's line of a traceback within a message, as that of an error in a callback."""
+
+
+def cause(text: str) -> str:
+    """Returns what was raised by the last traceback within a message, else the message."""
+    return (RAISED.findall(text) or [text])[-1]
+
+
 def first_line(text: str) -> str:
     """The first line with something in it, of bearable length."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in cause(text).splitlines() if line.strip()]
     return lines[0][:200] if lines else "without a message"
 
 

@@ -13,6 +13,7 @@ import optax
 
 from trxl.collectives import mean_over_devices, sum_over_devices
 from trxl.config import Keys, check_config, num_updates
+from trxl.errors import ConfigError
 from trxl.rollout import (
     Config,
     Metrics,
@@ -170,6 +171,7 @@ def make_init_and_update(
         )
         train_state = train_state._replace(updates=train_state.updates + 1)
         metrics |= input_metrics(collected.trajectory, axis_name)
+        check_metric_names(env.episode_metrics, metrics)
         metrics |= episode_metrics(env.episode_metrics, collected.trajectory, axis_name)
         return state._replace(train_state=train_state, permutation_key=permutation_key), metrics
 
@@ -291,6 +293,16 @@ def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
         "mean_observation": jnp.mean(real) if real.size else jnp.float32(0),
     }
     return mean_over_devices(means, axis_name)
+
+
+def check_metric_names(names: tuple[str, ...], metrics: Metrics) -> None:
+    """Raises a ConfigError where a metric of the environment is named like another one."""
+    taken = {*metrics, "num_episodes", "steps_per_second", "env_steps"}
+    for index, name in enumerate(names):
+        if name in taken or name in names[:index]:
+            raise ConfigError(
+                f"info[{name!r}] of the environment has the name of a metric of the run; rename it"
+            )
 
 
 @jax.named_scope("metrics")

@@ -73,15 +73,19 @@ def resolve_name(name: str) -> tuple[str, str]:
             f"unknown suite {shortened(suite)} in {shortened(name)}; there are"
             f" {', '.join(every)}, and <file.py>:<class> for an environment of your own"
         )
-    asked = {suite: every[suite]} if slash else every
-    full = {s: getattr(module, "full_name", str)(bare) for s, module in asked.items()}
-    having = [s for s, module in asked.items() if full[s] in module.NAMES]
-    if slash and not having and full[suite] in asked[suite].registered():
+    full = {s: getattr(module, "full_name", str)(bare) for s, module in every.items()}
+    having = [s for s, module in every.items() if full[s] in module.NAMES]
+    if slash and bare and suite not in having and full[suite] in every[suite].registered():
         having = [suite]  # registered by hand, or by a later version of the suite
-    if len(having) == 1:
-        return having[0], full[having[0]]
+    found = [suite] if suite in having else [] if slash else having
+    if len(found) == 1:
+        return found[0], full[found[0]]
     if having:
+        what = f"{suite} has no" if slash else "several suites have"
         candidates = " or ".join(f"{s}/{bare}" for s in having)
-        raise ConfigError(f"several suites have {shortened(bare)}; say {candidates}")
-    known = [n for module in asked.values() for n in module.NAMES]
+        raise ConfigError(f"{what} {shortened(bare)}; say {candidates}")
+    if (asked := name.strip("/")) in every:
+        names = ", ".join(every[asked].NAMES)
+        raise ConfigError(f"ENV_NAME={name} is a suite; choose one of its environments: {names}")
+    known = [n for s, module in every.items() if s == suite or not slash for n in module.NAMES]
     raise ConfigError(f"unknown environment {shortened(name)}{did_you_mean(bare, known)}")

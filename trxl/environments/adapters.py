@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, cause, did_you_mean, shortened
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 
@@ -64,7 +65,9 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
 
 def one_line(error: BaseException) -> str:
     """Returns the message of an error without line breaks."""
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(cause(str(error)).split())[:200]
+    if not text and isinstance(error, NotImplementedError):
+        text = traceback.extract_tb(error.__traceback__)[-1].name
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -9,6 +9,20 @@ import numpy as np
 from trxl.errors import ConfigError
 from trxl.spaces import ActionSpace, Grid
 
+ATTRIBUTES = (
+    "action_space",
+    "obs_size",
+    "num_binary",
+    "grid",
+    "can_truncate",
+    "episode_metrics",
+    "num_agents",
+    "episodes_per_trial",
+    "previous_action_reward",
+    "default_reset_strategy",
+)
+"""Attributes of a `SingleEnvironment`, which one around another passes on."""
+
 
 class SingleEnvironment:
     """An environment, pure functions of JAX, that does not reset itself.
@@ -26,7 +40,10 @@ class SingleEnvironment:
     can_truncate = True
     """Whether truncation is told from termination; if not, it counts as one."""
     episode_metrics: tuple[str, ...] = ()
-    """Names in info whose values at an episode's end are to be averaged over episodes."""
+    """Names in info whose values at an episode's end are averaged over episodes.
+
+    In an environment of your own, () means every number in info.
+    """
     num_agents: int | None = None
     """With several agents, how many; then see `FlattenAgents`."""
     episodes_per_trial = 1
@@ -34,6 +51,11 @@ class SingleEnvironment:
     previous_action_reward = False
     """What PREV_ACTION_REWARD=None means."""
     default_reset_strategy = "auto"
+
+    @property
+    def continues(self) -> bool:
+        """Tells whether an episode builds on the one before it."""
+        return type(self).next_episode is not SingleEnvironment.next_episode
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         """A first observation (obs_size,) float32, and the state."""

@@ -1,27 +1,42 @@
 """Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
 
 import importlib.util
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trxl.environments import gymnax
 from trxl.environments.adapters import making, one_line
-from trxl.environments.base import SingleEnvironment
-from trxl.environments.validation import check_environment
+from trxl.environments.base import ATTRIBUTES, SingleEnvironment
+from trxl.environments.validation import check_environment, check_values, flat, is_number
 from trxl.errors import ConfigError, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# JAX would print the traceback of an error in a callback, which the error's message has too.
+logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
+
+PLAYED: set[tuple[Path, int, str, str]] = set()
+"""Files, their times of change, classes and arguments whose values were checked."""
+
 
 def is_own(name: str) -> bool:
     """Returns whether an ENV_NAME names a file and a class in it, not a suite's environment."""
-    return ":" in name
+    return ":" in name or name.endswith(".py")
 
 
 def file_and_class(name: str) -> tuple[Path, str]:
-    """The two parts of `<file.py>:<class>`."""
-    path, _, class_name = name.rpartition(":")
-    return Path(path), class_name
+    """The two parts of `<file.py>:<class>`; the class is empty where the name is a file alone."""
+    path, colon, class_name = name.rpartition(":")
+    return (Path(name), "") if name.endswith(".py") or not colon else (Path(path), class_name)
 
 
 def find(file: Path) -> Path | None:
@@ -31,15 +46,63 @@ def find(file: Path) -> Path | None:
 
 def located(name: str) -> str:
     """An ENV_NAME that means the same from any directory, if its file is there."""
-    if not is_own(name):
-        return name
     file, class_name = file_and_class(name)
-    path = find(file)
+    path = find(file) if class_name else None
     return f"{path.resolve()}:{class_name}" if path else name
+
+
+NOT_METRICS = ("memory_boundary", "terminated", "truncated", "returned_episode", "discount")
+"""Names in info that say how a step ended, by Gymnax's and our own customs."""
+
+
+class OwnEnvironment(SingleEnvironment):
+    """An environment of the user's own: its observations as float32, its info's numbers as metrics.
+
+    Args:
+      env: checked.
+      info: of a step, in shapes.
+    """
+
+    def __init__(self, env: SingleEnvironment, info: dict[str, Any]):
+        self.env = env
+        for name in ATTRIBUTES:
+            setattr(self, name, getattr(env, name))
+        numbers = (name for name, x in flat(info) if is_number(x) and name not in NOT_METRICS)
+        self.episode_metrics = env.episode_metrics or tuple(numbers)
+
+    @property
+    def continues(self) -> bool:
+        return self.env.continues
+
+    def reset(self, key: jax.Array):
+        obs, state = self.env.reset(key)
+        return jnp.asarray(obs, jnp.float32), state
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array):
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action)
+        kept = {
+            name: jnp.asarray(x, jnp.float32)
+            for name, x in flat(info)
+            if name in self.episode_metrics
+        }
+        kept |= {name: info[name] for name in ("memory_boundary",) if name in info}
+        return jnp.asarray(obs, jnp.float32), state, reward, terminated, truncated, kept
+
+    def next_episode(self, key: jax.Array, state: Any):
+        obs, state = self.env.next_episode(key, state)
+        return jnp.asarray(obs, jnp.float32), state
+
+    def agents_done(self, state: Any) -> jax.Array:
+        return self.env.agents_done(state)
+
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        return self.env.renderer()
 
 
 def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """An environment of the user's own: an object of `<file.py>:<class>`, made with ENV_KWARGS.
+
+    The class is a `SingleEnvironment`, or was written for Gymnax.
 
     Raises:
       ConfigError: there is no such file or class, or it can't be made.
@@ -48,7 +111,66 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     path = find(named)
     if path is None:
         raise ConfigError(f"ENV_NAME={name}: there is no file {named}, nor beside the scripts")
-    spec = importlib.util.spec_from_file_location(f"own_environment.{path.stem}", path)
+    label = name.replace(":", ", ")
+    with keeping_precision(name, path):
+        own_class = find_class(name, import_file(name, path), class_name)
+        env, own = construct(name, env_kwargs, own_class)
+        info = check_environment(label, env, str(path), own)
+    env = OwnEnvironment(env, info)
+    version = (path.resolve(), path.stat().st_mtime_ns, class_name, repr(env_kwargs))
+    if version not in PLAYED:
+        check_values(label, env)
+        PLAYED.add(version)
+    return env
+
+
+def construct(
+    name: str, env_kwargs: dict[str, Any], own_class: type
+) -> tuple[SingleEnvironment, Any]:
+    """Makes an environment of the user's class; returns the object of that class too."""
+    if issubclass(own_class, SingleEnvironment):
+        env = making(name, env_kwargs)(lambda: own_class(**env_kwargs))
+        return env, env
+    adapter = gymnax.make_own(name, env_kwargs, own_class)
+    return adapter, adapter.env
+
+
+def find_class(name: str, module: ModuleType, class_name: str) -> type:
+    """Returns a module's class of environments, of ours or of Gymnax's kind.
+
+    Raises:
+      ConfigError: there is none of that name; names those that are there.
+    """
+    found = {
+        own: x
+        for own, x in vars(module).items()
+        if isinstance(x, type)
+        and (issubclass(x, SingleEnvironment) or {"reset_env", "step_env"} <= set(dir(x)))
+    }
+    if class_name in found:
+        return found[class_name]
+    file = file_and_class(name)[0]
+    names = [f"{file}:{own}" for own, x in found.items() if x.__module__ == module.__name__]
+    what = f"ENV_NAME={name}: {module.__file__} has no environment {class_name}".rstrip()
+    if names:
+        raise ConfigError(f"{what}; say {' or '.join(names)}")
+    raise ConfigError(f"{what}, a subclass of SingleEnvironment or of Gymnax's Environment")
+
+
+def import_file(name: str, path: Path) -> ModuleType:
+    """Runs a file as a module; it may import the files beside it, by relative imports too.
+
+    Raises:
+      ConfigError: it can't be imported.
+    """
+    package = ModuleType("own_environment")
+    package.__path__ = [str(path.resolve().parent)]
+    for old in [module for module in sys.modules if module.startswith(f"{package.__name__}.")]:
+        del sys.modules[old]  # of another folder, or of an older version
+    sys.modules[package.__name__] = package
+    if package.__path__[0] not in sys.path:
+        sys.path.append(package.__path__[0])
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
     module = importlib.util.module_from_spec(spec)
@@ -60,12 +182,22 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
         raise ConfigError(
             f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
         ) from error
-    own_class = getattr(module, class_name, None)
-    if not (isinstance(own_class, type) and issubclass(own_class, SingleEnvironment)):
-        raise ConfigError(f"ENV_NAME={name}: {path} has no SingleEnvironment {class_name}")
-    env = making(name, env_kwargs)(lambda: own_class(**env_kwargs))
-    check_environment(name.replace(":", ", "), env, str(path))
-    return env
+    return module
+
+
+@contextmanager
+def keeping_precision(name: str, path: Path) -> Iterator[None]:
+    """Refuses a file that switches JAX's x64 on or off, half of the program being made by then."""
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    try:
+        yield
+        if jax.config.jax_enable_x64 != before:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"ENV_NAME={name}: {path} sets jax_enable_x64; remove that line, and start with"
+                " JAX_ENABLE_X64=1 if you need it"
+            )
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def named_by_user(saved: str, given: str | None, argument: str) -> str:

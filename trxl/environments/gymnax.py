@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from trxl.environments.adapters import (
     argument_names,
     each,
     field_names,
+    flatten_obs,
     import_suite,
+    is_bool,
     making,
     read_action_space,
     replace_fields,
@@ -22,7 +23,7 @@ from trxl.environments.adapters import (
 )
 from trxl.environments.base import SingleEnvironment
 from trxl.errors import ConfigError
-from trxl.spaces import Grid
+from trxl.spaces import Box, Grid
 
 NAMES = [
     *("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
@@ -51,33 +52,55 @@ def registered() -> list[str]:
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """An environment of Gymnax."""
-    return GymnaxAdapter(name, env_kwargs)
+    gymnax = import_suite("gymnax")
+    return GymnaxAdapter(name, env_kwargs, lambda **arguments: gymnax.make(name, **arguments))
+
+
+def make_own(name: str, env_kwargs: dict[str, Any], own_class: type) -> "GymnaxAdapter":
+    """An environment of the user's own, written for Gymnax."""
+    names = argument_names(own_class)
+    given = {key: value for key, value in env_kwargs.items() if key in names}
+
+    def construct(**arguments):
+        env = own_class(**given | arguments)
+        return env, env.default_params
+
+    return GymnaxAdapter(name, env_kwargs, construct)
 
 
 class GymnaxAdapter(SingleEnvironment):
-    """An environment of `gymnax.registered_envs`, on Gymnax 1.0's `step_env` and `is_truncated`."""
+    """An environment of Gymnax, on Gymnax 1.0's `step_env` and `is_truncated`.
 
-    def __init__(self, name: str, env_kwargs: dict[str, Any]):
-        gymnax = import_suite("gymnax")
+    Args:
+      construct: takes constructor arguments by name; returns an environment and its parameters.
+    """
 
-        def construct(**constructor_kwargs):
-            # Constructors check by assertion, and MNISTBandit's downloads its data.
-            return making(name, env_kwargs)(lambda: gymnax.make(name, **constructor_kwargs))
-
-        self._env, params = construct()
+    def __init__(self, name: str, env_kwargs: dict[str, Any], construct: Callable):
+        attempt = making(name, env_kwargs)
+        # Constructors check by assertion, and MNISTBandit's downloads its data.
+        self.env, params = attempt(construct)
         of_params, of_constructor = split_env_kwargs(
-            name, env_kwargs, field_names(params), argument_names(type(self._env))
+            name, env_kwargs, field_names(params), argument_names(type(self.env))
         )
         if of_constructor:
-            self._env, params = construct(**of_constructor)
+            self.env, params = attempt(lambda: construct(**of_constructor))
         self._params = replace_fields(params, of_params)
-        self.action_space = read_action_space(name, self._env.action_space(self._params))
-        obs_space = self._env.observation_space(self._params)
+        action_space = self.env.action_space(self._params)
+        self.action_space = read_action_space(name, action_space)
+        self._action_shape = getattr(action_space, "shape", ())
+        obs_space = self.env.observation_space(self._params)
         self._num_categories = getattr(obs_space, "n", None)
-        self.obs_size = self._num_categories or int(np.prod(obs_space.shape))
-        obs, _ = jax.eval_shape(self._env.reset_env, jax.random.key(0), self._params)
+        obs, _ = jax.eval_shape(self.env.reset_env, jax.random.key(0), self._params)
+        arrays = jax.tree.leaves(obs)
+        for x in arrays:
+            if x.dtype == np.uint8 and x.ndim == 3:
+                raise ConfigError(
+                    f"{name} observes an image, uint8 of shape {x.shape}, and the network reads"
+                    " flat vectors of small numbers; return obs / 255"
+                )
+        self.obs_size = self._num_categories or sum(x.size for x in arrays)
         is_minatar = name.endswith("-MinAtar")  # 0s and 1s, as float32
-        binary = self._num_categories or obs.dtype == bool or is_minatar
+        binary = self._num_categories or all(map(is_bool, arrays)) or is_minatar
         self.num_binary = self.obs_size if binary else 0
         if is_minatar:  # things of several kinds may share a cell
             rows, columns, kinds = obs.shape
@@ -85,12 +108,14 @@ class GymnaxAdapter(SingleEnvironment):
         self.can_truncate = name not in ENDS_WITH_ITS_CLOCK
 
     def reset(self, key: jax.Array):
-        obs, state = self._env.reset_env(key, self._params)
+        obs, state = self.env.reset_env(key, self._params)
         return self._flatten(obs), state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array):
-        obs, state, reward, terminated, info = self._env.step_env(key, state, action, self._params)
-        truncated = self._env.is_truncated(state, self._params)
+        if isinstance(self.action_space, Box):
+            action = action.reshape(self._action_shape)
+        obs, state, reward, terminated, info = self.env.step_env(key, state, action, self._params)
+        truncated = self.env.is_truncated(state, self._params)
         return self._flatten(obs), state, reward, terminated, truncated, info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
@@ -107,14 +132,14 @@ class GymnaxAdapter(SingleEnvironment):
         os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
         from gymnax.visualize import Visualizer
 
-        visualizer = Visualizer(self._env, self._params, [None])
+        visualizer = Visualizer(self.env, self._params, [None])
 
         def render(state: Any) -> np.ndarray:
             visualizer.state_seq = [state]
             if not hasattr(visualizer, "im"):
                 visualizer.init()
                 if not hasattr(visualizer, "im"):
-                    raise ConfigError(f"Gymnax can't draw {self._env.name}")
+                    raise ConfigError(f"Gymnax can't draw {self.env.name}")
             with kept_open():
                 visualizer.update(0)
             if hasattr(visualizer.im, "to_rgba"):  # an image, which need not be drawn into a figure
@@ -128,7 +153,7 @@ class GymnaxAdapter(SingleEnvironment):
     def _flatten(self, obs: jax.Array) -> jax.Array:
         if self._num_categories:
             return jax.nn.one_hot(obs, self._num_categories)
-        return jnp.ravel(obs).astype(jnp.float32)
+        return flatten_obs(jax.tree.leaves(obs))
 
 
 @contextmanager

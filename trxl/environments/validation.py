@@ -1,7 +1,9 @@
-"""Checks of an environment, in shapes, before anything is compiled."""
+"""Checks of an environment, in shapes and in a short play, before a run is compiled."""
 
+import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trxl.distributions import sample_uniformly
 from trxl.environments.adapters import one_line
 from trxl.environments.base import SingleEnvironment
 from trxl.errors import ConfigError, shortened
-from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
+from trxl.spaces import (
+    ActionSpace,
+    Box,
+    Discrete,
+    Grid,
+    MultiDiscrete,
+    action_mask,
+    mask_size,
+    obs_space,
+    pack_obs,
+    unpack_obs,
+)
 
 NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 
@@ -20,19 +34,28 @@ A_COUNT = "a whole number of at least 1"
 
 RESULTS = ("obs", "state", "reward", "terminated", "truncated", "info")
 
+STEPS_PLAYED = 100
+"""How many steps `check_values` plays."""
 
-def check_environment(name: str, env: SingleEnvironment, source: str = "") -> None:
+
+def check_environment(
+    name: str, env: SingleEnvironment, source: str = "", own: Any = None
+) -> dict[str, Any]:
     """Sees that an environment is what `SingleEnvironment` says; traces `reset` and `step` once.
 
     Args:
       name: how a message calls the environment.
       source: its file, if it is one; a message says in which line of it something was raised.
+      own: the user's object, to which `reset` and `step` may not write.
+
+    Returns:
+      the info of a step, in shapes.
 
     Raises:
       ConfigError: it is not; one line names the attribute or the method, and what was expected.
     """
     check_attributes(name, env)
-    check_shapes(name, env, source)
+    return check_shapes(name, env, source, own)
 
 
 def check_attributes(name: str, env: SingleEnvironment) -> None:
@@ -83,13 +106,19 @@ def check_action_space(name: str, space: Any) -> None:
             require(below, "action_space.low must be below .high", shortened((low, high)))
 
 
-def check_shapes(name: str, env: SingleEnvironment, source: str) -> None:
-    """Raises a ConfigError where `reset` or `step` does not give what it should, or raises."""
+def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> dict[str, Any]:
+    """Raises a ConfigError where `reset` or `step` does not give what it should, or raises.
+
+    Returns:
+      the info of a step, in shapes.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs_size = () if env.num_agents is None else (env.num_agents,)
 
     def trace(method: str, *arguments: Any) -> Any:
-        return traced(f"{name}.{method}", getattr(env, method), arguments, source)
+        where = f"{name}.{method}"
+        call = partial(traced, where, getattr(env, method), arguments, source)
+        return without_writing(where, call, own)
 
     def check_first(method: str, given: Any) -> Any:
         require = requiring(f"{name}.{method}")
@@ -123,6 +152,7 @@ def check_shapes(name: str, env: SingleEnvironment, source: str) -> None:
         check_array(f"{name}.agents_done", "what it returns", out, obs_size, (jnp.bool_,), "bool")
     later = check_first("next_episode", trace("next_episode", key, state))
     check_same_state(f"{name}.next_episode", state, later)
+    return info
 
 
 def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
@@ -167,8 +197,159 @@ def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str)
         raise ConfigError(f"{name} raises {one_line(error)}{where}") from error
 
 
+def without_writing(name: str, call: Callable, own: Any) -> Any:
+    """Returns a call's result; calls twice if it writes to the user's object.
+
+    What the first call alone writes is a constant that it keeps.
+
+    Raises:
+      ConfigError: it writes in every call, or a value that is known only in a step.
+    """
+    for again in (False, True):
+        before = dict(contents(own))
+        result = call()
+        written = {what: x for what, x in contents(own) if not is_same(x, before.get(what))}
+        for what, x in written.items():
+            if again or isinstance(x, jax.core.Tracer):
+                raise ConfigError(
+                    f"{name} writes self{what}, but is called once for all steps; keep it in the"
+                    " state"
+                )
+        if not written:
+            break
+    return result
+
+
+def contents(own: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the attributes of an object and its classes, and entries of containers, by name."""
+    attributes: dict[str, Any] = {}
+    for owner in (*reversed(type(own).__mro__), own):
+        attributes |= getattr(owner, "__dict__", {})
+    left = [(f".{name}", x) for name, x in attributes.items()]
+    for name, x in left:  # grows meanwhile
+        if isinstance(x, dict):
+            left += [(f"{name}[{key!r}]", entry) for key, entry in x.items()]
+        elif isinstance(x, list | tuple):
+            left += [(f"{name}[{index}]", entry) for index, entry in enumerate(x)]
+        else:
+            yield name, x
+
+
+def is_same(x: Any, y: Any) -> bool:
+    """Returns whether x is y, or an equal number or text."""
+    return x is y or (isinstance(x, int | float | str) and isinstance(y, type(x)) and x == y)
+
+
+def flat(info: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the arrays of info by name, that of an inner dict with a `/`."""
+    leaves = jax.tree.leaves_with_path(info)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+
+
+def is_number(x: jax.ShapeDtypeStruct) -> bool:
+    """Returns whether x is a scalar that can be averaged."""
+    return x.shape == () and any(jnp.issubdtype(x.dtype, kind) for kind in NUMBERS)
+
+
+def check_values(name: str, env: SingleEnvironment) -> None:
+    """Plays a little, if entries are declared binary, and sees that they are.
+
+    Args:
+      env: checked in shapes.
+
+    Raises:
+      ConfigError: an entry is neither 0 nor 1, cells of the grid are not as it says, or no action
+        is legal.
+    """
+    if not env.num_binary:
+        return
+    key = jax.random.key(0)
+    acted_on, active, observed, restored = jax.device_get(jax.jit(partial(play, env))(key))
+    binary = observed[:, : env.num_binary]
+    for row, index in np.argwhere((binary != 0) & (binary != 1))[:1]:
+        raise ConfigError(
+            f"{name}: {place(env, index)} of an observation is {binary[row, index]:g}, but"
+            f" num_binary = {env.num_binary} says that it is 0 or 1"
+        )
+    for _, index in np.argwhere(restored[:, : env.num_binary] != binary)[:1]:
+        raise ConfigError(
+            f"{name}: {place(env, index)} of an observation is not as the Grid says: at most one"
+            " channel of a group is 1"
+        )
+    legal = action_mask(acted_on, env.action_space)
+    if legal is None or isinstance(env.action_space, Box):
+        return
+    if isinstance(env.action_space, MultiDiscrete):
+        options = legal.reshape(*active.shape, *env.action_space.table) & env.action_space.exists()
+        found = options.any(axis=-1).all(axis=-1)
+    else:
+        found = legal.any(axis=-1)
+    for step, _ in np.argwhere(active & ~found)[:1]:
+        raise ConfigError(
+            f"{name}: the action mask has no legal action after {step} steps of random play; allow"
+            " one, or end the episode before"
+        )
+
+
+def play(env: SingleEnvironment, key: jax.Array) -> tuple[jax.Array, ...]:
+    """Plays random legal actions in one environment, S steps of A agents.
+
+    Returns:
+      the observations (S, A, obs_size) before each step, which agents were active (S, A), all
+      observations (N, obs_size), and the same after they were stored.
+    """
+    agents, space = env.num_agents or 1, obs_space(env)
+
+    def strong(tree: Any) -> Any:
+        arrays = jax.tree.map(jnp.asarray, tree)
+        return jax.tree.map(lambda x: jnp.array(x, x.dtype), arrays)
+
+    def step(carry: tuple[jax.Array, Any], key: jax.Array):
+        obs, state = carry
+        act_key, step_key, next_key = jax.random.split(key, 3)
+        rows, keys = obs.reshape(agents, -1), jax.random.split(act_key, agents)
+        action, active = sample_uniformly(env.action_space, rows, keys), jnp.ones(1, bool)
+        if env.num_agents is None:
+            action = action[0]
+        else:
+            active = ~env.agents_done(state)
+        later, after, _, terminated, truncated, _ = strong(env.step(step_key, state, action))
+        carry = jax.lax.cond(
+            jnp.logical_or(terminated, truncated),
+            lambda: strong(env.next_episode(next_key, after)),
+            lambda: (later, after),
+        )
+        return carry, (rows, active, later.reshape(agents, -1))
+
+    first = strong(env.reset(key))
+    keys = jax.random.split(key, STEPS_PLAYED)
+    _, (acted_on, active, later) = jax.lax.scan(step, first, keys)
+    observed = jnp.concatenate([acted_on, later]).reshape(-1, env.obs_size)
+    return acted_on, active, observed, unpack_obs(pack_obs(observed, space), space)
+
+
+def place(env: SingleEnvironment, index: int) -> str:
+    """Describes an entry of an observation."""
+    grid = env.grid or Grid(0, 0, 0, ())
+    if grid.start <= index < grid.start + grid.size:
+        cells = np.asarray(grid.join(jnp.arange(grid.size)))
+        row, column, channel = np.argwhere(cells == index - grid.start)[0]
+        return f"row {row}, column {column}, channel {channel} of the grid"
+    masked = index < mask_size(env.action_space)
+    return f"entry {index}{', of the action mask,' if masked else ''}"
+
+
 def check_obs(name: str, obs: Any, shape: tuple[int, ...]) -> None:
-    check_array(name, "obs", obs, shape, (jnp.floating,), "float32")
+    if isinstance(obs, jax.ShapeDtypeStruct) and len(obs.shape) > len(shape):
+        kind = "an image" if len(obs.shape) == len(shape) + 2 else "an array"
+        agents = shape[:-1]
+        flat = f"obs.reshape({agents[0]}, -1)" if agents else "obs.ravel()"
+        raise ConfigError(
+            f"{name}: obs is {kind}, {described(obs)}, but the network reads vectors; return"
+            f" {flat}{' / 255' * (obs.dtype == jnp.uint8)} and set obs_size ="
+            f" {math.prod(obs.shape[len(agents) :])}"
+        )
+    check_array(name, "obs", obs, shape, NUMBERS, "float32")
 
 
 def check_array(

@@ -2,7 +2,9 @@
 
 import itertools
 import os
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,19 @@ def fresh_folder(config: dict[str, Any]) -> Path:
             f"can't write the results to {root}: {error.strerror}; set RESULTS_DIR to a folder"
             " that can be written"
         ) from error
+
+
+def missing_folders(root: Path) -> list[Path]:
+    """Returns a folder and its parents as far as they are not there, the innermost first."""
+    return [path for path in (root, *root.parents) if not os.path.exists(path)]
+
+
+def discard(folder: Path, made: Iterable[Path]) -> None:
+    """Removes a folder, and those that were made for it unless another's folder is in them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        for parent in made:
+            parent.rmdir()
 
 
 def make_fresh(folder: Path) -> bool:

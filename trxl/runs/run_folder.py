@@ -1,10 +1,8 @@
 """The folder of a run: checkpoints and curves, written while it trains."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from trxl.runs.divergence import (
 )
 from trxl.runs.lock import FolderLock
 from trxl.runs.metrics import CurveFile, whole_updates
-from trxl.runs.outputs import fresh_folder, results_root
+from trxl.runs.outputs import discard, fresh_folder, missing_folders, results_root
 from trxl.runs.processes import (
     broadcast,
     check_shared,
@@ -68,8 +66,7 @@ class RunFolder:
         self._trouble = False  # whether the disk failed since the last checkpoint
         self._retry_at: float | None = None  # when to write one that could not be written
         self._lock = None
-        root = results_root(config)
-        self._made = [path for path in (root, *root.parents) if not os.path.exists(path)]
+        self._made = missing_folders(results_root(config))
         self.folder = Path(config["RESUME"] or broadcast(lambda: str(fresh_folder(config))))
         self._checkpoints = Checkpoints(self.folder, config["KEEP_CHECKPOINTS"])
         try:
@@ -262,10 +259,7 @@ class RunFolder:
     def discard_if_empty(self) -> None:
         """Removes the folder of a run that has not done anything yet, with what it was made in."""
         if is_main() and not self.resumed and not self.updates:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # another run's folder may be in one
-                for folder in self._made:
-                    folder.rmdir()
+            discard(self.folder, self._made)
 
 
 def reason(error: Exception) -> str:

@@ -2,10 +2,9 @@
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from trxl.errors import ConfigError, shortened
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
-from trxl.runs.outputs import fresh_folder, write_whole
+from trxl.runs.outputs import discard, fresh_folder, missing_folders, write_whole
 from trxl.runs.processes import print_main, warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
 from trxl.runs.saved_config import as_saved, how_to_go_on
@@ -111,16 +110,20 @@ class SearchFolder:
       folder: that exists.
       asked: what was asked for, see `search_trXL.py`.
       resumed: whether a search goes on here.
+      made: folders that were made for this one, which go with it if the search does nothing.
 
     Raises:
       ConfigError: another process writes there, or it can't be written or read.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any], resumed: bool):
+    def __init__(
+        self, folder: Path, asked: Mapping[str, Any], resumed: bool, made: Sequence[Path] = ()
+    ):
         self.folder = folder
         self.notes: dict[str, Any] = {}  # of the newest checkpoint
         self._number = 0  # of the newest checkpoint
         self._resumed = resumed
+        self._made = made
         self._saved_at = time.monotonic()
         self._trouble = ""
         self._lock = FolderLock(folder)
@@ -191,9 +194,7 @@ class SearchFolder:
     def discard_if_empty(self) -> None:
         """Removes the folder of a search that has no checkpoint yet."""
         if not self._resumed and not self._number:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # another's folder may be in it
-                self.folder.parent.rmdir()
+            discard(self.folder, self._made)
 
 
 @contextmanager
@@ -213,10 +214,11 @@ def open_folder(
     """
     suite, _ = resolve_name(config["ENV_NAME"])
     root = config["RESULTS_DIR"] or f"runs/search_{suite}"
+    made = missing_folders(Path(root))
     path = resumed or fresh_folder({**config, "RESULTS_DIR": root})
     asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
     with StopOnSignal() as stop:
-        folder = SearchFolder(path, asked, resumed is not None)
+        folder = SearchFolder(path, asked, resumed is not None, made)
         stop.watch(folder)
         print_main(f"{config['ENV_NAME']}: {what}, to {path}")
         stop.training = True
