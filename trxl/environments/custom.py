@@ -1,14 +1,15 @@
 """Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from trxl.environments.adapters import making, one_line
+from trxl.environments.adapters import making
 from trxl.environments.base import SingleEnvironment
 from trxl.environments.validation import check_environment
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, one_line, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,9 @@ def file_and_class(name: str) -> tuple[Path, str]:
 
 def find(file: Path) -> Path | None:
     """The file seen from the current directory, else from where the scripts are."""
-    return next((path for path in (file, REPOSITORY / file) if path.is_file()), None)
+    file = Path(os.path.expanduser(file))
+    # os.path, for which a name that is too long is no file either.
+    return next((path for path in (file, REPOSITORY / file) if os.path.isfile(path)), None)
 
 
 def located(name: str) -> str:

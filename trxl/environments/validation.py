@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.environments.adapters import one_line
 from trxl.environments.base import SingleEnvironment
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, one_line, shortened
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete, mask_size
 
 NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)

@@ -70,7 +70,7 @@ class RunFolder:
         self._lock = None
         root = results_root(config)
         self._made = [path for path in (root, *root.parents) if not os.path.exists(path)]
-        self.folder = Path(config["RESUME"] or broadcast(lambda: str(fresh_folder(config))))
+        self.folder = Path(config["RESUME"] or broadcast(self._make_folder))
         self._checkpoints = Checkpoints(self.folder, config["KEEP_CHECKPOINTS"])
         try:
             check_shared(self.folder)
@@ -82,6 +82,9 @@ class RunFolder:
         except Exception:
             self._release()
             raise
+
+    def _make_folder(self) -> str:
+        return str(fresh_folder(self._config, self._algorithm.name))
 
     def _start(self) -> int:
         """Returns after how many updates the newest checkpoint was taken.
@@ -251,9 +254,9 @@ class RunFolder:
         self._release()
 
     def _release(self) -> None:
-        self.discard_if_empty()
         if self._lock:
-            self._lock.release()
+            self._lock.release()  # first, since Windows removes no file that is open
+        self.discard_if_empty()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
         """Returns each seed's metrics of the whole run, {name: (updates,)}."""
