@@ -5,6 +5,7 @@ FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symboli
 
 import trxl  # noqa: F401  # isort: skip, first: Ctrl-C while the rest is imported
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,31 +13,33 @@ from typing import Any
 import jax
 
 from trxl.config import Key, check_values, defaults, key_lines, read_overrides
-from trxl.errors import ConfigError, explained
+from trxl.errors import ConfigError
 from trxl.runs import agent as agents
 from trxl.runs.agent import Agent, random_agent
 from trxl.runs.evaluation import MAX_STEPS, OF_A_TRIAL, enough_episodes, play, plot_trials, report
+from trxl.runs.parameters import saved_seeds
 from trxl.runs.pictures import check_attention, check_gif, check_writable, draw, record, save_gif
-from trxl.runs.run import enable_compilation_cache
+from trxl.runs.run import run_script
 from trxl.training import Algorithm
 
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
 OPTIONS = {
-    "seed": Key(0, "of the agent", low=0, high=2**32 - 1),
+    "seed": Key(None, "of the agent; None: all that are there", type=int, low=0, high=2**32 - 1),
     "EPISODES": Key(
         None,
         "complete episodes; None: 1,000, of trials the least number of hundreds that has as many",
         type=int,
         low=1,
+        high=10**8,
     ),
     "POLICY": Key(
         "sampled",
         "`sampled`, `greedy`, or `random`: uniform over the actions",
         choices=("sampled", "greedy", "random"),
     ),
-    "EVAL_SEED": Key(0, "of the environments and of the sampled actions", low=0, high=2**32 - 1),
+    "EVAL_SEED": Key(0, "of the environments and of the sampled actions", low=0, high=2**32 - 2),
     "ENV_NAME": Key(
         None,
         "`<file.py>:<class>`, where the agent's environment is a file of your own",
@@ -77,7 +80,7 @@ ALGORITHMS = {algorithm.name: algorithm for algorithm in (PPO, MUESLI)}
 
 def load_agent(
     folder: str | Path,
-    seed: int = 0,
+    seed: int | None = None,
     greedy: bool = False,
     algorithm: Algorithm | None = None,
     environment: str | None = None,
@@ -88,20 +91,28 @@ def load_agent(
 
 def main() -> None:
     """Reads the command line, plays, and prints the report."""
-    enable_compilation_cache()
+    run_script(start)
+
+
+def start() -> None:
+    """Reads the command line, and plays with the agent of every seed that is asked for."""
     arguments = sys.argv[1:]
     values = defaults(OPTIONS)
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {sys.argv[0]} FOLDER [KEY=VALUE ...]\n\n{key_lines(OPTIONS, values)}")
         return
-    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+    folder = os.path.expanduser(arguments[0]) if arguments else ""
+    if not os.path.isdir(folder) and (not folder or "=" in folder or folder.startswith("-")):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
-    try:
-        evaluate(arguments[0], check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:  # a suite's, or the device's
-        sys.exit(f"error: {explained(error)}")
+    chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)
+    if chosen["seed"] is not None:
+        evaluate(folder, chosen)
+        return
+    first, *others = saved_seeds(Path(folder))
+    evaluate(folder, {**chosen, "seed": first})
+    for seed in others:  # what is drawn is drawn of the first
+        print()
+        evaluate(folder, {**chosen, "seed": seed, "GIF": "", "PLOT": "", "ATTENTION": ""})
 
 
 def evaluate(folder: str, chosen: dict[str, Any]) -> None:
@@ -139,7 +150,8 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
         results[split] = play(player, episodes, key, chosen["MAX_STEPS"])
         of = f" of the rulesets {split}" if len(splits) > 1 or chosen["SPLIT"] else ""
         name = agent.config["ENV_NAME"]
-        print(f"{episodes} episodes of {name}{of}, {chosen['POLICY']} actions")
+        who = f"{chosen['POLICY']} actions of seed {chosen['seed']}"
+        print(f"{episodes} episodes of {name}{of}, {who}")
         print(report(agent.config, results[split]))
     if plot:
         plot_trials(plot, results)

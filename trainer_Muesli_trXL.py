@@ -16,7 +16,7 @@ import optax
 
 from trxl import training
 from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
-from trxl.config import ADVANTAGE_FLOOR, Key, minibatches, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network, with_shared
 from trxl.muesli import (
     Bins,
     Imagined,
@@ -71,9 +71,9 @@ KEYS = with_shared(
             0.99, "what the advantages' variance keeps per gradient step", low=0, high=1
         ),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR._replace(default=0.1),
-        "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1),
-        "MODEL_SIZE": Key(64, "width of the model's latents", "Network", low=1, resumable=False),
-        "VALUE_BINS": Key(101, "bins of values and rewards", "Network", low=2, resumable=False),
+        "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1, high=1000),
+        "MODEL_SIZE": network(64, "width of the model's latents", low=1, high=LARGEST_WIDTH),
+        "VALUE_BINS": network(101, "bins of values and rewards", low=2, high=LARGEST_WIDTH),
         "VALUE_LIMIT": Key(
             20.0,
             "the largest of them, squashed: a return of 422",

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     half = {**CHAIN, "TOTAL_TIMESTEPS": 20 * 64 * 16, "RESULTS_DIR": str(root)}
     run(half, REINFORCE)
-    folder = root / "MemoryChain-bsuite"
+    folder = root / "MemoryChain-bsuite_REINFORCE"
     config = resumed_config(folder, {"TOTAL_TIMESTEPS": CHAIN["TOTAL_TIMESTEPS"]}, REINFORCE)
     run({**config, "RESUME": str(folder)}, REINFORCE)
     return folder
@@ -65,7 +65,7 @@ def test_its_resumed_run_is_that_of_make_train_which_never_stops(folder):
 
 def test_it_trains_on_several_devices(tmp_path):
     run({**CHAIN, "TOTAL_TIMESTEPS": 2048, "RESULTS_DIR": str(tmp_path)}, REINFORCE, True)
-    metrics = load_results(tmp_path / "MemoryChain-bsuite" / "0_metrics.npy")
+    metrics = load_results(tmp_path / "MemoryChain-bsuite_REINFORCE" / "0_metrics.npy")
     assert np.isfinite(metrics["policy_loss"]).all()
 
 

@@ -11,10 +11,9 @@ from support import QUICK, run
 
 from trxl.config import read_overrides
 from trxl.environments import Box, Discrete, MultiDiscrete, SingleEnvironment, make_own
-from trxl.environments.adapters import one_line
 from trxl.environments.custom import OwnEnvironment
 from trxl.environments.validation import check_environment, check_values
-from trxl.errors import ConfigError, explained, shortened
+from trxl.errors import ConfigError, explained, one_line, shortened
 from trxl.runs import memory_check
 from trxl.runs.compiled import Program
 from trxl.runs.divergence import NotFiniteError
@@ -342,6 +341,8 @@ class Own(SingleEnvironment):
     def step(self, key, state, action):
         if self.where == "line":
             raise ValueError("of two\\nlines")
+        if self.where == "if" and state > 3:
+            pass
         return jnp.zeros(1), state + 1, jnp.log(1.0 - state), state == 3, jnp.bool_(False), {}
 """
 
@@ -349,6 +350,11 @@ class Own(SingleEnvironment):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
+        (
+            "if",
+            "own.py, Own.step raises TracerBoolConversionError: Python branches on a value that JAX"
+            " traces; use jnp.where or jax.lax.cond in line 25",
+        ),
         ("init", "own.py:Own can't be made with {'where': 'init'}: SystemExit"),
         ("reset", "own.py, Own.reset raises SystemExit in line 16"),
         ("line", "own.py, Own.step raises ValueError: of two lines in line 24"),
@@ -408,14 +414,13 @@ def test_parameters_beyond_a_suites_own_sense_are_one_line(name, env_kwargs, mes
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"NUM_ENVS": 10**12, "TOTAL_TIMESTEPS": 10**15}, "WINDOW_MEM steps; lower NUM_ENVS"),
-        ({"NUM_STEPS": 10**10, "TOTAL_TIMESTEPS": 10**15}, "rollout .*; lower .* NUM_STEPS"),
-        ({"WINDOW_MEM": 10**10}, "of it for the memory of the last WINDOW_MEM steps; lower"),
+        ({"NUM_ENVS": 10**9, "TOTAL_TIMESTEPS": 10**15}, "WINDOW_MEM steps; lower NUM_ENVS"),
+        ({"NUM_STEPS": 10**9, "TOTAL_TIMESTEPS": 10**15}, "rollout .*; lower .* NUM_STEPS"),
+        ({"WINDOW_MEM": 10**9}, "of it for the memory of the last WINDOW_MEM steps; lower"),
         ({"NUM_SEEDS": 10**9}, "WINDOW_MEM steps; lower .* NUM_SEEDS"),
-        ({"num_layers": 10**7}, "WINDOW_MEM steps; lower .* num_layers"),
+        ({"num_layers": 1000, "WINDOW_MEM": 10**6}, "WINDOW_MEM steps; lower .* num_layers"),
         ({"EMBED_SIZE": 10**6}, "of it for parameters and optimiser; lower EMBED_SIZE"),
         ({"hidden_layers": 10**6}, "of it for parameters and optimiser; lower EMBED_SIZE"),
-        ({"hidden_layers": 10**12}, "beyond JAX's integers .*; lower EMBED_SIZE"),
         ({"UPDATE_EPOCHS": 10**9}, "and the passes over it; lower .* UPDATE_EPOCHS"),
     ],
 )
@@ -488,7 +493,10 @@ def test_the_machines_memory_is_found():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("NUM_ENVS=1e30", "NUM_ENVS must be a whole number, not 1e+30"),
+        ("NUM_ENVS=1e30", "NUM_ENVS must be from 1 to 2147483647, not 1e+30"),
+        ("num_layers=1e7", "num_layers must be from 0 to 1000, not 10000000.0"),
+        ("hidden_layers=1e12", "hidden_layers must be from 1 to 1000000, not 1000000000000.0"),
+        ("CHECKPOINT_EVERY=1e12", "CHECKPOINT_EVERY must be from 1 to 2147483647"),
         (f"LR={'9' * 400}", "LR must be a number, not 9999"),
         (f"LR={'9' * 5000}", "LR=9999"),
         ("LR=1e999", "LR must be a number, not inf"),
@@ -502,6 +510,12 @@ def test_numbers_and_texts_beyond_all_use_are_one_line_of_bearable_length(argume
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         PPO.check(read_overrides([argument], PPO.keys))
     assert len(str(error.value)) < 200
+
+
+def test_a_long_message_ends_with_a_sentence_or_a_word():
+    assert one_line(ValueError(f"Of one line.\nAnd {'more ' * 50}.")) == "ValueError: Of one line"
+    assert one_line(ValueError("word " * 50)).endswith("word word ...")
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
 def test_a_value_is_shown_in_80_characters_at_most():

@@ -1,16 +1,25 @@
 """What a config may be, and that a wrong one is one line that says what to change."""
 
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import OWN_ENVIRONMENT
 
-from trxl.config import SETTINGS, num_updates, of_saved_run, read_overrides
+from trxl.config import SETTINGS, check_values, num_updates, of_saved_run, read_overrides
+from trxl.environments import make_single_env
 from trxl.errors import ConfigError
+from trxl.runs.run import resolve_config
+from trxl.search import main as search
 
 import train_Muesli_trXL
 import train_PPO_trXL
 import train_PPO_trXL_pmap
+from evaluate_PPO_trXL import load_agent
 from trainer_Muesli_trXL import MUESLI
-from trainer_PPO_trXL import PPO
+from trainer_PPO_trXL import PPO, make_train
 
 
 def test_the_pmap_script_has_the_published_craftax_config():
@@ -79,6 +88,10 @@ WRONG = [
     ),
     ({"seed": -1}, "seed must be from 0"),
     ({"WINDOW_MEM": -1}, "WINDOW_MEM must be at least 0"),
+    (None, "a config must be a dict of keys and values, not None"),
+    ([("LR", 1e-3)], "a config must be a dict of keys and values, not [('LR', 0.001)]"),
+    (SimpleNamespace(LR=1e-3), "a config must be a dict of keys and values, not namespace"),
+    ({3: 4}, "unknown config key 3"),
 ]
 
 
@@ -98,12 +111,48 @@ def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
         ("NUM_ENVS=many", "NUM_ENVS=many is not a whole number"),
         ("ENV_KWARGS={oops", "ENV_KWARGS={oops is not a dict"),
         ("gating=yes", "gating=yes is not True or False"),
+        ("@" + "x" * 400, "no settings '@xxx"),
+        ("@muesli-memory-s8", "@muesli-memory-s8 is for train_Muesli_trXL.py, or search_trXL.py"),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message):
     with pytest.raises(ConfigError) as error:
         read_overrides([argument], PPO.keys)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["NUM_ENVS", "TOTAL_TIMESTEPS", "gating"])
+def test_what_shapes_the_program_is_not_swept_by_vmap(name):
+    def train(value):
+        return make_train({name: value})(jax.random.key(0))
+
+    with pytest.raises(ConfigError, match=f"{name} shapes the program, so jax.vmap can't sweep it"):
+        jax.vmap(train)(jnp.arange(2))
+
+
+def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.py").write_text(OWN_ENVIRONMENT)
+    paths = [name for name, key in PPO.keys.items() if key.kind is str and not key.choices]
+    assert {"RESULTS_DIR", "RESUME", "PARAMS", "ENV_NAME"} <= set(paths)
+    checked = check_values(read_overrides([f"{x}=~/a" for x in paths], PPO.keys), PPO.keys)
+    assert {checked[name] for name in paths} == {f"{tmp_path}/a"}
+    assert make_single_env("~/own.py:Corridor", {}).obs_size == 1
+    with pytest.raises(ConfigError, match=f"no run in {tmp_path}/nowhere"):
+        resolve_config({}, {"RESUME": "~/nowhere"}, PPO)
+    with pytest.raises(ConfigError, match=f"no search in {tmp_path}/nowhere"):
+        search.start({}, {}, ["RESUME=~/nowhere"])
+    with pytest.raises(ConfigError, match=f"_params.npy in {tmp_path}/nowhere"):
+        load_agent("~/nowhere")
+
+
+@pytest.mark.parametrize("path", sorted(SETTINGS.glob("*four-corners.txt")), ids=lambda x: x.stem)
+def test_a_file_that_settings_name_is_found_from_anywhere(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = MUESLI.keys if path.stem.startswith("muesli-") else PPO.keys
+    given = read_overrides([f"@{path.stem}"], keys)
+    env = make_single_env(given["ENV_NAME"], given["ENV_KWARGS"])
+    assert env.episodes_per_trial == 6
 
 
 def test_devices_must_divide_the_environments_and_their_shares_the_minibatches():

@@ -17,6 +17,7 @@ from trxl.errors import ConfigError
 from trxl.runs import evaluation
 from trxl.runs.agent import Agent
 from trxl.runs.outputs import save_seed
+from trxl.runs.parameters import read_start
 from trxl.runs.pictures import CAPTION_PIXELS
 from trxl.spaces import ObsSpace
 from trxl.training import init_params
@@ -238,9 +239,87 @@ def test_parameters_that_are_not_finite_are_refused(folder, tmp_path):
         evaluate.load_agent(tmp_path)
 
 
-def test_an_agent_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="no agent of seed 3 in"):
+def copy_of(folder, target, seed=0):
+    """Copies an agent to another folder, as that of a seed."""
+    target.mkdir(exist_ok=True)
+    for name in ("config", "params"):
+        shutil.copy(folder / f"0_{name}.npy", target / f"{seed}_{name}.npy")
+    return target
+
+
+def test_an_agent_that_is_not_there_is_one_line_with_those_that_are(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no <seed>_params.npy in"):
         evaluate.load_agent(tmp_path, 3)
+    for seed in (7, 12):
+        copy_of(folder, tmp_path, seed)
+    with pytest.raises(ConfigError, match="has no agent of seed 3, but of 7, 12"):
+        evaluate.load_agent(tmp_path, 3)
+    assert evaluate.load_agent(tmp_path).config["ENV_NAME"] == "MemoryChain-bsuite"
+
+
+def test_the_seeds_that_are_there_are_played_and_the_first_is_drawn(folder, tmp_path, monkeypatch):
+    root = tmp_path / "LR=0.1"  # a folder all the same
+    for seed in (12, 7):
+        copy_of(folder, root, seed)
+    for name in ("best", "0-best", "7_old"):  # of no seed
+        shutil.copy(folder / "0_params.npy", root / f"{name}_params.npy")
+    played = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda _, x: played.append((x["seed"], x["GIF"])))
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root), "GIF=a.gif"])
+    evaluate.main()
+    assert played == [(7, "a.gif"), (12, "")]
+    assert [start.params.keys() for start in read_start(root, [7, 12])] == [{"params"}] * 2
+    with pytest.raises(ConfigError, match=r"PARAMS: .* has no agent of seed 0, but of 7, 12"):
+        read_start(root, [0])
+    assert len(read_start(root / "best_params.npy", [0, 1])) == 2
+
+
+def of_kind(kind):
+    return lambda params: jax.tree.map(lambda x: x.astype(kind), params)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("params", of_kind(int), "0_params.npy holds no parameters"),
+        ("params", of_kind(str), "0_params.npy holds no parameters"),
+        ("params", lambda _: {"LR": 0.1, "gating": True}, "0_params.npy holds no parameters"),
+        ("params", lambda _: {"normalizer": 3}, "0_params.npy holds no parameters"),
+        ("params", lambda x: jax.tree.map(lambda y: y * np.nan, x), "not all parameters are finit"),
+        ("params", lambda x: {"params": {"actor": x["params"]["actor"]}}, "does not fit 0_config"),
+        ("config", lambda _: {"params": {}}, "0_config.npy: unknown config key 'params'.* another"),
+        ("config", lambda x: {**x, "NEW": 1}, "0_config.npy: unknown config key 'NEW'.* another"),
+        ("config", lambda x: {**x, "ALGORITHM": []}, "was trained by \\[\\], which is none of PPO"),
+    ],
+)
+def test_a_file_of_something_else_is_named(file, change, message, folder, tmp_path):
+    path = copy_of(folder, tmp_path) / f"0_{file}.npy"
+    np.save(path, change(np.load(path, allow_pickle=True).item()))
+    with pytest.raises(ConfigError, match=message) as error:
+        evaluate.load_agent(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_of_another_precision_are_taken_as_float32(folder, tmp_path):
+    path = copy_of(folder, tmp_path) / "0_params.npy"
+    np.save(path, of_kind(np.float64)(np.load(path, allow_pickle=True).item()))
+    evaluate.load_agent(tmp_path)
+    (start,) = read_start(path, [5])
+    assert {x.dtype for x in jax.tree.leaves(start)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("obs", "done", "message"),
+    [
+        (jnp.zeros((2, 4)), jnp.zeros(2, bool), r"obs must have the shape \(2, 3\), not \(2, 4\)"),
+        (jnp.zeros(3), jnp.zeros(2, bool), r"obs must have the shape \(2, 3\), not \(3,\)"),
+        (jnp.zeros((2, 3)), False, r"done must have the shape \(2,\), not \(\)"),
+    ],
+)
+def test_an_observation_of_another_shape_is_named(obs, done, message, folder):
+    agent = evaluate.load_agent(folder)
+    with pytest.raises(ConfigError, match=message):
+        agent.act(agent.initial_memory(2), obs, done, jax.random.key(0))
 
 
 def test_files_that_do_not_fit_together_are_one_line(folder, tmp_path):
@@ -259,11 +338,14 @@ def test_files_that_do_not_fit_together_are_one_line(folder, tmp_path):
     ("arguments", "message"),
     [
         ([], "usage:"),
-        (["nowhere"], "error: no agent of seed 0 in nowhere"),
+        (["nowhere"], "error: there is no <seed>_params.npy in nowhere"),
+        (["LR=0.1"], "usage:"),
+        (["nowhere", "EVAL_SEED=4294967295"], "error: EVAL_SEED must be from 0 to 4294967294"),
+        (["nowhere", "EPISODES=1e18"], "error: EPISODES must be from 1 to 100000000, not"),
         (["nowhere", "POLICY=best"], "error: POLICY must be one of sampled, greedy, random"),
-        (["nowhere", "seed=1.5"], "error: seed must be a whole number, not 1.5"),
+        (["nowhere", "seed=1.5"], "error: seed must be a whole number or None, not 1.5"),
         (["nowhere", "MAX_STEPS=0"], "error: MAX_STEPS must be at least 1"),
-        (["nowhere", "EPISODES=0"], "error: EPISODES must be at least 1"),
+        (["nowhere", "EPISODES=0"], "error: EPISODES must be from 1 to 100000000, not 0"),
         (["nowhere", "EPISODE=1"], "error: unknown config key 'EPISODE'; did you mean EPISODES"),
     ],
 )

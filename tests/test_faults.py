@@ -1,7 +1,10 @@
 """What goes wrong outside: a second process, the disk, the terminal, a package, a file."""
 
+import io
 import json
+import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +21,7 @@ from trxl.errors import ConfigError, RunError
 from trxl.results import load_results
 from trxl.runs import outputs, run_folder
 from trxl.runs.checkpoints import Checkpoints
+from trxl.runs.interruption import LastingStream
 from trxl.runs.lock import FolderLock
 from trxl.runs.progress import Progress
 from trxl.runs.tracking import CarefulTracker, NoTracker
@@ -71,11 +75,9 @@ def resume(folder, updates=8):
 
 
 HOLDS_THE_LOCK = """
-import fcntl, sys
-file = open(sys.argv[1], "a+")
-fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-file.write("process 123 on elsewhere")
-file.flush()
+import filelock, sys
+lock = filelock.FileLock(sys.argv[1], timeout=0)
+lock.acquire()
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -87,7 +89,7 @@ def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_dies(
     before = (folder / "0_metrics.jsonl").read_bytes()
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match="is being written to by process 123 on elsewhere"):
+        with pytest.raises(ConfigError, match=r"another process writes to .*; wait for its end"):
             resume(folder)
         process.kill()
     assert (folder / "0_metrics.jsonl").read_bytes() == before
@@ -102,7 +104,7 @@ def test_a_lock_keeps_another_process_out_and_goes_with_its_release(tmp_path):
     def other():
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
-    assert "BlockingIOError" in other().stderr
+    assert "Timeout" in other().stderr
     lock.release()
     assert not (tmp_path / "lock").exists()
     assert other().stdout == "locked\n"
@@ -274,6 +276,59 @@ def test_a_run_outlives_its_output(tmp_path):
     process.stderr.close()
     assert process.wait(timeout=300) == 0
     assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 200
+
+
+WITHOUT_WHAT_WINDOWS_LACKS = """
+import os, runpy, signal, sys
+sys.modules["fcntl"] = None
+for module, names in ((signal, ["SIGHUP"]), (os, ["EX_TEMPFAIL", "posix_fallocate", "sysconf"])):
+    for name in names:
+        delattr(module, name)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
+    words = [f"{key}={value}" for key, value in {**CHAIN, "RESULTS_DIR": tmp_path}.items()]
+    script = str(REPOSITORY / "train_PPO_trXL.py")
+    command = [sys.executable, "-c", WITHOUT_WHAT_WINDOWS_LACKS, script, *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("platform", "script", "cure"),
+    [
+        ("rocm", ["train_PPO_trXL.py"], "set cpu, or"),
+        ("tpu", ["train_PPO_trXL.py", "RESUME=nowhere"], r"pip install 'jax\[tpu\]' .*, or"),
+        ("nonsense", ["search_trXL.py"], "set cpu, or"),
+        ("nonsense", ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"], "set cpu, or"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(platform, script, cure):
+    done = subprocess.run(
+        [sys.executable, *script],
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    line = f"error: JAX_PLATFORMS={platform}: JAX has no such device; {cure} unset JAX_PLATFORMS\n"
+    assert re.fullmatch(line, done.stderr)
+
+
+def test_a_closed_output_and_one_of_another_encoding_are_no_reason_to_end():
+    program = "from trxl.runs.interruption import lasting_output as l\nwith l(): print('lost')"
+    command = f'"{sys.executable}" -c "{program}" >&-'
+    done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    bytes_ = io.BytesIO()
+    stream = LastingStream(io.TextIOWrapper(bytes_, encoding="ascii"))
+    print("runs/Läufe\udcff, then more", file=stream, flush=True)
+    assert bytes_.getvalue() == b"runs/L\\xe4ufe\\udcff, then more\n"
 
 
 def test_ctrl_c_while_the_modules_are_imported_ends_it_without_a_traceback(tmp_path):

@@ -678,11 +678,11 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
     steps = CHAIN["NUM_ENVS"] * CHAIN["NUM_STEPS"]
     config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "ANNEAL_LR": False}
     runs.run({**config, "TOTAL_TIMESTEPS": 2 * steps}, MUESLI)
-    folder = tmp_path / "MemoryChain-bsuite"
+    folder = tmp_path / "MemoryChain-bsuite_Muesli"
     changes = {"TOTAL_TIMESTEPS": 4 * steps, "RESUME": str(folder)}
     runs.run(resumed_config(folder, changes, MUESLI), MUESLI)
     runs.run({**config, "TOTAL_TIMESTEPS": 4 * steps}, MUESLI)
-    whole = tmp_path / "MemoryChain-bsuite_2"
+    whole = tmp_path / "MemoryChain-bsuite_Muesli_2"
     jax.tree.map(np.testing.assert_array_equal, metrics_of(folder), metrics_of(whole))
     with pytest.raises(ConfigError, match="was trained by Muesli, and this script trains PPO"):
         resumed_config(folder, {}, PPO)
@@ -702,7 +702,8 @@ def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_pa
     runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
     runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True)
     two, one, many = (
-        metrics_of(tmp_path / name / "MemoryChain-bsuite", 1) for name in ("two", "one", "many")
+        metrics_of(tmp_path / name / "MemoryChain-bsuite_Muesli", 1)
+        for name in ("two", "one", "many")
     )
     for other in (two, many):
         for name in one:

@@ -701,6 +701,11 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["ENV_NAME=CartPol"], "unknown environment 'CartPol'"),
         (["ENV_NAME=nowhere.py:Own", "CHUNK=2"], "there is no file nowhere.py"),
         (["num_heads=1,3"], "num_heads must divide qkv_features"),
+        (["LR=1e-4...1e-2"], r"LR=1e-4...1e-2 has three dots; a range has two, LOW..HIGH"),
+        (["TRAIN=evolution", "STRATEGY=SNES", "LR=1e-5..1e-2"], "moves parameters, not LR"),
+        ([f"seed={2**32 - 1}"], r"seed \+ REPORT_SEEDS must not exceed 2\*\*32"),
+        (["@muesli-memory-s8"], "@muesli-memory-s8 is for .* with ALGORITHM=Muesli"),
+        (["BUDGET=1e30"], "BUDGET must be from 1 to"),
         (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import struct
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 from support import QUICK, run
 
 from trxl.errors import ConfigError
+from trxl.runs.tracking import make_tracker
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}
 
@@ -61,6 +63,30 @@ def log_records(data):
         if kind in (1, 4):  # full or last
             yield record
             record = b""
+
+
+class Broken(ModuleType):
+    """A package that raises where it is used, as tensorboard does with another's protobuf."""
+
+    def __getattr__(self, name):
+        raise TypeError("Descriptors cannot be created directly.\nMore of it")
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_package_that_fails_at_the_start_is_one_line_and_leaves_no_folder(
+    package, tmp_path, monkeypatch
+):
+    for name in (package, "tensorboard.summary"):
+        monkeypatch.setitem(sys.modules, name, Broken(name))
+    with pytest.raises(ConfigError, match=f"TRACK={package} can't start, leave it out: TypeError"):
+        run({**CHAIN, "TRACK": package, "RESULTS_DIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_event_files_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(ConfigError, match="TRACK=tensorboard can't start, leave it out: "):
+        make_tracker({"TRACK": "tensorboard"}, tmp_path, [0])
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])

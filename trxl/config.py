@@ -6,6 +6,7 @@ its own ones. `--help`, docs/keys.md and what a resumed run may change come from
 
 import ast
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,15 @@ import jax
 from trxl.errors import ConfigError, did_you_mean, shortened
 
 GROUPS = ("Environment", "Training", "Network", "Run")
+
+LARGEST_SIZE = 2**31 - 1
+"""The largest integer of a key without `high`, since JAX has no larger sizes."""
+
+LARGEST_WIDTH = 10**6
+"""The largest width of a layer: the largest square of weights that fits JAX's integers by far."""
+
+LARGEST_INT = 2**63 - 1
+"""The largest number of steps."""
 
 
 class Key(NamedTuple):
@@ -127,7 +137,9 @@ SHARED_KEYS = {
     "NORMALIZE_REWARD": environment(
         False, "rewards by the running deviation of discounted returns"
     ),
-    "TOTAL_TIMESTEPS": Key(500_000, "environment steps, of all environments together", low=1),
+    "TOTAL_TIMESTEPS": Key(
+        500_000, "environment steps, of all environments together", low=1, high=LARGEST_INT
+    ),
     "NUM_ENVS": Key(64, "environments, over all devices", low=1, resumable=False),
     "NUM_STEPS": Key(64, "steps of each environment per rollout", low=1, resumable=False),
     "NUM_MINIBATCHES": minibatches(8),
@@ -163,7 +175,10 @@ SHARED_KEYS = {
         derive=by_network("HEADS"),
     ),
     "encoder_features": network(
-        512, "numbers that ENCODER=features makes of a grid; a fourth of that of all else", low=4
+        512,
+        "numbers that ENCODER=features makes of a grid; a fourth of that of all else",
+        low=4,
+        high=LARGEST_WIDTH,
     ),
     "ACTIVATION": network(
         "relu",
@@ -175,11 +190,15 @@ SHARED_KEYS = {
         "`transformer`; `gru`, of as many layers; `none`: actor and critic on the encoder alone",
         choices=("transformer", "gru", "none"),
     ),
-    "EMBED_SIZE": network(64, "width of the transformer's stream, even", low=1),
-    "qkv_features": network(64, "width of queries, keys and values, all heads together", low=1),
+    "EMBED_SIZE": network(64, "width of the transformer's stream, even", low=1, high=LARGEST_WIDTH),
+    "qkv_features": network(
+        64, "width of queries, keys and values, all heads together", low=1, high=LARGEST_WIDTH
+    ),
     "num_heads": network(4, "attention heads, divides `qkv_features`", low=1),
-    "num_layers": network(2, "layers that remember; MEMORY=none has 0", low=0),
-    "hidden_layers": network(64, "width of the actor's and the critic's hidden layers", low=1),
+    "num_layers": network(2, "layers that remember; MEMORY=none has 0", low=0, high=1000),
+    "hidden_layers": network(
+        64, "width of the actor's and the critic's hidden layers", low=1, high=LARGEST_WIDTH
+    ),
     "WINDOW_GRAD": network(
         None,
         "steps that a gradient flows through, divides `NUM_STEPS`; None: half of `NUM_STEPS`, all"
@@ -232,7 +251,12 @@ SHARED_KEYS = {
         choices=("full", "learner", "params"),
     ),
     "RESUME": Key(None, "folder of a run to go on with", "Run", type=str),
-    "PARAMS": Key(None, "folder of a run whose parameters a new run starts from", "Run", type=str),
+    "PARAMS": Key(
+        None,
+        "folder of a run, or its `<seed>_params.npy`, whose parameters a new run starts from",
+        "Run",
+        type=str,
+    ),
     "TRACK": Key(
         None,
         "`wandb` or `tensorboard`; None: neither",
@@ -276,9 +300,13 @@ LAUNCH_KEYS = {
     ),
     "NUM_PROCESSES": Key(None, "how many processes", "Run", type=int, low=1),
     "PROCESS_ID": Key(None, "which one this is, from 0", "Run", type=int, low=0),
-    "CONNECT_TIMEOUT": Key(300, "seconds to wait until all are there", "Run", low=1),
+    "CONNECT_TIMEOUT": Key(300, "seconds to wait until all are there", "Run", low=1, high=10**6),
     "HEARTBEAT_TIMEOUT": Key(
-        20, "seconds without a sign of life until a process counts as dead", "Run", low=1
+        20,
+        "seconds without a sign of life until a process counts as dead",
+        "Run",
+        low=1,
+        high=10**6,
     ),
 }
 """The settings of one process of several, which are not the run's."""
@@ -297,9 +325,6 @@ def defaults(keys: Keys) -> dict[str, Any]:
 
 SETTINGS = Path(__file__).resolve().parents[1] / "settings"
 """Files of KEY=VALUE words that are known to work, one for each task."""
-
-MOST = {int: 2**63, float: sys.float_info.max}
-"""What no machine counts to, by the type of a key."""
 
 
 def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> dict[str, Any]:
@@ -329,8 +354,10 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     """Completes settings with their defaults and checks each value by itself.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type or range.
+      ConfigError: no dict, an unknown key, a value of the wrong type or range.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config must be a dict of keys and values, not {shortened(values)}")
     for name in values:
         _check_known(name, keys)
     return {
@@ -354,6 +381,7 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
       ConfigError: an argument without "=", an unknown key, a value that does not read as its type,
         settings that are not there.
     """
+    check_settings_fit(arguments, keys)
     overrides = {}
     for name, text in names_and_texts(arguments):
         _check_known(name, keys)
@@ -381,15 +409,34 @@ def with_settings(arguments: list[str]) -> Iterator[str]:
       ConfigError: there is none of that name.
     """
     for argument in arguments:
-        if not argument.startswith("@"):
-            yield argument
-            continue
-        path = SETTINGS / f"{argument[1:]}.txt"
-        if path.parent != SETTINGS or not path.is_file():
-            names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
-            hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
-            raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
-        yield from shlex.split(path.read_text(), comments=True)
+        yield from read_settings_file(argument) if argument.startswith("@") else [argument]
+
+
+def read_settings_file(argument: str) -> list[str]:
+    """Returns the words of the file of `SETTINGS` that `@name` names.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    path = SETTINGS / f"{argument[1:]}.txt"
+    if path.parent != SETTINGS or not os.path.isfile(path):  # False for a name too long, too
+        names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
+        hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
+        raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
+    return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+
+
+def check_settings_fit(arguments: list[str], keys: Keys) -> None:
+    """Raises a ConfigError where the settings of an `@name` are another script's."""
+    for argument in arguments:
+        for word in read_settings_file(argument) if argument.startswith("@") else ():
+            name = word.partition("=")[0]
+            if name not in keys:
+                algorithm = "Muesli" if argument.startswith("@muesli-") else "PPO"
+                raise ConfigError(
+                    f"{argument} is for train_{algorithm}_trXL.py, or search_trXL.py with"
+                    f" ALGORITHM={algorithm}; its {name} is no key of this script"
+                )
 
 
 def _check_known(name: str, keys: Keys) -> None:
@@ -423,14 +470,17 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     """`value` as the type of its key, or a ConfigError."""
     if value is None and key.default is None:
         return None
-    if key.traced and isinstance(value, jax.core.Tracer):
-        return value
-    wrong = ConfigError(f"{name} must be {_describe(key)}, not {shortened(value)}")
+    if isinstance(value, jax.core.Tracer):
+        if key.traced:
+            return value
+        raise ConfigError(f"{name} shapes the program, so jax.vmap can't sweep it; give it a value")
+    given = shortened(value)
+    wrong = ConfigError(f"{name} must be {_describe(key)}, not {given}")
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if key.kind in (int, float):
-        most = MOST[key.kind]
-        if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:  # type: ignore[operator]
+        most = sys.float_info.max
+        if isinstance(value, bool) or not (isinstance(value, Real) and -most <= value <= most):  # type: ignore[operator]
             raise wrong  # infinite and NaN too
         # PureJaxRL's configs write sizes as 5e5.
         if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
@@ -440,11 +490,15 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
         raise wrong
     elif value == "" and key.default is None:
         raise ConfigError(f"{name} is empty; give {_describe(key)}")
+    elif key.kind is str:
+        value = os.path.expanduser(value)  # a shell leaves the ~ of KEY=~/folder, or of quotes
     if key.choices and value not in key.choices:
-        raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {shortened(value)}")
-    if (key.low is not None and value < key.low) or (key.high is not None and value > key.high):
-        wanted = f"at least {key.low}" if key.high is None else f"from {key.low} to {key.high}"
-        raise ConfigError(f"{name} must be {wanted}, not {shortened(value)}")
+        raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {given}")
+    high = LARGEST_SIZE if key.high is None and key.kind is int else key.high
+    if (key.low is not None and value < key.low) or (high is not None and value > high):
+        low_alone = key.high is None and value < key.low
+        wanted = f"at least {key.low}" if low_alone else f"from {key.low} to {high}"
+        raise ConfigError(f"{name} must be {wanted}, not {given}")
     return value
 
 

@@ -24,10 +24,10 @@ def shortened(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
-def did_you_mean(word: str, candidates: Iterable[Any]) -> str:
+def did_you_mean(word: Any, candidates: Iterable[Any]) -> str:
     """A clause that names the candidates close to `word`, empty where there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(word.lower(), by_lower_case, n=4, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), by_lower_case, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
 
 
@@ -75,6 +75,37 @@ def named(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(str(error))}"
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the kind of an error, and its message in one line."""
+    kind, words = type(error).__name__, cause(str(error)).split()
+    if kind in TRACED:
+        return f"{kind}: {TRACED[kind]}"
+    if not words and isinstance(error, NotImplementedError):  # of which method
+        words = [traceback.extract_tb(error.__traceback__)[-1].name]
+    return f"{kind}: {bearable(' '.join(words))}" if words else kind
+
+
+A_BRANCH = "Python branches on a value that JAX traces; use jnp.where or jax.lax.cond"
+
+TRACED = {
+    "TracerBoolConversionError": A_BRANCH,
+    "TracerIntegerConversionError": "Python counts or indexes with a value that JAX traces; use"
+    " jnp or jax.lax",
+    "ConcretizationTypeError": "Python needs a value that JAX traces; use jnp or jax.lax",
+    "TracerArrayConversionError": "NumPy gets an array that JAX traces; use jnp",
+}
+"""What JAX says in a page, by the kind of its error."""
+
+
+def bearable(text: str, length: int = 200) -> str:
+    """Returns a text of at most this length: its first sentences, or its first words and dots."""
+    text = text.rstrip(".")
+    if len(text) <= length:
+        return text
+    end = text.rfind(". ", 0, length)
+    return text[:end] if end > 0 else f"{text[: length - 4].rsplit(' ', 1)[0]} ..."
+
+
 def out_of_memory_text(text: str) -> str:
     """Explains a failed allocation, with its size where the message has one."""
     size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
@@ -94,7 +125,7 @@ def cause(text: str) -> str:
 def first_line(text: str) -> str:
     """The first line with something in it, of bearable length."""
     lines = [line.strip() for line in cause(text).splitlines() if line.strip()]
-    return lines[0][:200] if lines else "without a message"
+    return bearable(lines[0]) if lines else "without a message"
 
 
 def write_traceback(error: Exception, folder: Path | None) -> Path | None:
@@ -109,7 +140,7 @@ def write_traceback(error: Exception, folder: Path | None) -> Path | None:
             continue
         path = place / ("error.txt" if place == folder else f"error_{os.getpid()}.txt")
         try:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return path
         except OSError:
             continue

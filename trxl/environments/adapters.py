@@ -10,7 +10,6 @@ import importlib
 import inspect
 import io
 import re
-import traceback
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError, cause, did_you_mean, shortened
+from trxl.errors import ConfigError, did_you_mean, one_line, shortened
 from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 
@@ -61,14 +60,6 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
             raise ConfigError(f"{name} can't be made{given}: {one_line(error)}") from error
 
     return make
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the message of an error without line breaks."""
-    text = " ".join(cause(str(error)).split())[:200]
-    if not text and isinstance(error, NotImplementedError):
-        text = traceback.extract_tb(error.__traceback__)[-1].name
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.environments import gymnax
-from trxl.environments.adapters import making, one_line
+from trxl.environments.adapters import making
 from trxl.environments.base import ATTRIBUTES, SingleEnvironment
 from trxl.environments.validation import check_environment, check_values, flat, is_number
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, one_line, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,7 +42,9 @@ def file_and_class(name: str) -> tuple[Path, str]:
 
 def find(file: Path) -> Path | None:
     """The file seen from the current directory, else from where the scripts are."""
-    return next((path for path in (file, REPOSITORY / file) if path.is_file()), None)
+    file = Path(os.path.expanduser(file))
+    # os.path, for which a name that is too long is no file either.
+    return next((path for path in (file, REPOSITORY / file) if os.path.isfile(path)), None)
 
 
 def located(name: str) -> str:

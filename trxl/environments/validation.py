@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.distributions import sample_uniformly
-from trxl.environments.adapters import one_line
 from trxl.environments.base import SingleEnvironment
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, one_line, shortened
 from trxl.spaces import (
     ActionSpace,
     Box,

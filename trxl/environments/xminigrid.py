@@ -19,10 +19,10 @@ from trxl.environments.adapters import (
     flatten_obs,
     import_suite,
     making,
-    one_line,
 )
 from trxl.environments.base import SingleEnvironment
-from trxl.errors import ConfigError, shortened
+from trxl.environments.custom import find
+from trxl.errors import ConfigError, one_line, shortened
 from trxl.results import unpickle_arrays
 from trxl.spaces import Discrete, Grid
 
@@ -214,13 +214,14 @@ def load_rulesets(name: str, benchmark: str) -> Any:
     names = benchmarks.registered_benchmarks()
     if benchmark in names:
         return making(name, {"benchmark": benchmark})(lambda: benchmarks.load_benchmark(benchmark))
-    if not benchmark or not Path(benchmark).is_file():
+    path = find(Path(benchmark))
+    if path is None:
         raise ConfigError(
             f"{name} needs rulesets: ENV_KWARGS={{'benchmark': ...}} with one of"
             f" {', '.join(names)} or the path of a file; {shortened(benchmark)} is neither"
         )
     try:
-        with bz2.open(benchmark) as file:
+        with bz2.open(path) as file:
             content = unpickle_arrays(file)
         arrays = {key: jnp.asarray(content[key]) for key in benchmarks.Benchmark.__annotations__}
     except Exception as error:  # a broken file raises almost anything

@@ -1,12 +1,12 @@
 """A saved agent, for a loop of one's own."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from trxl.config import of_saved_run
 from trxl.distributions import sample_per_row, sample_uniformly
@@ -14,9 +14,10 @@ from trxl.environments import named_by_user
 from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.rollout import empty_memory
+from trxl.runs.parameters import file_of_seed, fits, read_params, saved_seeds
 from trxl.spaces import obs_space
-from trxl.statistics import init_normalizer, network_input, restored_normalizer
-from trxl.training import Algorithm, init_params
+from trxl.statistics import init_normalizer, network_input
+from trxl.training import Algorithm, Start, init_params
 
 ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 
@@ -61,7 +62,7 @@ class Agent(NamedTuple):
 def load_agent(
     folder: str | Path,
     known: Mapping[str, Algorithm],
-    seed: int = 0,
+    seed: int | None = None,
     greedy: bool = False,
     algorithm: Algorithm | None = None,
     environment: str | None = None,
@@ -71,7 +72,7 @@ def load_agent(
     Args:
       folder: of the run.
       known: algorithms by the name in a saved config.
-      seed: of the agent.
+      seed: of the agent; None: the lowest that is there.
       greedy: takes the most probable action instead of sampling one.
       algorithm: that trained it; None: the known one that the run names.
       environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
@@ -81,27 +82,33 @@ def load_agent(
       ConfigError: there is no such agent, or its files are broken or don't fit together, or its
         environment is a file that `environment` doesn't name.
     """
-    config, params = read_agent(folder, seed)
-    algorithm = resolve_algorithm(config.pop("ALGORITHM", "PPO"), known, algorithm)
-    config = algorithm.check(of_saved_run(config, algorithm.keys))
+    paths = saved_seeds(Path(os.path.expanduser(folder)))
+    path = file_of_seed(paths, min(paths) if seed is None else seed)
+    beside = path.with_name(path.name.replace("params", "config"))
+    params, normalizer = read_params(path)
+    config = read_config(beside)
+    algorithm = resolve_algorithm(str(config.pop("ALGORITHM", "PPO")), known, algorithm)
+    try:
+        config = algorithm.check(of_saved_run(config, algorithm.keys))
+    except ConfigError as error:
+        raise ConfigError(f"{beside}: {error}; is it another version's?") from error
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
     config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]
-    normalizer = restored_normalizer(params.pop("normalizer", {}))
-
-    expected = expected_shapes(config, env, network, algorithm)
-    if jax.tree.map(jnp.shape, (params, normalizer)) != expected:
-        raise ConfigError(f"{folder}/{seed}_params.npy does not fit {seed}_config.npy beside it")
-    if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params)):
-        raise ConfigError(f"{folder}/{seed}_params.npy: not all parameters are finite; it diverged")
+    if not fits(Start(params, normalizer), fresh_agent(config, env, network, algorithm)):
+        raise ConfigError(f"{path} does not fit {beside.name} beside it")
 
     def initial_memory(batch: int) -> AgentMemory:
         caches = network.apply(params, empty_memory(config, batch), method="init_cache")
         return AgentMemory(caches, jnp.int32(0), jnp.zeros(batch, jnp.int32))
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
+        batch = memory.reach.shape
+        for name, x, wanted in (("obs", obs, (*batch, env.obs_size)), ("done", done, batch)):
+            if jnp.shape(x) != wanted:
+                raise ConfigError(f"{name} must have the shape {wanted}, not {jnp.shape(x)}")
         reach = jnp.where(done, 0, memory.reach)
         (policy, _, caches, _), seen = network.apply(
             params,
@@ -145,15 +152,15 @@ def resolve_algorithm(
     return given or known[name]
 
 
-def expected_shapes(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Any:
-    """Returns the shapes of the parameters that act and of the statistics, as trees of tuples."""
+def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Start:
+    """Returns the parameters that act before a run, and the statistics, in shapes."""
 
-    def fresh() -> Any:
+    def fresh() -> Start:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
         acting = algorithm.behaviour_params(algorithm.init(config, params))
-        return acting, init_normalizer(config, env)
+        return Start(acting, init_normalizer(config, env))
 
-    return jax.tree.map(jnp.shape, jax.eval_shape(fresh))
+    return jax.eval_shape(fresh)
 
 
 def attention_of(seen: Any) -> jax.Array:
@@ -163,21 +170,18 @@ def attention_of(seen: Any) -> jax.Array:
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
 
 
-def read_agent(folder: str | Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the parameters of a seed, as they were saved.
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a saved config.
 
     Raises:
-      ConfigError: there are none, or they are broken.
+      ConfigError: there is none, or it is broken.
     """
     try:
-        config, params = (
-            load_results(Path(folder) / f"{seed}_{name}.npy") for name in ("config", "params")
-        )
+        return load_results(path)
     except OSError as error:
-        raise ConfigError(f"no agent of seed {seed} in {folder}: {error.strerror}") from error
+        raise ConfigError(f"no config in {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return config, params
 
 
 def random_agent(agent: Agent) -> Agent:

@@ -36,6 +36,7 @@ class Program:
     """
 
     def __init__(self, config: dict[str, Any], algorithm: Algorithm, num_devices: int | None):
+        self.algorithm, self.num_devices = algorithm.name, num_devices or 1
         self.seeds = [config["seed"] + i for i in range(config["NUM_SEEDS"])]
         self._several = len(self.seeds) > 1
         self._mesh = Mesh(np.array(jax.devices()), (AXIS,)) if num_devices else None
@@ -57,8 +58,8 @@ class Program:
         begins = config["PARAMS"] and not config["RESUME"]  # a resumed run has begun
         self._start = self._read_start(config["PARAMS"]) if begins else None
 
-    def _read_start(self, folder: str) -> Start:
-        starts = read_start(Path(folder), self.seeds)
+    def _read_start(self, path: str) -> Start:
+        starts = read_start(Path(path), self.seeds)
         start = jax.tree.map(lambda *x: np.stack(x), *starts) if self._several else starts[0]
         fresh = self.shapes().train_state
         check_fit(start, Start(fresh.params, fresh.normalizer))

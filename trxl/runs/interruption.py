@@ -9,6 +9,8 @@ from typing import Any, Protocol, TextIO
 
 from trxl.runs.processes import largest, warn_main
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
 
 class Closed(Protocol):
     """A folder of a run or a search, which is closed before the process ends."""
@@ -21,7 +23,7 @@ class Closed(Protocol):
 class StopOnSignal:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second ends it all.
 
-    SIGHUP comes when the terminal goes; under nohup it is left alone.
+    SIGHUP comes when the terminal goes; under nohup it is left alone, and Windows has none.
 
     `signal` is the number of the signal to stop for, or None. Of several processes all must stop
     after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
@@ -49,8 +51,8 @@ class StopOnSignal:
     def __enter__(self):
         self._previous = {
             number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+            for number in (getattr(signal, name, None) for name in SIGNALS)
+            if number and signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
         }
         return self
 
@@ -85,9 +87,11 @@ class LastingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes the text if that can be done."""
+        """Writes the text if that can be done, with escapes for what the encoding lacks."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:
+            return self.write(text.encode("ascii", "backslashreplace").decode())
         except (OSError, ValueError):
             self._lose()
             return len(text)

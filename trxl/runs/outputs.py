@@ -21,13 +21,17 @@ def results_root(config: dict[str, Any]) -> Path:
     return Path(config["RESULTS_DIR"] or f"runs/{suite}")
 
 
-def fresh_folder(config: dict[str, Any]) -> Path:
+def fresh_folder(config: dict[str, Any], algorithm: str = "PPO") -> Path:
     """Makes the run's folder, with a number behind its name where earlier runs took the name.
+
+    Args:
+      algorithm: that trains; its name is part of the folder's if it is not PPO.
 
     Raises:
       ConfigError: it can't be made.
     """
     root, (_, name) = results_root(config), resolve_name(config["ENV_NAME"])
+    name += f"_{algorithm}" if algorithm != "PPO" else ""
     try:
         root.mkdir(parents=True, exist_ok=True)
         return next(

@@ -1,12 +1,15 @@
 """The parameters of a finished run: what is saved, and a new run that starts from them."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.statistics import restored_normalizer
 from trxl.training import Algorithm, Start, TrainState
@@ -26,36 +29,88 @@ def saved_params(
     return {**params, "normalizer": normalizer}
 
 
-def read_start(folder: Path, seeds: list[int]) -> list[Start]:
+def saved_seeds(folder: Path) -> dict[int, Path]:
+    """Returns the files of parameters in a run's folder by their seeds, in order.
+
+    The seed is all that stands before `_params.npy`: `0_old_params.npy` is no seed's.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    files = folder.glob("*_params.npy") if os.path.isdir(folder) else []
+    found = {path.name.removesuffix("_params.npy"): path for path in files}
+    paths = {int(seed): path for seed, path in found.items() if re.fullmatch("[0-9]{1,10}", seed)}
+    if not paths:
+        where = " ".join(str(folder)[:200].split("\n"))
+        raise ConfigError(f"there is no <seed>_params.npy in {where}")
+    return dict(sorted(paths.items()))
+
+
+def file_of_seed(paths: dict[int, Path], seed: int) -> Path:
+    """Returns a seed's file of parameters.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if seed not in paths:
+        folder, there = next(iter(paths.values())).parent, ", ".join(map(str, paths))
+        raise ConfigError(f"{folder} has no agent of seed {seed}, but of {there}")
+    return paths[seed]
+
+
+def read_start(path: Path, seeds: list[int]) -> list[Start]:
     """Reads what each seed of a new run starts from: its namesake's parameters, or the only ones.
+
+    Args:
+      path: of a run's folder, or of a file of parameters.
 
     Raises:
       ConfigError: there are none, or none of a seed among several, or they are broken.
     """
     try:
-        found = list(folder.glob("[0-9]*_params.npy"))
-    except OSError as error:  # a name too long for one, say
-        raise ConfigError(f"PARAMS: {shortened(str(folder))}: {error.strerror}") from error
-    paths = {int(path.name.split("_")[0]): path for path in found}
-    if not paths:
-        raise ConfigError(f"PARAMS: there is no <seed>_params.npy in {folder}")
-    if len(paths) == 1:
-        paths = dict.fromkeys(seeds, *paths.values())
-    missing = [seed for seed in seeds if seed not in paths]
-    if missing:
-        there = ", ".join(map(str, sorted(paths)))
-        raise ConfigError(f"PARAMS: {folder} has none of seed {missing[0]}, but of {there}")
-    return [read_one(paths[seed]) for seed in seeds]
+        paths = {0: path} if os.path.isfile(path) else saved_seeds(path)
+        if len(paths) == 1:
+            paths = dict.fromkeys(seeds, *paths.values())
+        return [read_params(file_of_seed(paths, seed)) for seed in seeds]
+    except ConfigError as error:
+        raise ConfigError(f"PARAMS: {error}") from error
 
 
-def read_one(path: Path) -> Start:
-    """Reads a file of parameters."""
+def read_params(path: Path) -> Start:
+    """Reads a file of parameters, those of another float type as float32.
+
+    Raises:
+      ConfigError: it can't be read, or holds something else, or they are not finite.
+    """
     try:
         params = load_results(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"PARAMS: {error}") from error
-    normalizer = restored_normalizer(params.pop("normalizer", {}))
+        raise ConfigError(str(error)) from error
+    try:
+        normalizer = restored_normalizer(params.pop("normalizer", {}))
+        params = jax.tree.map(as_float32, params)
+        finite = all(np.all(np.isfinite(x)) for x in jax.tree.leaves((params, normalizer)))
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise ConfigError(f"{path} holds no parameters; is it another file's content?") from error
+    if not finite:
+        raise ConfigError(f"{path}: not all parameters are finite; it diverged")
     return Start(params, normalizer)
+
+
+def as_float32(x: np.ndarray) -> np.ndarray:
+    """Returns an array of floats as float32.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if not np.issubdtype(x.dtype, np.floating):
+        raise TypeError(f"{x.dtype} is no type of parameters")
+    return np.asarray(x, np.float32)
+
+
+def fits(start: Start, fresh: Start) -> bool:
+    """Returns whether parameters and statistics have the structure and the shapes of others."""
+    return jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, fresh)
 
 
 def check_fit(start: Start, fresh: Start) -> None:
@@ -64,7 +119,7 @@ def check_fit(start: Start, fresh: Start) -> None:
     Raises:
       ConfigError: they are of another.
     """
-    if jax.tree.map(jnp.shape, start) != jax.tree.map(jnp.shape, fresh):
+    if not fits(start, fresh):
         raise ConfigError(
             "PARAMS: these parameters are of another network, environment or normalisation than"
             " this config's; compare with the <seed>_config.npy beside them"

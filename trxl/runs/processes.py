@@ -24,8 +24,11 @@ from tqdm import tqdm
 
 from trxl.errors import ConfigError, shortened
 
-EXIT_RETRYABLE = os.EX_TEMPFAIL
-"""The status, 75, of a process that ends for want of another: the same run may do next time."""
+EXIT_RETRYABLE = 75
+"""The status of a process that ends for want of another: the same run may do next time.
+
+Unix calls it EX_TEMPFAIL.
+"""
 
 PERMANENT_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 """What a JaxRuntimeError starts with that another start would meet again."""
@@ -198,8 +201,10 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"{', '.join(names)} go together: {missing} is missing")
     address, processes, process = (launch[name] for name in names)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"COORDINATOR must be host:port, not {shortened(address)}")
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"COORDINATOR must be host:port, the port below 65536, not {shortened(address)}"
+        )
     if not 0 <= process < processes:
         raise ConfigError(
             f"PROCESS_ID must be from 0 to NUM_PROCESSES - 1 = {processes - 1}, not {process}"

@@ -4,19 +4,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from trxl.config import LAUNCH_KEYS, check_values, help_text, num_updates, read_overrides
 from trxl.environments import is_own, located
-from trxl.errors import ConfigError, RunError, explained
+from trxl.errors import ConfigError, RunError, explained, first_line
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
 from trxl.runs.divergence import NotFiniteError
@@ -48,32 +48,67 @@ def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False
       algorithm: that trains.
       all_devices: the default of ALL_DEVICES: train on every device of every process.
 
-    Exits with one line and status 1 where the config can't be run or an error ends the run; a line
-    for each seed that diverged. The status is `EXIT_RETRYABLE` where another of several processes
-    was lost, and 128 + its number after a signal.
+    Exits as `run_script` does.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print_help(config, algorithm, all_devices)
-        return
+    run_script(lambda: start(config, algorithm, all_devices))
+
+
+def run_script(act: Callable[[], int | None]) -> None:
+    """Calls the function of a script, with a compilation cache and output that a run outlives.
+
+    Exits with one line and status 1 where the function raises; a line for each seed that diverged.
+    The status is `EXIT_RETRYABLE` where another of several processes was lost.
+
+    Args:
+      act: returns the number of the signal that stopped it, which adds 128 to the status, or None.
+    """
     enable_compilation_cache()
     with lasting_output():
         try:
-            stopped_by = start(config, algorithm, all_devices)
-        except (ConfigError, NotFiniteError, RunError) as error:
-            lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
-            sys.exit(lines if is_main() else 1)
+            stopped_by = act()
         except Exception as error:
-            if jax.process_count() == 1:
-                sys.exit(f"error: {explained(error)}")
-            # An orderly exit would wait for the other processes, and they for this one.
-            traceback.print_exc()
-            os._exit(status_of(error))
+            fail(error)
     if stopped_by:
         sys.exit(128 + stopped_by)
 
 
+def fail(error: Exception) -> NoReturn:
+    """Ends the process, see `run_script`."""
+    if line := missing_platform():  # whatever it made fail
+        sys.exit(f"error: {line}")
+    if isinstance(error, ConfigError | NotFiniteError | RunError):
+        lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
+        sys.exit(lines if is_main() else 1)
+    if jax.process_count() == 1:
+        sys.exit(f"error: {explained(error)}")
+    # An orderly exit would wait for the other processes, and they for this one.
+    traceback.print_exc()
+    os._exit(status_of(error))
+
+
+INSTALLED_BY = {"cuda": "cuda13", "gpu": "cuda13", "tpu": "tpu"}
+"""The extra of JAX's package by the platform."""
+
+
+def missing_platform() -> str:
+    """Explains in one line why JAX has no devices; empty where it has some."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            return f"JAX has no device ({first_line(str(error))}); JAX_PLATFORMS=cpu uses the CPU"
+        extra = INSTALLED_BY.get(asked)
+        install = f"pip install 'jax[{extra}]' on a machine that has one" if extra else "set cpu"
+        return f"JAX_PLATFORMS={asked}: JAX has no such device; {install}, or unset JAX_PLATFORMS"
+    return ""
+
+
 def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> int | None:
     """Reads the command line and runs, see `main`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_help(config, algorithm, all_devices)
+        return None
     launch, overrides = read_command_line(algorithm, all_devices)
     if launch["ALL_DEVICES"]:
         connect(launch)
@@ -126,9 +161,9 @@ def resolve_config(
     own = {key: config[key] for key in ["ENV_NAME"] if is_own(str(config.get(key)))}
     config = {**config, **overrides}
     if config.get("RESUME") is not None:
-        check_values({"RESUME": config["RESUME"]}, {"RESUME": algorithm.keys["RESUME"]})
+        checked = check_values({"RESUME": config["RESUME"]}, {"RESUME": algorithm.keys["RESUME"]})
         # A script's settings give way to the run's, but an environment of its own is named in it.
-        return resumed_config(Path(config["RESUME"]), own | overrides, algorithm)
+        return resumed_config(Path(checked["RESUME"]), own | overrides, algorithm)
     return check_values(config, algorithm.keys)
 
 
@@ -224,8 +259,11 @@ def train(
     # can still take signals.
     worker = ThreadPoolExecutor(1)
     total = num_updates(config)
-    parameters = f"{program.num_parameters():,} parameters"
-    print_main(f"{config['ENV_NAME']}, {parameters}, {total} updates, to {record.folder}")
+    devices = f"{program.num_devices} device{'s' if program.num_devices > 1 else ''}"
+    parameters = f"{program.num_parameters():,} parameters, {total} updates"
+    print_main(
+        f"{config['ENV_NAME']}, {program.algorithm} on {devices}, {parameters}, to {record.folder}"
+    )
     print_main(f"compiling for {jax.devices()[0].device_kind} (tens of seconds the first time) ...")
     start = time.perf_counter()
     state = worker.submit(record.first_state, program).result()

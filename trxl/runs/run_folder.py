@@ -67,7 +67,7 @@ class RunFolder:
         self._retry_at: float | None = None  # when to write one that could not be written
         self._lock = None
         self._made = missing_folders(results_root(config))
-        self.folder = Path(config["RESUME"] or broadcast(lambda: str(fresh_folder(config))))
+        self.folder = Path(config["RESUME"] or broadcast(self._make_folder))
         self._checkpoints = Checkpoints(self.folder, config["KEEP_CHECKPOINTS"])
         try:
             check_shared(self.folder)
@@ -79,6 +79,9 @@ class RunFolder:
         except Exception:
             self._release()
             raise
+
+    def _make_folder(self) -> str:
+        return str(fresh_folder(self._config, self._algorithm.name))
 
     def _start(self) -> int:
         """Returns after how many updates the newest checkpoint was taken.
@@ -248,9 +251,9 @@ class RunFolder:
         self._release()
 
     def _release(self) -> None:
-        self.discard_if_empty()
         if self._lock:
-            self._lock.release()
+            self._lock.release()  # first, since Windows removes no file that is open
+        self.discard_if_empty()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
         """Returns each seed's metrics of the whole run, {name: (updates,)}."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, first_line, one_line
 from trxl.runs.processes import warn_main
 
 
@@ -28,10 +28,8 @@ class TensorBoardTracker(NoTracker):
     """Event files in the run's `tensorboard/<seed>`, over environment steps."""
 
     def __init__(self, folder: Path, seeds: list[int]):
-        try:
-            from tensorboard.summary import Writer
-        except ImportError as error:
-            raise ConfigError("TRACK=tensorboard needs it: pip install tensorboard") from error
+        from tensorboard.summary import Writer
+
         self._writers = [Writer(str(folder / "tensorboard" / str(seed))) for seed in seeds]
 
     def log(self, metrics: list[dict[str, Any]]) -> None:
@@ -53,24 +51,15 @@ class WandbTracker(NoTracker):
     """
 
     def __init__(self, folder: Path, seeds: list[int], config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("TRACK=wandb needs it: pip install wandb") from error
+        import wandb
+
         id_file = folder / "wandb_id"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
         self._prefixes = [f"seed_{seed}/" if len(seeds) > 1 else "" for seed in seeds]
-        try:
-            self._run = wandb.init(
-                name=folder.name,
-                id=id_file.read_text(),
-                resume="allow",
-                dir=folder,
-                config=config,
-            )
-        except wandb.Error as error:
-            raise ConfigError(f"TRACK=wandb: {str(error).splitlines()[0]}") from error
+        self._run = wandb.init(
+            name=folder.name, id=id_file.read_text(), resume="allow", dir=folder, config=config
+        )
 
     def log(self, metrics: list[dict[str, Any]]) -> None:
         row = {
@@ -110,12 +99,20 @@ def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTr
     """The tracker that a checked config asks for.
 
     Raises:
-      ConfigError: its package is not installed.
+      ConfigError: it can't start, before anything is compiled.
     """
-    if config["TRACK"] == "wandb":
-        return CarefulTracker(WandbTracker(folder, seeds, config))
-    if config["TRACK"] == "tensorboard":
-        return CarefulTracker(TensorBoardTracker(folder, seeds))
+    name = config["TRACK"]
+    try:
+        match name:
+            case "wandb":
+                return CarefulTracker(WandbTracker(folder, seeds, config))
+            case "tensorboard":
+                return CarefulTracker(TensorBoardTracker(folder, seeds))
+    except ImportError as error:
+        why = first_line(str(error))
+        raise ConfigError(f"TRACK={name} needs it: pip install {name} ({why})") from error
+    except (Exception, SystemExit) as error:  # of a package that is not ours
+        raise ConfigError(f"TRACK={name} can't start, leave it out: {one_line(error)}") from error
     return NoTracker()
 
 

@@ -41,8 +41,7 @@ def evolve(
 
     Args, returns and raises as `search.main.search`.
     """
-    ignored = ("LR", "GAMMA")  # ranges of the script that mean nothing here
-    space, fixed = read_space({k: v for k, v in asked.items() if k not in ignored}, learner.keys)
+    space, fixed = read_space(asked, learner.keys)
     if space.dimensions:
         raise ConfigError(
             f"TRAIN=evolution moves parameters, not {space.dimensions[0].name}; give it one value"

@@ -1,5 +1,6 @@
 """A search from the command line to its report."""
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +8,11 @@ from typing import Any
 
 import jax
 
-from trxl.config import defaults, help_text, names_and_texts, num_updates
+from trxl.config import check_settings_fit, defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
-from trxl.errors import ConfigError, explained, shortened
-from trxl.runs.interruption import lasting_output
+from trxl.errors import ConfigError, shortened
 from trxl.runs.memory_check import check_sizes
-from trxl.runs.run import enable_compilation_cache
+from trxl.runs.run import run_script
 from trxl.search.loop import Loop, best_trial
 from trxl.search.population import members_at_a_time
 from trxl.search.record import open_folder, read_json
@@ -52,19 +52,9 @@ def main(config: dict[str, Any], trainers: Trainers) -> None:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
       trainers: what can be searched.
 
-    Exits with one line and status 1 where the search can't be run, and with 128 + its number after
-    a signal.
+    Exits as `run_script` does.
     """
-    enable_compilation_cache()
-    with lasting_output():
-        try:
-            stopped_by = start(config, trainers, sys.argv[1:])
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
-        except Exception as error:
-            sys.exit(f"error: {explained(error)}")
-    if stopped_by:
-        sys.exit(128 + stopped_by)
+    run_script(lambda: start(config, trainers, sys.argv[1:]))
 
 
 def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> int | None:
@@ -80,14 +70,15 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     given = dict(names_and_texts(words))
     asked, folder = {**config, **given}, None
     if given.get("RESUME", "none").lower() != "none":
-        folder = Path(given["RESUME"])
+        folder = Path(os.path.expanduser(given["RESUME"]))
         asked = resumed_search(folder, given)
     name = str(asked.get("ALGORITHM", "PPO"))
     if name not in trainers:
         raise ConfigError(f"ALGORITHM must be one of {', '.join(trainers)}, not {shortened(name)}")
     algorithm, base = trainers[name]
+    keys = {**SEARCH_KEYS, **algorithm.keys}
+    check_settings_fit(words, keys)
     if len(words) < len(arguments):
-        keys = {**SEARCH_KEYS, **algorithm.keys}
         keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
         usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
         print(f"usage: {sys.argv[0]} {usage}\n\nthe keys, with their values here:")
@@ -97,6 +88,9 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     if settings["TRAIN"] == "evolution":
         from trxl.search.evolution import evolve
 
+        # The ranges of the script mean nothing here; one that was asked for is refused.
+        ranges = {k for k, v in config.items() if ".." in str(v) and k not in given}
+        asked = {k: v for k, v in asked.items() if k not in ranges}
         return evolve(asked, settings, algorithm, base, folder)
     return search(asked, settings, algorithm, base, folder)
 
@@ -151,6 +145,8 @@ def search(
         ) from error
     task = make_task(settings, config, space)
     fresh_seeds = range(config["seed"], config["seed"] + settings["REPORT_SEEDS"])
+    if fresh_seeds.stop > 2**32:
+        raise ConfigError("seed + REPORT_SEEDS must not exceed 2**32; lower seed")
     next(run_search(name, task, fresh_seeds))  # where it can't be there is no folder
     of_report = len(fresh_seeds) * (3 if name == "pbt" else 2)  # at most
     runs = settings["SEEDS"] * cost(name, task, task.generations) + of_report

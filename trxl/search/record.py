@@ -188,8 +188,8 @@ class SearchFolder:
 
     def close(self) -> None:
         """Gives the folder back; nothing stays of a search that did nothing."""
+        self._lock.release()  # first, since Windows removes no file that is open
         self.discard_if_empty()
-        self._lock.release()
 
     def discard_if_empty(self) -> None:
         """Removes the folder of a search that has no checkpoint yet."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import Key, Keys, check_values, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_values, read_value
 from trxl.environments import located
 from trxl.errors import ConfigError, did_you_mean, shortened
 from trxl.training import Algorithm
@@ -39,12 +39,13 @@ _KEYS = {
         " for; None: one of `halving` or `pbt`, ten of another STRATEGY",
         type=int,
         low=1,
+        high=LARGEST_INT,
     ),
     "SEEDS": Key(
         1, "seeds that a member is trained with; its score is their mean", low=1, high=1000
     ),
     "ETA": Key(3, "of `halving`: one member in so many goes on", low=2),
-    "INTERVALS": Key(10, "of `pbt`: how often members are compared over a run", low=1),
+    "INTERVALS": Key(10, "of `pbt`: how often members are compared over a run", low=1, high=10_000),
     "REPORT_SEEDS": Key(
         5, "fresh seeds on which the best and the default are compared", low=0, high=1000
     ),
@@ -190,6 +191,8 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
       ConfigError: the key can't have them.
     """
     found = RANGE.fullmatch(text) if key.kind in (int, float) else None
+    if found and "..." in text:  # whose third dot would be a decimal one
+        raise ConfigError(f"{name}={text} has three dots; a range has two, LOW..HIGH")
     parts = [part.strip() for part in text.split(",")]
     if not found and (key.kind is dict or len(parts) < 2):
         return None
