@@ -1,5 +1,6 @@
 """What goes wrong outside: a second process, the disk, the terminal, a package, a file."""
 
+import errno
 import io
 import json
 import os
@@ -108,6 +109,21 @@ def test_a_lock_keeps_another_process_out_and_goes_with_its_release(tmp_path):
     lock.release()
     assert not (tmp_path / "lock").exists()
     assert other().stdout == "locked\n"
+
+
+def test_a_file_system_without_locks_is_said_and_one_that_is_read_only_refused(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    number = errno.ENOLCK
+    FolderLock(tmp_path).release()
+    assert capsys.readouterr().out.startswith("no locks here (No locks available): don't start a")
+    number = errno.EROFS
+    with pytest.raises(ConfigError, match=r"can't write to .*: Read-only file system"):
+        FolderLock(tmp_path)
 
 
 @pytest.mark.parametrize("spoil", ["null", '{"env_steps": 7}', "\udcff", '{"env_steps": 3'])
@@ -295,6 +311,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     command = [sys.executable, "-c", WITHOUT_WHAT_WINDOWS_LACKS, script, *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("MemoryChain-bsuite, PPO on 1 device, ")
     assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 6
 
 

@@ -201,9 +201,9 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"{', '.join(names)} go together: {missing} is missing")
     address, processes, process = (launch[name] for name in names)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) >= 2**16:
         raise ConfigError(
-            f"COORDINATOR must be host:port, the port below 65536, not {shortened(address)}"
+            f"COORDINATOR must be host:port, not {shortened(address)}; ports end at 65535"
         )
     if not 0 <= process < processes:
         raise ConfigError(
