@@ -34,6 +34,8 @@ class SingleEnvironment:
     previous_action_reward = False
     """What PREV_ACTION_REWARD=None means."""
     default_reset_strategy = "auto"
+    float64 = True
+    """Whether JAX_ENABLE_X64 is for it too; a suite's computes in float32 in any case."""
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         """A first observation (obs_size,) float32, and the state."""
