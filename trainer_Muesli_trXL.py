@@ -301,7 +301,8 @@ def make_targets(
         active=batch.active,
     )
     returns = retrace(steps, gamma, config["RETRACE_LAMBDA"])
-    weight = 1.0 * (batch.has_return if batch.active is None else batch.has_return & batch.active)
+    counted = batch.has_return if batch.active is None else batch.has_return & batch.active
+    weight = counted.astype(jnp.float32)
     advantages = update_advantage_moments(
         learner.advantages, returns - value, weight, config["ADVANTAGE_DECAY"], axis_name
     )
@@ -338,7 +339,7 @@ def loss(
 
     weight = None
     if batch.active is not None:
-        weight = normalize_weight(batch.active * 1.0, axis_name)
+        weight = normalize_weight(batch.active.astype(jnp.float32), axis_name)
     latent = call("unroll_windows", batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"])
     policy = call("policy", latent, batch.obs)
     log_prob = policy.log_prob(batch.action)
@@ -362,7 +363,7 @@ def loss(
         weighted_mean(jnp.mean(jnp.stack(losses), axis=0), weight)
         for losses in (value_losses, reward_losses, policy_losses)
     )
-    entropy = weighted_mean(policy.entropy(), weight)
+    entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     total = (
         config["PG_COEF"] * gradient_loss
         + config["CMPO_COEF"] * cmpo_loss
@@ -372,7 +373,7 @@ def loss(
         - config["ENT_COEF"] * entropy
     )
     has_return = batch.has_return if weight is None else batch.has_return * weight
-    has_return = normalize_weight(has_return * 1.0, axis_name)
+    has_return = normalize_weight(has_return.astype(jnp.float32), axis_name)
     error = weighted_mean((targets.returns - targets.value) ** 2, has_return)
     return total, {
         "total_loss": total,

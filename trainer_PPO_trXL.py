@@ -319,7 +319,7 @@ def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batc
         returns=swap_time_and_batch(advantage + value),
         reach=swap_time_and_batch(trajectory.reach),
         memory=window_memory(config, collected),
-        weight=None if active is None else swap_time_and_batch(active) * 1.0,
+        weight=None if active is None else swap_time_and_batch(active).astype(jnp.float32),
     )
 
 
@@ -364,7 +364,7 @@ def ppo_loss(
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
     old_value = batch.value if config["CLIP_VALUE"] else None
     value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
-    entropy = weighted_mean(policy.entropy(), weight)
+    entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
     return loss, {
         "total_loss": loss,

@@ -52,7 +52,7 @@ def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
 
     Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, in the order of Transformer-XL's code.
     """
-    frequencies = 10000.0 ** (-jnp.arange(0, embed_size, 2) / embed_size)  # (E/2,)
+    frequencies = 10000.0 ** (-jnp.arange(0, embed_size, 2, jnp.int32) / embed_size)  # (E/2,)
     angles = distances[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -62,7 +62,7 @@ def slot_of_age(t: jax.Array, slots: int) -> jax.Array:
 
     (t - i) mod (M+1) is its own inverse, so this is also the age of each slot.
     """
-    return (t - jnp.arange(slots)) % slots
+    return (t - jnp.arange(slots, dtype=jnp.int32)) % slots
 
 
 def relative_shift(by_distance: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -
     def cut(start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=2)
 
-    return jax.vmap(cut, out_axes=2)(jnp.arange(count) * stride)
+    return jax.vmap(cut, out_axes=2)(jnp.arange(count, dtype=jnp.int32) * stride)
 
 
 class Gate(nn.Module):
@@ -108,7 +108,7 @@ class Gate(nn.Module):
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         width = x.shape[-1]
         dense = partial(Dense, use_bias=False, dtype=self.dtype)
-        bias = self.param("bias", nn.initializers.constant(self.bias), (width,))
+        bias = self.param("bias", nn.initializers.constant(self.bias), (width,), jnp.float32)
         y_r, y_z, y_g = jnp.split(dense(3 * width, name="w")(y), 3, axis=-1)
         x_r, x_z = jnp.split(dense(2 * width, name="u")(x), 2, axis=-1)
         r = nn.sigmoid(y_r + x_r)
@@ -135,8 +135,9 @@ class TransformerXLLayer(nn.Module):
         self.query = dense(self.qkv_features)
         self.key_value = dense(2 * self.qkv_features)
         self.position = dense(self.qkv_features, use_bias=False)
-        self.content_bias = self.param("content_bias", nn.initializers.zeros, heads)  # u
-        self.position_bias = self.param("position_bias", nn.initializers.zeros, heads)  # w
+        zeros = nn.initializers.zeros
+        self.content_bias = self.param("content_bias", zeros, heads, jnp.float32)  # u
+        self.position_bias = self.param("position_bias", zeros, heads, jnp.float32)  # w
         self.attention_out = dense(self.embed_size)
         self.mlp_norm = LayerNormParams(self.embed_size)
         self.mlp_in = dense(self.embed_size)
@@ -151,7 +152,8 @@ class TransformerXLLayer(nn.Module):
         # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
         keys, values = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
-        ages = -jnp.arange(2 * (self.window_mem + 1)) % (self.window_mem + 1)
+        slots = self.window_mem + 1
+        ages = -jnp.arange(2 * slots, dtype=jnp.int32) % slots
         return LayerCache(keys, values, jnp.swapaxes(self._position_terms(ages), 0, 1))
 
     def step(self, x: jax.Array, cache: LayerCache, t: jax.Array, reach: jax.Array):
@@ -208,7 +210,7 @@ class TransformerXLLayer(nn.Module):
             jnp.concatenate(parts, axis=3) for parts in zip(past, now, strict=True)
         )  # (H, B, K, M+W, D)
 
-        distances = jnp.arange(self.window_mem, -1, -1)  # (M+1,)
+        distances = jnp.arange(self.window_mem, -1, -1, jnp.int32)  # (M+1,)
         positions = self._position_terms(distances)
         position_logits = einsum32("hbkid,rhd->hbkir", position_query, positions)
         visible = distances <= reach.reshape(*by_window, 1)  # (B, K, W, M+1)
@@ -298,7 +300,8 @@ class TransformerXL(nn.Module):
           output (B, E or F+E), caches, and the memory entry (B, L, E) of this step.
         """
         features, x = self._encode(obs)
-        layer_inputs = [jnp.zeros((len(x), 0, self.embed_size))]  # for a network without layers
+        # Of a network without layers there are none.
+        layer_inputs = [jnp.zeros((len(x), 0, self.embed_size), jnp.float32)]
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
             output, cache = layer.step(x, cache, t, reach)
@@ -340,7 +343,9 @@ class ActorCriticTransformer(nn.Module):
         self.critic = self.make_head(outputs=1, gain=1.0)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
-            self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
+            self.param("log_std", nn.initializers.zeros, (outputs,), jnp.float32)
+            if real_valued
+            else None
         )
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ agents, `agents_active(state)` says which rows count (`FlattenAgents`).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +69,7 @@ class LogWrapper(Wrapper):
 
     def reset(self, keys: jax.Array):
         obs, env_state = self._env.reset(keys)
-        zeros = jnp.zeros(self.num_envs)
+        zeros = jnp.zeros(self.num_envs, jnp.float32)
         return obs, EpisodeLogState(env_state, zeros, zeros.astype(jnp.int32))
 
     def step(self, keys: jax.Array, state: EpisodeLogState, action: jax.Array):
@@ -146,8 +147,8 @@ class PreviousActionReward(Wrapper):
 
     def reset(self, keys: jax.Array):
         obs, state = self._env.reset(keys)
-        action = jnp.zeros((len(obs), self.action_space.num_outputs))
-        return self._extend(obs, action, jnp.zeros(len(obs))), state
+        action = jnp.zeros((len(obs), self.action_space.num_outputs), jnp.float32)
+        return self._extend(obs, action, jnp.zeros(len(obs), jnp.float32)), state
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         obs, state, reward, done, info = self._env.step(keys, state, action)
@@ -268,20 +269,41 @@ class BatchedReset(Wrapper):
         self.num_envs = self.num_rows = num_envs
 
     def reset(self, keys: jax.Array):
-        return jax.vmap(self._env.reset)(keys)
+        return self._start(self._env.reset, keys)
 
     def single_states(self, state: Any) -> Any:
         """The single environments' own states in `state`, leaves (B, ...)."""
         return state
 
+    def renderer(self) -> Callable[[Any], np.ndarray]:
+        """A function from a single environment's state to its picture (height, width, 3), uint8."""
+        with self._precision():
+            render = self._env.renderer()
+
+        def render_state(state: Any) -> np.ndarray:
+            with self._precision():
+                return render(state)
+
+        return render_state
+
+    def _precision(self) -> AbstractContextManager:
+        """Turns JAX_ENABLE_X64 off for a suite's environment: Craftax, for one, fails with it."""
+        return nullcontext() if self._env.float64 else jax.enable_x64(False)
+
+    def _start(self, start: Callable, *arguments: jax.Array):
+        """Starts an episode in every environment."""
+        with self._precision():
+            obs, state = jax.vmap(start)(*arguments)
+        return obs.astype(jnp.float32), state
+
     def _step_without_reset(self, keys: jax.Array, state: Any, action: jax.Array):
         if isinstance(self.action_space, Box):
             action = self.action_space.clip(action)
-        with jax.named_scope("game"):
+        with jax.named_scope("game"), self._precision():
             obs, state, reward, terminated, truncated, info = jax.vmap(self._env.step)(
                 keys, state, action
             )
-        reward = reward.astype(jnp.float32)
+        obs, reward = obs.astype(jnp.float32), reward.astype(jnp.float32)
         terminated, truncated = terminated.astype(bool), truncated.astype(bool)
         if not self._env.can_truncate:
             terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
@@ -300,7 +322,7 @@ class AutoReset(BatchedReset):
         step_keys, reset_keys = split_keys(keys, 2)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
         with jax.named_scope("resets"):
-            fresh = jax.vmap(self._env.next_episode)(reset_keys, state)
+            fresh = self._start(self._env.next_episode, reset_keys, state)
             obs, state = select(done, fresh, (obs, state))
         return obs, state, reward, done, info
 
@@ -370,7 +392,7 @@ class ResetPool(BatchedReset):
         episode = jnp.ones(self.num_envs, jnp.int32)
         # All in one call: world generation takes long to compile.
         all_keys = jnp.concatenate([first_keys, self._episode_keys(world_keys, episode)])
-        generated = jax.vmap(self._env.reset)(all_keys)
+        generated = self._start(self._env.reset, all_keys)
         obs, running = jax.tree.map(lambda x: x[: self.num_envs], generated)
         worlds = jax.tree.map(lambda x: x[self.num_envs :], generated)
         used = jnp.zeros(self.num_envs, bool)
@@ -410,7 +432,7 @@ class ResetPool(BatchedReset):
             rows = jnp.where(pool.used[rows], rows, self.num_envs)  # past the end: dropped
             episode = pool.episode.at[rows].add(1, mode="drop")
             keys = self._episode_keys(read_rows(pool.keys, rows), read_rows(episode, rows))
-            worlds = jax.vmap(self._env.reset)(keys)
+            worlds = self._start(self._env.reset, keys)
             return pool._replace(
                 worlds=write_rows(pool.worlds, rows, worlds),
                 used=pool.used.at[rows].set(False, mode="drop"),

@@ -1,5 +1,6 @@
 """The saved agent: that it acts as it was trained, and that episodes are counted fairly."""
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from support import OWN_ENVIRONMENT, SMALL, make_window_form, reach_of, save_untrained
 
-from trxl.environments import Discrete
+from trxl.environments import Discrete, craftax
 from trxl.errors import ConfigError
 from trxl.runs import evaluation
 from trxl.runs.agent import Agent
@@ -401,3 +402,14 @@ def test_trials_without_returns_by_episode_have_nothing_to_plot():
     assert evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": None}) == ["train"]
     with pytest.raises(ConfigError, match="Quest has no metrics trial_return"):
         evaluate.splits_to_play(agent, {"SPLIT": None, "PLOT": "a.png"})
+
+
+def test_a_broken_texture_file_of_craftax_is_not_read(tmp_path, monkeypatch, capsys):
+    constants = importlib.import_module("craftax.craftax_classic.constants")
+    (tmp_path / "cache.pbz2").write_bytes(b"")
+    monkeypatch.setattr(constants, "TEXTURE_CACHE_FILE", str(tmp_path / "cache.pbz2"))
+    constants.load_all_textures.cache_clear()
+    craftax.textures.cache_clear()
+    make_env(PPO.check({**SMALL, "ENV_NAME": "Craftax-Classic-Symbolic-v1"}), 1).renderer()
+    assert capsys.readouterr().out == "making Craftax's textures ...\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.pbz2"]

@@ -166,3 +166,33 @@ class Endless(SingleEnvironment):
 
     def step(self, key, state, action):
         return jnp.zeros(1), state + 1, 1.0, jnp.bool_(False), jnp.bool_(False), {}
+
+
+class Doubles(SingleEnvironment):
+    """Knows no dtypes: with JAX_ENABLE_X64 whatever it returns is float64 or int64.
+
+    Episodes of four or five steps; its metric `luck` is NaN in those of four.
+    """
+
+    action_space = Discrete(2)
+    obs_size = 2
+    episode_metrics = ("luck",)
+
+    def reset(self, key):
+        longer = jax.random.randint(key, (), 0, 2)
+        return jnp.zeros(2), {"place": jnp.zeros(2), "longer": longer, "steps": jnp.zeros((), int)}
+
+    def step(self, key, state, action):
+        place, steps = state["place"] + jax.random.normal(key, (2,)), state["steps"] + 1
+        over = steps == 4 + state["longer"]
+        info = {"luck": jnp.where(state["longer"], 2.0, jnp.nan)}
+        state = {**state, "place": place, "steps": steps}
+        return place, state, jnp.sum(place), over, jnp.bool_(False), info
+
+
+class Broken(Endless):
+    """Its reward is 0 / 0."""
+
+    def step(self, key, state, action):
+        obs, state, _, *rest = super().step(key, state, action)
+        return obs, state, jnp.float32(0) / (state - 1), *rest

@@ -39,21 +39,26 @@ def make_policy(
         return distrax.MultivariateNormalDiag(outputs, scale)
     logits = outputs if legal is None else jnp.where(legal, outputs, MASKED_LOGIT)
     if isinstance(space, Discrete):
-        return distrax.Categorical(logits=logits)
+        return categorical(logits)
     logits = logits.reshape(*logits.shape[:-1], *space.table)
     logits = jnp.where(space.exists(), logits, MASKED_LOGIT)
     return independent_choices(logits)
 
 
+def categorical(logits: jax.Array) -> distrax.Distribution:
+    """Over actions (...) int32 from logits (..., options)."""
+    return distrax.Categorical(logits=logits, dtype=jnp.int32)
+
+
 def independent_choices(logits: jax.Array) -> distrax.Distribution:
     """Over actions (..., choices) from logits (..., choices, options)."""
-    return distrax.Independent(distrax.Categorical(logits=logits), 1)
+    return distrax.Independent(categorical(logits), 1)
 
 
 def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
     """Samples an action for each row of a policy over (B,), from that row's own key in (B,)."""
     if isinstance(policy, distrax.Categorical):
-        make, parameters = lambda logits: distrax.Categorical(logits=logits), [policy.logits]
+        make, parameters = categorical, [policy.logits]
     elif isinstance(policy, distrax.Independent):
         make, parameters = independent_choices, [policy.distribution.logits]
     else:
@@ -67,16 +72,15 @@ def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax
     A number of a `Box` without bounds is standard normal.
     """
     if not isinstance(space, Box):
-        return sample_per_row(
-            make_policy(space, jnp.zeros((len(obs), space.num_outputs)), obs), keys
-        )
-    low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+        outputs = jnp.zeros((len(obs), space.num_outputs), jnp.float32)
+        return sample_per_row(make_policy(space, outputs, obs), keys)
+    low, high = space.bounds()
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
 
     def sample(key: jax.Array) -> jax.Array:
         within, without = jax.random.split(key)
-        uniform = jax.random.uniform(within, low.shape)
-        normal = jax.random.normal(without, low.shape)
+        uniform = jax.random.uniform(within, low.shape, jnp.float32)
+        normal = jax.random.normal(without, low.shape, jnp.float32)
         return jnp.where(bounded, jnp.where(bounded, low, 0) + uniform * (high - low), normal)
 
     return jax.vmap(sample)(keys)

@@ -156,8 +156,9 @@ class LinearEncoder(nn.Module):
     @nn.compact
     def __call__(self, obs: Obs) -> jax.Array:
         shape = (self.space.size, self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         return (self._product(obs, kernel) + bias).astype(jnp.float32)
 
     def _product(self, obs: Obs, kernel: jax.Array) -> jax.Array:
@@ -234,8 +235,9 @@ class Convolution(nn.Module):
     def __call__(self, grid: jax.Array) -> jax.Array:
         *_, rows, columns, width = grid.shape
         shape = (9 * width, width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         padded = jnp.pad(grid.astype(self.dtype), ((0, 0), (0, 0), (1, 1), (0, 0)))
         beside = jnp.concatenate([padded[:, :, j : j + columns] for j in range(3)], axis=-1)
         by_row = kernel.reshape(3, 3 * width, width).swapaxes(0, 1).reshape(3 * width, 3 * width)

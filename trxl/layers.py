@@ -72,8 +72,8 @@ class LayerNormParams(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        scale = self.param("scale", nn.initializers.ones, (self.width,))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        scale = self.param("scale", nn.initializers.ones, (self.width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         return scale, bias
 
 
@@ -100,10 +100,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = jnp.zeros(())
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = jnp.zeros((), jnp.float32)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if norm is not None:
             scale, shift = norm
             kernel, bias = scale[:, None] * kernel, shift @ kernel + bias
@@ -190,10 +191,11 @@ class GRUCell(nn.Module):
 
     def setup(self):
         self.of_input = Dense(3 * self.width, dtype=self.dtype)
-        self.carry_kernel = self.param(
-            "carry_kernel", orthogonal_blocks, (self.width, 3 * self.width)
+        shape = (self.width, 3 * self.width)
+        self.carry_kernel = self.param("carry_kernel", orthogonal_blocks, shape, jnp.float32)
+        self.carry_bias = self.param(
+            "carry_bias", nn.initializers.zeros, (self.width,), jnp.float32
         )
-        self.carry_bias = self.param("carry_bias", nn.initializers.zeros, (self.width,))
 
     def project(self, x: jax.Array) -> jax.Array:
         """Projects inputs (..., N) for `advance`, for many steps at once."""

@@ -45,13 +45,13 @@ class Bins(NamedTuple):
     @property
     def centres(self) -> jax.Array:
         """(number,), squashed."""
-        return jnp.linspace(-self.limit, self.limit, self.number)
+        return jnp.linspace(-self.limit, self.limit, self.number, dtype=jnp.float32)
 
     def two_hot(self, x: jax.Array) -> jax.Array:
         """Numbers (...) as probabilities (..., number) of the two bins beside each, mean h(x)."""
         position = (squash(x) + self.limit) / (2 * self.limit) * (self.number - 1)
         position = jnp.clip(position, 0, self.number - 1)
-        distance = jnp.abs(position[..., None] - jnp.arange(self.number))
+        distance = jnp.abs(position[..., None] - jnp.arange(self.number, dtype=jnp.int32))
         return jnp.maximum(1 - distance, 0)
 
     def clips(self, x: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def update_advantage_moments(
     if weight is not None:
         weight = normalize_weight(weight, axis_name)
     square = mean_over_devices(weighted_mean(advantage**2, weight), axis_name)
-    return update_decaying_moments(moments, jnp.zeros(()), square, decay)
+    return update_decaying_moments(moments, jnp.float32(0), square, decay)
 
 
 def advantage_std(moments: Moments) -> jax.Array:
@@ -202,8 +202,8 @@ def draw_rows(replay: Replay, count: int, key: jax.Array) -> Any:
     """
     row_key, slot_key = jax.random.split(key)
     filled = jnp.minimum(replay.number[0], num_slots(replay))
-    rows = jax.random.randint(row_key, (count,), 0, len(replay.number))
-    slots = jax.random.randint(slot_key, (count,), 0, filled)
+    rows = jax.random.randint(row_key, (count,), 0, len(replay.number), jnp.int32)
+    slots = jax.random.randint(slot_key, (count,), 0, filled, jnp.int32)
     return jax.tree.map(lambda x: x[rows, slots], replay.rollouts)
 
 
@@ -240,7 +240,9 @@ class ModelNetwork(nn.Module):
         self.reward = self.make_head(outputs=self.bins.number, gain=0.01)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
-            self.param("log_std", nn.initializers.zeros, (outputs,)) if real_valued else None
+            self.param("log_std", nn.initializers.zeros, (outputs,), jnp.float32)
+            if real_valued
+            else None
         )
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
@@ -258,7 +260,8 @@ class ModelNetwork(nn.Module):
         latent = self._latent(self.transformer.unroll_windows(obs, memory, reach, window_grad))
         if self.is_initializing():
             self.policy(latent, obs)
-            self.imagine(latent, jnp.zeros((*latent.shape[:-1], self.action_space.num_outputs)))
+            shape = (*latent.shape[:-1], self.action_space.num_outputs)
+            self.imagine(latent, jnp.zeros(shape, jnp.float32))
         return latent
 
     def policy(self, latent: jax.Array, obs: Obs) -> distrax.Distribution:
@@ -293,4 +296,4 @@ class ModelNetwork(nn.Module):
 
 def every_action(space: ActionSpace) -> jax.Array:
     """(A, A), all actions of a `Discrete` space, encoded."""
-    return encode_action(space, jnp.arange(space.num_outputs))
+    return encode_action(space, jnp.arange(space.num_outputs, dtype=jnp.int32))

@@ -82,7 +82,7 @@ def rollout(
     with jax.named_scope("agent"):
         caches = network.apply(params, state.memory, method="init_cache")
     step = partial(take_step, config, env, network, params, axis_name)
-    steps = jnp.arange(config["NUM_STEPS"])
+    steps = jnp.arange(config["NUM_STEPS"], dtype=jnp.int32)
     (state, caches, normalizer), trajectory = jax.lax.scan(step, (state, caches, normalizer), steps)
     last_obs = network_input(normalizer, state.obs)
     with jax.named_scope("bootstrap"):
@@ -141,6 +141,8 @@ def take_step(
 
     with jax.named_scope("storage"):
         stored = pack_obs(obs, obs_space(env))
+    # One array, since Craftax's 67 would be as many kernels in every step on a GPU.
+    metrics = jnp.stack([info[name] for name in env.episode_metrics], axis=-1)
     transition = Transition(
         obs=stored,
         action=action,
@@ -155,8 +157,7 @@ def take_step(
         reach=state.reach,
         active=active,
         returned_episode=info.get("returned_episode", env_done),
-        # One array, since Craftax's 67 would be as many kernels in every step on a GPU.
-        episode_metrics=jnp.stack([info[name] for name in env.episode_metrics], axis=-1),
+        episode_metrics=metrics.astype(jnp.float32),
     )
     reach = jnp.where(info.get("memory_boundary", env_done), 0, next_reach)
     state = RolloutState(env_state, next_obs, discounted_return, state.memory, reach, env_keys)
@@ -236,7 +237,7 @@ def value_where(
     def value() -> jax.Array:
         return jnp.where(mask, network.apply(params, obs, caches, t, reach, method="step")[1], 0)
 
-    return jax.lax.cond(any_across_vmap(mask), value, lambda: jnp.zeros(mask.shape))
+    return jax.lax.cond(any_across_vmap(mask), value, lambda: jnp.zeros(mask.shape, jnp.float32))
 
 
 def next_memory(collected: Rollout) -> jax.Array:
@@ -254,14 +255,14 @@ def init_rollout(
       envs_key: of the run, the same on every device.
       first_row: the global index of this device's first row, from which the rows' streams follow.
     """
-    rows = first_row + jnp.arange(env.num_rows)
+    rows = first_row + jnp.arange(env.num_rows, dtype=jnp.int32)
     env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
     env_keys, reset_keys = split_keys(env_keys, 2)
     obs, env_state = env.reset(reset_keys)
     return RolloutState(
         strongly_typed(env_state),
         obs,
-        discounted_return=jnp.zeros(env.num_rows),
+        discounted_return=jnp.zeros(env.num_rows, jnp.float32),
         memory=empty_memory(config, env.num_rows),
         reach=jnp.zeros(env.num_rows, jnp.int32),
         env_keys=env_keys,
@@ -276,7 +277,7 @@ def strongly_typed(env_state: Any) -> Any:
 def empty_memory(config: Config, num_rows: int) -> jax.Array:
     """Returns (B, M, L, E) zeros, the memory before the first step of a run."""
     shape = (num_rows, config["WINDOW_MEM"], config["num_layers"], config["EMBED_SIZE"])
-    return jnp.zeros(shape)
+    return jnp.zeros(shape, jnp.float32)
 
 
 def window_memory(config: Config, collected: Rollout) -> jax.Array:

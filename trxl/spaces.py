@@ -68,9 +68,13 @@ class Box(NamedTuple):
         """The number of the actor's outputs."""
         return self.size
 
+    def bounds(self) -> tuple[jax.Array, jax.Array]:
+        """The lower and the upper bounds, (size,) float32 each."""
+        return jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
+
     def clip(self, action: jax.Array) -> jax.Array:
         """(..., size), within the bounds."""
-        return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high))
+        return jnp.clip(action, *self.bounds())
 
 
 ActionSpace = Discrete | MultiDiscrete | Box
@@ -86,9 +90,9 @@ def encode_action(space: ActionSpace, action: jax.Array) -> jax.Array:
     if isinstance(space, Box):
         return space.clip(action)
     if isinstance(space, Discrete):
-        return jax.nn.one_hot(action, space.n)
+        return jax.nn.one_hot(action, space.n, dtype=jnp.float32)
     choices, options = space.table
-    one_hot = jax.nn.one_hot(action, options)
+    one_hot = jax.nn.one_hot(action, options, dtype=jnp.float32)
     return one_hot.reshape(*one_hot.shape[:-2], choices * options)
 
 

@@ -51,7 +51,7 @@ def mix(moments: Moments, mean: jax.Array, variance: jax.Array, share: jax.Array
 
 def init_decaying_moments() -> Moments:
     """Returns moments of the recent past before the first batch, () each."""
-    return Moments(jnp.zeros(()), jnp.ones(()), jnp.int32(0))
+    return Moments(jnp.float32(0), jnp.float32(1), jnp.int32(0))
 
 
 def update_decaying_moments(
@@ -74,7 +74,8 @@ Normalizer = dict[str, Moments]
 
 def first_moments(shape: tuple[int, ...]) -> Moments:
     """Returns the moments before any data: mean 0 and variance 1, which count almost nothing."""
-    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(2, jnp.uint32))
+    zeros = jnp.zeros(shape, jnp.float32)
+    return Moments(zeros, jnp.ones_like(zeros), jnp.zeros(2, jnp.uint32))
 
 
 def init_normalizer(config: dict[str, Any], env: Any) -> Normalizer:
@@ -113,7 +114,7 @@ def update_moments(
     mask = counted.reshape(-1, *(1,) * (batch.ndim - 1))
 
     def total(x: jax.Array) -> jax.Array:
-        return sum_over_devices(jnp.sum(x, axis=0), axis_name)
+        return sum_over_devices(jnp.sum(x, axis=0, dtype=x.dtype), axis_name)
 
     rows = total(counted.astype(jnp.uint32))
     count = rows.astype(jnp.float32)
@@ -214,7 +215,7 @@ def update_return_moments(
 
 def absorb_scale(layer: dict[str, jax.Array], scale: Scale) -> dict[str, jax.Array]:
     """Returns the last layer with the scale folded in: it predicts in units of the return."""
-    return preserve_outputs(layer, scale, Scale(jnp.zeros(()), jnp.ones(())))
+    return preserve_outputs(layer, scale, Scale(jnp.float32(0), jnp.float32(1)))
 
 
 def preserve_outputs(layer: dict[str, jax.Array], old: Scale, new: Scale) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from trxl.collectives import mean_over_devices, sum_over_devices
@@ -130,6 +131,10 @@ def make_init_and_update(
     Raises:
       ConfigError: the environment can't be made.
     """
+    # With JAX_ENABLE_X64 a traced value may be float64.
+    config = {
+        name: x.astype(jnp.float32) if isinstance(x, jax.Array) else x for name, x in config.items()
+    }
     env = algorithm.make_env(config, config["NUM_ENVS"] // num_devices)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
 
@@ -214,7 +219,7 @@ def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> 
     """Returns fresh parameters."""
     return network.init(
         key,
-        jnp.zeros((1, 1, obs_size)),
+        jnp.zeros((1, 1, obs_size), jnp.float32),
         empty_memory(config, 1),
         jnp.zeros((1, 1), jnp.int32),
         window_grad=1,
@@ -232,12 +237,13 @@ def fresh_train_state(
 def learning_rate(config: Config, updates: jax.Array) -> jax.Array:
     """Returns the rate of the update that follows `updates` others; to 0 with ANNEAL_LR."""
     fraction_left = 1 - updates / num_updates(config) if config["ANNEAL_LR"] else 1.0
-    return jnp.asarray(config["LR"] * fraction_left)
+    return jnp.asarray(config["LR"] * fraction_left, jnp.float32)
 
 
 def minibatch_rows(key: jax.Array, num_rows: int, epochs: int, minibatches: int) -> jax.Array:
     """Returns (epochs, minibatches, num_rows / minibatches): per epoch a fresh permutation."""
-    permute = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, num_rows))
+    rows = jnp.arange(num_rows, dtype=jnp.int32)
+    permute = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, rows))
     return permute(jax.random.split(key, epochs)).reshape(epochs, minibatches, -1)
 
 
@@ -309,7 +315,7 @@ def check_metric_names(names: tuple[str, ...], metrics: Metrics) -> None:
 def episode_metrics(
     names: tuple[str, ...], trajectory: Transition, axis_name: str | None
 ) -> Metrics:
-    """Returns means over the episodes that ended, NaN where none did, and their number.
+    """Returns means over the episodes that ended, `no_value()` where none did, and their number.
 
     An episode in which a metric is NaN is left out of that metric's mean.
 
@@ -319,7 +325,30 @@ def episode_metrics(
     values = trajectory.episode_metrics  # (T, B, K)
     counted = trajectory.returned_episode[..., None] & ~jnp.isnan(values)
     sums = jnp.sum(jnp.where(counted, values, 0), axis=(0, 1))
-    counts = jnp.sum(counted, axis=(0, 1))
-    episodes = jnp.sum(trajectory.returned_episode)
+    counts = jnp.sum(counted, axis=(0, 1), dtype=jnp.int32)
+    episodes = jnp.sum(trajectory.returned_episode, dtype=jnp.int32)
     sums, counts, episodes = sum_over_devices((sums, counts, episodes), axis_name)
-    return dict(zip(names, sums / counts, strict=True)) | {"num_episodes": episodes}
+    means = jnp.where(counts > 0, sums / jnp.maximum(counts, 1), no_value())
+    return dict(zip(names, means, strict=True)) | {"num_episodes": episodes}
+
+
+def no_value() -> np.float32:
+    """Returns what stands on a device where a metric has no value.
+
+    That is NaN. JAX_DEBUG_NANS stops at any NaN, so under it the lowest float32 stands there.
+    """
+    debugging = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return np.finfo(np.float32).min if debugging else np.float32(np.nan)
+
+
+def without_nan(x: jax.Array) -> jax.Array:
+    """Returns a metric of the environment as a device may return it, see `no_value`."""
+    return jnp.where(jnp.isnan(x), no_value(), x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def with_nan(metrics: Any) -> Any:
+    """Returns a tree of metrics on the host, with NaN for `no_value()`."""
+    none = no_value()
+    if np.isnan(none):
+        return metrics
+    return jax.tree.map(lambda x: np.where(x == none, np.nan, x).astype(x.dtype), metrics)

@@ -14,6 +14,8 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from trxl.environments.adapters import check_numbers
 from trxl.environments.base import SingleEnvironment
 from trxl.environments.custom import file_and_class, is_own, located, make_own, named_by_user
@@ -41,9 +43,11 @@ def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
         return make_own(name, env_kwargs)
     suite, full_name = resolve_name(name)
     check_numbers(env_kwargs)
-    env = suites()[suite].make(full_name, env_kwargs)
-    if env_kwargs:
-        check_environment(f"{full_name} with {shortened(env_kwargs)}", env)
+    with jax.enable_x64(False):
+        env = suites()[suite].make(full_name, env_kwargs)
+        env.float64 = False
+        if env_kwargs:
+            check_environment(f"{full_name} with {shortened(env_kwargs)}", env)
     return env
 
 

@@ -20,6 +20,7 @@ ATTRIBUTES = (
     "episodes_per_trial",
     "previous_action_reward",
     "default_reset_strategy",
+    "float64",
 )
 """Attributes of a `SingleEnvironment`, which one around another passes on."""
 
@@ -51,6 +52,8 @@ class SingleEnvironment:
     previous_action_reward = False
     """What PREV_ACTION_REWARD=None means."""
     default_reset_strategy = "auto"
+    float64 = True
+    """Whether JAX_ENABLE_X64 is for it too; a suite's computes in float32 in any case."""
 
     @property
     def continues(self) -> bool:

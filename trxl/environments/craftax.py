@@ -6,6 +6,7 @@ Matthews et al. 2024, "Craftax" (arXiv 2402.16801).
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -92,6 +93,17 @@ def choice(key: jax.Array, a: Any, shape: Any = (), replace: bool = True, p: Any
 jax_choice = jax.random.choice
 
 
+@cache
+def textures(module: Any) -> dict[int, Any]:
+    """Returns Craftax's textures of the one size that is drawn.
+
+    Craftax itself makes all three sizes, which takes minutes, and saves them in its own folder. If
+    that is interrupted, its file is cut short, and every later picture fails.
+    """
+    print("making Craftax's textures ...", flush=True)
+    return {BLOCK_PIXELS: module.load_all_textures_given_size(BLOCK_PIXELS)}
+
+
 class CraftaxAdapter(SingleEnvironment):
     """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
 
@@ -132,7 +144,8 @@ class CraftaxAdapter(SingleEnvironment):
         """A function from a state to its picture (height, width, 3), uint8, by Craftax itself."""
         package = "craftax_classic" if "Classic" in self._env.name else "craftax"
         module = importlib.import_module(f"craftax.{package}.renderer")
-        render = jax.jit(module.make_craftax_pixel_renderer(BLOCK_PIXELS))
+        with mock.patch.object(module, "load_all_textures", return_value=textures(module)):
+            render = jax.jit(module.make_craftax_pixel_renderer(BLOCK_PIXELS))
         return lambda state: np.asarray(render(state)).astype(np.uint8)
 
     def _step_as_written(self, key: jax.Array, state: Any, action: jax.Array):

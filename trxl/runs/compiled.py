@@ -94,7 +94,12 @@ class Program:
         return self._update.trace(self.shapes())
 
     def compile(self, state: RunnerState) -> Callable:
-        """Returns the update, compiled for such a state."""
+        """Returns the update, compiled for such a state.
+
+        With JAX_DEBUG_NANS it is compiled when first called: only then does JAX name the operation.
+        """
+        if jax.config.jax_debug_nans:  # type: ignore[attr-defined]
+            return self._update
         return self._update.lower(state).compile()
 
     def per_seed(self, tree: Any) -> list[Any]:

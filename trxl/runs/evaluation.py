@@ -15,6 +15,7 @@ from trxl.errors import ConfigError
 from trxl.rollout import strongly_typed
 from trxl.runs.agent import Agent
 from trxl.runs.outputs import write_whole
+from trxl.training import with_nan, without_nan
 
 MAX_STEPS = 20_000
 """Of an episode; one that has not ended by then is taken for endless."""
@@ -49,7 +50,7 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
         forget = info.get("memory_boundary", done)
         # The log is in the row of the first agent.
         returned = info.get("returned_episode", done)[::agents]
-        logged = {name: info[name][::agents] for name in env.episode_metrics}
+        logged = {name: without_nan(info[name][::agents]) for name in env.episode_metrics}
         reward = reward.reshape(-1, agents).mean(axis=1)
         return (env_state, obs, forget, memory), (returned, reward, logged)
 
@@ -100,7 +101,7 @@ def play(
         while np.any(finished < per_env):
             call += 1
             carry, logged = run(carry, jax.random.fold_in(key, call))
-            returned, _, logged = jax.device_get(logged)
+            returned, _, logged = with_nan(jax.device_get(logged))
             # How many episodes of its environment each one is, itself counted.
             ordinal = finished + np.cumsum(returned, axis=0)
             counted = returned & (ordinal <= per_env)

@@ -180,7 +180,7 @@ def looking(agent: Agent) -> Agent:
     def initial_memory(batch: int) -> tuple[Any, Any]:
         config = agent.config
         shape = (batch, config["num_layers"], config["num_heads"], config["WINDOW_MEM"] + 1)
-        return agent.initial_memory(batch), jax.numpy.zeros(shape)
+        return agent.initial_memory(batch), jax.numpy.zeros(shape, jax.numpy.float32)
 
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
         action, memory, attention = agent.look(memory[0], obs, done, key)

@@ -35,7 +35,7 @@ from trxl.runs.processes import (
 from trxl.runs.progress import Progress
 from trxl.runs.run_folder import RunFolder
 from trxl.runs.saved_config import how_to_go_on, resumed_config
-from trxl.training import Algorithm, RunnerState, TrainState
+from trxl.training import Algorithm, RunnerState, TrainState, with_nan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -276,7 +276,7 @@ def train(
             while record.updates < total and not stop.signal:
                 start = time.perf_counter()
                 state, metrics = update(state)
-                metrics = worker.submit(program.per_seed, metrics).result()
+                metrics = with_nan(worker.submit(program.per_seed, metrics).result())
                 log_update(config, program, record, progress, metrics, time.perf_counter() - start)
                 if record.updates % config["CHECKPOINT_EVERY"] == 0 or record.owes_checkpoint():
                     record.save_checkpoint(program, state)

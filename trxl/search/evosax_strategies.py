@@ -1,7 +1,8 @@
 """evosax's algorithms (Lange 2022, arXiv 2212.04180) by name, behind their ask and tell."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -9,6 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.errors import ConfigError, did_you_mean, shortened
+
+
+@contextmanager
+def default_jax() -> Iterator[None]:
+    """Runs evosax in float32 whatever JAX_ENABLE_X64 is, and lets its states start with NaN."""
+    with jax.enable_x64(False), jax.debug_nans(False):
+        yield
 
 
 class Evosax:
@@ -26,6 +34,7 @@ class Evosax:
       ConfigError: evosax is not installed, or has none of that name, or it takes no such sizes.
     """
 
+    @default_jax()
     def __init__(
         self, name: str, population: int, mean: jax.Array, std: float, lr: float, key: jax.Array
     ):
@@ -40,11 +49,13 @@ class Evosax:
             members = mean + std * jax.random.normal(key, (population, mean.size))
             self.state = init(key, members, jnp.full(population, jnp.inf), self._params)
 
+    @default_jax()
     def ask(self, key: jax.Array) -> jax.Array:
         """Returns what to evaluate next, (population, dims)."""
         self._asked, self.state = self._algorithm.ask(key, self.state, self._params)
         return self._asked
 
+    @default_jax()
     def tell(self, key: jax.Array, scores: Sequence[float] | np.ndarray) -> None:
         """Takes the scores (population,) of what was asked last; one that is not finite is worst.
 

@@ -16,7 +16,14 @@ from trxl.config import num_updates
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
 from trxl.runs.memory_check import device_memory, least_bytes
-from trxl.training import INPUTS, Algorithm, RunnerState, TrainState, make_init_and_update
+from trxl.training import (
+    INPUTS,
+    Algorithm,
+    RunnerState,
+    TrainState,
+    make_init_and_update,
+    with_nan,
+)
 
 Array = np.ndarray | jax.Array
 
@@ -74,7 +81,7 @@ class Programs:
             state, metrics = make_init_and_update({**config, **traced}, algorithm)[1](state)
             log = state.rollout_state.env_state
             long = log.episode_length >= config["NUM_STEPS"]
-            running = jnp.sum(long)
+            running = jnp.sum(long, dtype=jnp.int32)
             so_far = jnp.sum(jnp.where(long, log.episode_return, 0))
             result = UpdateResult(
                 metrics["returned_episode_returns"],
@@ -138,11 +145,12 @@ class MemberBatch:
     def update(self) -> UpdateResult:
         """Updates every row."""
         self._state, self._metrics, result = self._programs.update(self._traced, self._state)
-        return UpdateResult(*(x[: self._number] for x in jax.device_get(result)))
+        return UpdateResult(*(x[: self._number] for x in with_nan(jax.device_get(result))))
 
     def metrics(self) -> dict[str, np.ndarray]:
         """Returns a run's metrics of the last update, {name: (rows,)}."""
-        return {name: x[: self._number] for name, x in jax.device_get(self._metrics).items()}
+        metrics = with_nan(jax.device_get(self._metrics))
+        return {name: x[: self._number] for name, x in metrics.items()}
 
     def train_state(self, row: int) -> TrainState:
         """Returns the train state of one row."""

@@ -254,7 +254,7 @@ def propose(name: str, search: Search, trials: Iterator[int]) -> Strategy:
     def next_key() -> jax.Array:
         return jax.random.key(int(rng.integers(2**31)))
 
-    mean, std, lr = jnp.zeros(len(traced.dimensions)), search.es_std, search.es_lr
+    mean, std, lr = jnp.zeros(len(traced.dimensions), jnp.float32), search.es_std, search.es_lr
     algorithms = [Evosax(name, size, mean, std, lr, next_key()) for size in sizes]
     found = []
     for generation in range(search.generations):
