@@ -213,6 +213,7 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
     for split in splits:
         start = lines.index(
             f"8 episodes of XLand-MiniGrid-R1-9x9 of the rulesets {split}, sampled actions"
+            " of seed 0"
         )
         (line,) = [x for x in lines[start : start + 6] if x.startswith("trial_return/episode_2: ")]
         assert re.search(r"mean .* median .*, 20th percentile ", line)
