@@ -70,7 +70,7 @@ def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
         ("atari/Pong", r"unknown suite 'atari' .* there are brax, craftax, gymnax"),
         ("brax", r"ENV_NAME=brax is a suite; choose one of its environments: ant, .*walker2d"),
         ("brax/", r"ENV_NAME=brax/ is a suite; choose one of its environments: ant, "),
-        ("brax/CartPole-v1", r"^brax has no 'CartPole-v1'; say gymnax/CartPole-v1$"),
+        ("craftax/CartPole-v1", r"^craftax has no 'CartPole-v1'; say gymnax/CartPole-v1$"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_candidates(name, message):
