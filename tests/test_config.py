@@ -148,6 +148,7 @@ def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("path", sorted(SETTINGS.glob("*four-corners.txt")), ids=lambda x: x.stem)
 def test_a_file_that_settings_name_is_found_from_anywhere(path, tmp_path, monkeypatch):
+    pytest.importorskip("xminigrid")
     monkeypatch.chdir(tmp_path)
     keys = MUESLI.keys if path.stem.startswith("muesli-") else PPO.keys
     given = read_overrides([f"@{path.stem}"], keys)
