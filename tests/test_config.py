@@ -121,13 +121,19 @@ def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["NUM_ENVS", "TOTAL_TIMESTEPS", "gating"])
+@pytest.mark.parametrize("name", ["NUM_ENVS", "TOTAL_TIMESTEPS", "gating", "ENV_KWARGS"])
 def test_what_shapes_the_program_is_not_swept_by_vmap(name):
     def train(value):
-        return make_train({name: value})(jax.random.key(0))
+        given = {"memory_length": value} if name == "ENV_KWARGS" else value
+        return make_train({name: given})(jax.random.key(0))
 
     with pytest.raises(ConfigError, match=f"{name} shapes the program, so jax.vmap can't sweep it"):
         jax.vmap(train)(jnp.arange(2))
+
+
+def test_of_what_is_swept_each_run_has_one_number():
+    with pytest.raises(ConfigError, match="LR must be a number, not VmapTracer"):
+        jax.vmap(lambda rate: make_train({"LR": rate})(jax.random.key(0)))(jnp.ones((2, 3)))
 
 
 def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     memory = agent.initial_memory(batch)
     actions = []
     for t in range(steps):
-        action, memory = agent.act(memory, obs[:, t], done[:, t], jax.random.key(t))
+        now = (obs[:, t], done[:, t]) if t else (obs[:, t].tolist(), done[:, t].tolist())
+        action, memory = agent.act(memory, *now, jax.random.key(t))
         actions.append(action)
 
     boundary = np.pad(done[:, 1:], ((0, 0), (config["WINDOW_MEM"], 1)))
@@ -269,6 +270,12 @@ def test_the_seeds_that_are_there_are_played_and_the_first_is_drawn(folder, tmp_
     monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root), "GIF=a.gif"])
     evaluate.main()
     assert played == [(7, "a.gif"), (12, "")]
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root / "12_params.npy")])
+    evaluate.main()
+    assert played[2:] == [(12, "")]
+    assert evaluate.load_agent(root / "12_params.npy").config["NUM_ENVS"] == CHAIN["NUM_ENVS"]
+    with pytest.raises(ConfigError, match="has no agent of seed '7', but of 7, 12"):
+        evaluate.load_agent(root, seed="7")
     assert [start.params.keys() for start in read_start(root, [7, 12])] == [{"params"}] * 2
     with pytest.raises(ConfigError, match=r"PARAMS: .* has no agent of seed 0, but of 7, 12"):
         read_start(root, [0])
@@ -290,6 +297,7 @@ def of_kind(kind):
         ("params", lambda x: {"params": {"actor": x["params"]["actor"]}}, "does not fit 0_config"),
         ("config", lambda _: {"params": {}}, "0_config.npy: unknown config key 'params'.* another"),
         ("config", lambda x: {**x, "NEW": 1}, "0_config.npy: unknown config key 'NEW'.* another"),
+        ("config", lambda x: {**x, "ENV_NAME": "New-v9"}, "0_config.npy: unknown env.* another"),
         ("config", lambda x: {**x, "ALGORITHM": []}, "was trained by \\[\\], which is none of PPO"),
     ],
 )

@@ -470,12 +470,16 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     """`value` as the type of its key, or a ConfigError."""
     if value is None and key.default is None:
         return None
-    if isinstance(value, jax.core.Tracer):
-        if key.traced:
-            return value
-        raise ConfigError(f"{name} shapes the program, so jax.vmap can't sweep it; give it a value")
     given = shortened(value)
     wrong = ConfigError(f"{name} must be {_describe(key)}, not {given}")
+    held = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(x, jax.core.Tracer) for x in held):
+        if not key.traced:
+            what = f"{name} shapes the program, so jax.vmap can't sweep it; give it a value"
+            raise ConfigError(what)
+        if value.ndim:
+            raise wrong
+        return value
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
         value = value.item()
     if key.kind in (int, float):

@@ -13,9 +13,10 @@ from trxl.environments import named_by_user
 from trxl.errors import ConfigError, shortened
 from trxl.runs.memory_check import check_sizes
 from trxl.runs.run import run_script
+from trxl.runs.saved_config import read_json
 from trxl.search.loop import Loop, best_trial
 from trxl.search.population import members_at_a_time
-from trxl.search.record import open_folder, read_json
+from trxl.search.record import open_folder
 from trxl.search.report import write_report
 from trxl.search.settings import (
     NOT_SEARCHED,
@@ -104,7 +105,7 @@ def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
-    asked = read_json(folder / "search.json")
+    asked = read_json(folder / "search.json", "search")
     try:
         named = named_by_user(str(asked.get("ENV_NAME")), given.get("ENV_NAME"), "ENV_NAME={}")
     except ConfigError as error:
@@ -128,7 +129,7 @@ def search(
     space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
-    given = default_config(algorithm, base, fixed)
+    given = default_config(algorithm, base, fixed, space)
     config = algorithm.check(given)
     for shape in combinations(space, MOST_COMBINATIONS):
         algorithm.check({**given, **shape})  # before anything compiles

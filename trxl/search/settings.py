@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import LARGEST_INT, Key, Keys, check_values, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_values, defaults, read_value
 from trxl.environments import located
 from trxl.errors import ConfigError, did_you_mean, shortened
 from trxl.training import Algorithm
@@ -222,11 +222,15 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
 
 
 def default_config(
-    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any]
+    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any], space: Space
 ) -> dict[str, Any]:
     """Returns the config that a search starts from: an entry script's with what has one value.
 
-    It is not completed: keys that are not set are derived anew for each combination of values.
+    What shapes the program has its first choice where the script's value is none of them. The
+    config is not completed: keys that are not set are derived anew for each combination of values.
     """
-    config = {**base, **fixed, "RESUME": None}
+    default = {**defaults(algorithm.keys), **base}
+    shaping = space.only(traced=False).dimensions
+    first = {d.name: d.choices[0] for d in shaping if default[d.name] not in (None, *d.choices)}
+    config = {**base, **fixed, **first, "RESUME": None}
     return {**config, "ENV_NAME": located(algorithm.check(config)["ENV_NAME"])}
