@@ -331,24 +331,33 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("platform", "script", "cure"),
+    ("asked", "script", "cure"),
     [
-        ("rocm", ["train_PPO_trXL.py"], "set cpu, or"),
-        ("tpu", ["train_PPO_trXL.py", "RESUME=nowhere"], r"pip install 'jax\[tpu\]' .*, or"),
-        ("nonsense", ["search_trXL.py"], "set cpu, or"),
-        ("nonsense", ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"], "set cpu, or"),
+        ("JAX_PLATFORMS=rocm", ["train_PPO_trXL.py"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=tpu",
+            ["train_PPO_trXL.py", "RESUME=nowhere"],
+            r"pip install 'jax\[tpu\]' .*, or",
+        ),
+        ("JAX_PLATFORM_NAME=nonsense", ["search_trXL.py"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=nonsense",
+            ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"],
+            "set cpu, or",
+        ),
     ],
 )
-def test_a_platform_that_is_not_there_is_one_line(platform, script, cure):
+def test_a_platform_that_is_not_there_is_one_line(asked, script, cure):
+    variable, _, platform = asked.partition("=")
     done = subprocess.run(
         [sys.executable, *script],
         cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": platform},
+        env={**os.environ, variable: platform},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    line = f"error: JAX_PLATFORMS={platform}: JAX has no such device; {cure} unset JAX_PLATFORMS\n"
+    line = f"error: {asked}: JAX has no such device; {cure} unset {variable}\n"
     assert re.fullmatch(line, done.stderr)
 
 
