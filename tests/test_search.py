@@ -723,7 +723,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["LR=1e-4...1e-2"], r"LR=1e-4...1e-2 has three dots; a range has two, LOW..HIGH"),
         (["TRAIN=evolution", "STRATEGY=SNES", "LR=1e-5..1e-2"], "moves parameters, not LR"),
         ([f"seed={2**32 - 1}"], r"seed \+ REPORT_SEEDS must not exceed 2\*\*32"),
-        (["@muesli-memory-s8"], "@muesli-memory-s8 is for .* with ALGORITHM=Muesli"),
+        (["@muesli-memory-s8"], "@muesli-memory-s8: unknown .* with ALGORITHM=Muesli"),
         (["BUDGET=1e30"], "BUDGET must be from 1 to"),
         (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],

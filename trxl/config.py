@@ -359,7 +359,7 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config must be a dict of keys and values, not {shortened(values)}")
     for name in values:
-        _check_known(name, keys)
+        check_known(name, keys)
     return {
         name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
@@ -381,12 +381,8 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
       ConfigError: an argument without "=", an unknown key, a value that does not read as its type,
         settings that are not there.
     """
-    check_settings_fit(arguments, keys)
-    overrides = {}
-    for name, text in names_and_texts(arguments):
-        _check_known(name, keys)
-        overrides[name] = read_value(name, keys[name], text)
-    return overrides
+    check_names(arguments, keys)
+    return {name: read_value(name, keys[name], text) for name, text in names_and_texts(arguments)}
 
 
 def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -395,53 +391,56 @@ def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
     Raises:
       ConfigError: an argument without "=", settings that are not there.
     """
-    for argument in with_settings(arguments):
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
-        yield name, text
-
-
-def with_settings(arguments: list[str]) -> Iterator[str]:
-    """The arguments, each `@name` replaced by the words of that file of `SETTINGS`.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
     for argument in arguments:
-        yield from read_settings_file(argument) if argument.startswith("@") else [argument]
+        file = argument.startswith("@")
+        for word in read_settings_file(argument) if file else [argument]:
+            name, equals, text = word.partition("=")
+            if not equals:
+                raise ConfigError(
+                    f"{f'{argument}: ' * file}{shortened(word)} is not of the form KEY=VALUE; put"
+                    " quotes around a value with spaces"
+                )
+            yield name, text
 
 
 def read_settings_file(argument: str) -> list[str]:
     """Returns the words of the file of `SETTINGS` that `@name` names.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: there is none of that name, or it can't be read.
     """
     path = SETTINGS / f"{argument[1:]}.txt"
     if path.parent != SETTINGS or not os.path.isfile(path):  # False for a name too long, too
         names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
         hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
         raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
-    return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+    try:
+        return shlex.split(path.read_text(encoding="utf-8-sig"), comments=True)
+    except ValueError as error:
+        raise ConfigError(f"{argument}: {error}") from error
 
 
-def check_settings_fit(arguments: list[str], keys: Keys) -> None:
-    """Raises a ConfigError where the settings of an `@name` are another script's."""
+def check_names(arguments: list[str], keys: Keys) -> None:
+    """Raises a ConfigError for a key of the command line, or of its settings, that is unknown."""
     for argument in arguments:
-        for word in read_settings_file(argument) if argument.startswith("@") else ():
-            name = word.partition("=")[0]
-            if name not in keys:
-                algorithm = "Muesli" if argument.startswith("@muesli-") else "PPO"
-                raise ConfigError(
-                    f"{argument} is for train_{algorithm}_trXL.py, or search_trXL.py with"
-                    f" ALGORITHM={algorithm}; its {name} is no key of this script"
-                )
+        for name, _ in names_and_texts([argument]):
+            check_known(name, keys, argument if argument.startswith("@") else "")
 
 
-def _check_known(name: str, keys: Keys) -> None:
+def check_known(name: str, keys: Keys, settings: str = "") -> None:
+    """Raises a ConfigError for a key that is unknown.
+
+    Args:
+      settings: `@name` that has it, empty for none.
+    """
     if name not in keys:
-        raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, keys)}")
+        unknown = f"unknown config key {shortened(name)}{did_you_mean(name, keys)}"
+        if settings:
+            unknown = (
+                f"{settings}: {unknown}; @muesli-... is for train_Muesli_trXL.py, or search_trXL.py"
+                " with ALGORITHM=Muesli, all others are for PPO"
+            )
+        raise ConfigError(unknown)
 
 
 def read_value(name: str, key: Key, text: str) -> Any:

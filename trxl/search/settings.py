@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import LARGEST_INT, Key, Keys, check_values, defaults, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_known, check_values, defaults, read_value
 from trxl.environments import located
-from trxl.errors import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, shortened
 from trxl.training import Algorithm
 
 _KEYS = {
@@ -167,8 +167,7 @@ def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, A
     dimensions, fixed = [], {}
     known = {**keys, **SEARCH_KEYS}
     for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, known)}")
+        check_known(name, known)
         if name in NOT_SEARCHED:
             raise ConfigError(f"{name} is not a setting of a search")
         if name in SEARCH_KEYS:
