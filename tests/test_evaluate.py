@@ -211,6 +211,17 @@ def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None])
+def test_a_picture_that_is_none_is_one_line_before_an_episode_is_played(picture, folder, tmp_path):
+    agent = evaluate.load_agent(folder)
+    env = agent.environment()
+    env.renderer = lambda: lambda state: picture
+    with pytest.raises(
+        ConfigError, match=r"GIF: a picture must be uint8 of shape .height, width, "
+    ):
+        evaluate.check_gif(agent._replace(make_env=lambda *_: env), tmp_path / "no.gif")
+
+
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])
 def test_a_gif_that_cannot_be_written_is_told_before_an_episode_is_played(
     path, folder, tmp_path, monkeypatch
