@@ -125,7 +125,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         where = shown_path(path.parent)
-        raise ConfigError(f"RESUME: no {what} in {where}: {error.strerror}") from error
+        raise ConfigError(f"RESUME: no {what} in {where}: {path.name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
     if not isinstance(content, dict):

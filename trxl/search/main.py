@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trxl.config import check_names, defaults, help_text, names_and_texts, num_updates
+from trxl.config import check_known, check_names, defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError, shortened
 from trxl.runs.memory_check import check_sizes
@@ -79,6 +79,8 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     algorithm, base = trainers[name]
     keys = {**SEARCH_KEYS, **algorithm.keys}
     check_names(words, keys)
+    for key in asked:
+        check_known(key, keys, f"RESUME: {folder / 'search.json'}: " if folder else "")
     if len(words) < len(arguments):
         keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
         usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
