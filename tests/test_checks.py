@@ -534,8 +534,8 @@ def test_numbers_and_texts_beyond_all_use_are_one_line_of_bearable_length(argume
 
 
 def test_a_long_message_ends_with_a_sentence_or_a_word():
-    assert one_line(ValueError(f"Of one line.\nAnd {'more ' * 50}.")) == "ValueError: Of one line"
-    assert one_line(ValueError("word " * 50)).endswith("word word ...")
+    assert one_line(ValueError(f"Of one line.\nAnd {'more ' * 60}.")) == "ValueError: Of one line"
+    assert one_line(ValueError("word " * 60)).endswith("word word ...")
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 

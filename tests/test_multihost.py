@@ -348,7 +348,10 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
     [
         ({"COORDINATOR": "a:1"}, "NUM_PROCESSES and PROCESS_ID is missing"),
         ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "must be host:port, not 'a'"),
-        ({"COORDINATOR": "a:99999", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "ports end at 65535"),
+        (
+            {"COORDINATOR": "a:99999", "NUM_PROCESSES": 2, "PROCESS_ID": 0},
+            "with a port from 1 to 65535",
+        ),
         ({"COORDINATOR": "a:1", "NUM_PROCESSES": 2, "PROCESS_ID": 2}, "NUM_PROCESSES - 1 = 1"),
         ({"NUM_PROCESSES": 0}, "NUM_PROCESSES must be at least 1"),
         ({"HEARTBEAT_TIMEOUT": "short"}, "HEARTBEAT_TIMEOUT must be a whole number"),

@@ -114,7 +114,7 @@ TRACED = {
 """What JAX says in a page, by the kind of its error."""
 
 
-def bearable(text: str, length: int = 200) -> str:
+def bearable(text: str, length: int = 250) -> str:
     """Returns a text of at most this length: its first sentences, or its first words and dots."""
     text = text.rstrip(".")
     if len(text) <= length:

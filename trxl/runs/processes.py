@@ -202,10 +202,9 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"{', '.join(names)} go together: {missing} is missing")
     address, processes, process = (launch[name] for name in names)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or len(port) > 5 or int(port) >= 2**16:
-        raise ConfigError(
-            f"COORDINATOR must be host:port, not {shortened(address)}; ports end at 65535"
-        )
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 2**16:
+        wanted = "host:port, with a port from 1 to 65535"
+        raise ConfigError(f"COORDINATOR must be {wanted}, not {shortened(address)}")
     if not 0 <= process < processes:
         raise ConfigError(
             f"PROCESS_ID must be from 0 to NUM_PROCESSES - 1 = {processes - 1}, not {process}"
