@@ -347,7 +347,7 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
     ("settings", "message"),
     [
         ({"COORDINATOR": "a:1"}, "NUM_PROCESSES and PROCESS_ID is missing"),
-        ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "must be host:port, not 'a'"),
+        ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "to 65535, not 'a'"),
         (
             {"COORDINATOR": "a:99999", "NUM_PROCESSES": 2, "PROCESS_ID": 0},
             "with a port from 1 to 65535",
