@@ -1,8 +1,9 @@
-"""README.md, CONTRIBUTING.md and docs/: their Python runs, their commands and links are true."""
+"""The pages and the tutorial: their Python runs, their commands and links are true."""
 
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -24,7 +25,12 @@ from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "tutorial.ipynb",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 LINKING = [
     *PAGES,
     REPOSITORY / "CHANGELOG.md",
@@ -40,13 +46,21 @@ def name(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
+def markdown(page: Path) -> str:
+    """The text of a page; of a notebook its cells of text."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(x["source"]) for x in cells if x["cell_type"] == "markdown")
+
+
 def blocks(page: Path, kind: str) -> list[str]:
     """The code of a page's fences of that kind, such as "python" or "python no-run"."""
-    return [code for info, code in FENCE.findall(page.read_text()) if info == kind]
+    return [code for info, code in FENCE.findall(markdown(page)) if info == kind]
 
 
 def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text())
+    return FENCE.sub("", markdown(page))
 
 
 def each_block(kind: str):

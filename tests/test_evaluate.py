@@ -72,6 +72,23 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     assert 0.1 < np.mean(actions) < 0.9
 
 
+def test_an_agent_made_of_a_train_state_is_the_one_that_was_saved(folder):
+    config = PPO.check(CHAIN)
+    params = np.load(folder / "0_params.npy", allow_pickle=True).item()
+    train_state = PPO.init(config, params)
+    made, loaded = evaluate.make_agent(CHAIN, train_state), evaluate.load_agent(folder)
+    assert made.config == loaded.config
+    obs = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    looks = [
+        agent.look(agent.initial_memory(4), obs, np.ones(4, bool), jax.random.key(0))
+        for agent in (made, loaded)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *looks)
+    seeds = jax.tree.map(lambda x: np.stack([x, x]), train_state)
+    with pytest.raises(ConfigError, match="of several seeds take one"):
+        evaluate.make_agent(CHAIN, seeds)
+
+
 def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", 8)
     results = evaluate.play(evaluate.load_agent(folder), 24, jax.random.key(0))
