@@ -3,11 +3,13 @@
 import importlib
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -225,6 +227,21 @@ def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match="Gymnax can't draw MemoryChain-bsuite"):
         evaluate.check_gif(evaluate.load_agent(folder), tmp_path / "no.gif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Catch-bsuite", "MemoryChain-bsuite"])
+def test_drawing_leaves_pyplot_as_it_was(name):
+    """In a notebook, another backend shows no figures, and one more figure is shown."""
+    backend, open_figures = plt.get_backend(), plt.get_fignums()
+    plt.switch_backend("svg")
+    env = make_env(PPO.check({**SMALL, "ENV_NAME": name}), 1)
+    _, state = env.reset(jax.random.split(jax.random.key(0), 1))
+    render = env.renderer()
+    with nullcontext() if name == "Catch-bsuite" else pytest.raises(ConfigError):
+        render(jax.tree.map(lambda x: x[0], env.single_states(state)))
+    assert plt.get_backend() == "svg"
+    assert plt.get_fignums() == open_figures
+    plt.switch_backend(backend)
 
 
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])

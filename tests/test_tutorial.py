@@ -110,11 +110,13 @@ def test_its_agents_learn_what_the_text_claims(execute):
     assert np.all(last_tenth(names["returns"]) > 0.95)
     assert np.all(np.abs(last_tenth(names["control_returns"])) < 0.2)
     assert np.all(last_tenth(names["own_returns"]) > 0.95)
-    assert names["episode"].attention[0, -1, :4].sum() > 0.5
+    assert names["episode"].attention[0, -1, :2].sum() > 0.5
+    most = names["own_episode"].attention[0, 8:].argmax(axis=1)
+    assert np.all(np.abs(most - np.arange(8)) <= 1)
 
 
 def printed(name):
-    """What a cell has printed in the committed file, and its last list of numbers by line."""
+    """The list of numbers in each line that a cell has printed in the committed file."""
     (cell,) = [cell for cell in CELLS if cell["id"] == name]
     text = "".join(
         "".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"
@@ -136,8 +138,8 @@ def test_its_committed_outputs_show_what_the_text_claims():
     assert len(memory) == len(control) == 4
     assert min(memory) > 0.95
     assert max(map(abs, control)) < 0.2
-    assert sum(printed("attention")[0]) > 0.5
+    assert sum(printed("attention")[0][:2]) > 0.5
     assert printed("recall")[0][0] > 0.95
-    assert printed("recall-attention")[0] == [*range(8)]
+    assert sum(abs(step - i) <= 1 for i, step in enumerate(printed("recall-attention")[0])) == 8
     (minutes,) = re.findall(r"took ([\d.]+) minutes", json.dumps(CELLS[-1]["outputs"]))
     assert float(minutes) < 10

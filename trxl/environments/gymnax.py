@@ -121,25 +121,15 @@ class GymnaxAdapter(SingleEnvironment):
     def renderer(self) -> Callable[[Any], np.ndarray]:
         """A function from a state to its picture (height, width, 3), uint8, by Gymnax's visualiser.
 
-        Raises:
-          ConfigError: it has none for this environment.
+        It raises a ConfigError where that has none for this environment.
         """
-        import matplotlib
-
-        matplotlib.use("Agg")
-        # The classic-control tasks are drawn by pygame, which need not find a screen or a speaker.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-        from gymnax.visualize import Visualizer
-
-        visualizer = Visualizer(self.env, self._params, [None])
+        visualizers: list[Any] = []
 
         def render(state: Any) -> np.ndarray:
+            if not visualizers:
+                visualizers.append(make_visualizer(self.env, self._params, state))
+            (visualizer,) = visualizers
             visualizer.state_seq = [state]
-            if not hasattr(visualizer, "im"):
-                visualizer.init()
-                if not hasattr(visualizer, "im"):
-                    raise ConfigError(f"Gymnax can't draw {self.env.name}")
             with kept_open():
                 visualizer.update(0)
             if hasattr(visualizer.im, "to_rgba"):  # an image, which need not be drawn into a figure
@@ -154,6 +144,36 @@ class GymnaxAdapter(SingleEnvironment):
         if self._num_categories:
             return jax.nn.one_hot(obs, self._num_categories)
         return flatten_obs(jax.tree.leaves(obs))
+
+
+def make_visualizer(env: Any, params: Any, state: Any) -> Any:
+    """Makes Gymnax's visualiser, whose figure is none of pyplot's; a notebook would show it.
+
+    Raises:
+      ConfigError: Gymnax can't draw the environment.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # The classic-control tasks are drawn by pygame, which need not find a screen or a speaker.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    from gymnax.visualize import Visualizer
+
+    backend = matplotlib.get_backend(auto_select=False)
+    plt.switch_backend("agg")
+    try:
+        visualizer = Visualizer(env, params, [state])
+        visualizer.init()
+        plt.close(visualizer.fig)
+        FigureCanvasAgg(visualizer.fig)  # instead of the one that was closed
+    finally:
+        if backend is not None:
+            plt.switch_backend(backend)
+    if not hasattr(visualizer, "im"):
+        raise ConfigError(f"Gymnax can't draw {env.name}")
+    return visualizer
 
 
 @contextmanager
