@@ -85,7 +85,20 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """Loads the agent that a run saved, see `trxl.runs.agent.load_agent`."""
+    """Loads the agent that a run saved.
+
+    Args:
+      folder: of the run.
+      seed: of the agent; None: the lowest that is there.
+      greedy: takes the most probable action instead of sampling one.
+      algorithm: that trained it; None: the one of `ALGORITHMS` that the run names.
+      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
+        be untrusted, so only a file that is named here is executed.
+
+    Raises:
+      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
+        environment is a file that `environment` doesn't name.
+    """
     return agents.load_agent(folder, ALGORITHMS, seed, greedy, algorithm, environment)
 
 

@@ -126,7 +126,7 @@ class Targets(NamedTuple):
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
-    """A whole training run as one function, see `trainer_PPO_trXL.make_train`."""
+    """Makes a whole training run one pure function, see `trainer_PPO_trXL.make_train`."""
     return training.make_train(config, MUESLI, axis_name)
 
 

@@ -95,7 +95,7 @@ class Batch(NamedTuple):
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
-    """A whole training run as one function, PureJaxRL's contract.
+    """Makes a whole training run one pure function, as in PureJaxRL.
 
     Args:
       config: as in the entry scripts; a missing key takes its default. Left unchanged. The float
@@ -103,11 +103,12 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
       axis_name: of the `jax.pmap` over all devices that the function will run under.
 
     Returns:
-      train(rng) -> {"runner_state": RunnerState, "metrics": {name: (NUM_UPDATES,)}}, for `jax.jit`,
-      for `jax.vmap` over seeds, and for `jax.pmap` with the same rng on every device.
+      `train(rng)`, for `jax.jit`, for `jax.vmap` over seeds, and for `jax.pmap` with the same rng
+      on every device. It returns a dict with `runner_state`, a `RunnerState`, and `metrics`, a dict
+      of arrays (NUM_UPDATES,).
 
     Raises:
-      config.ConfigError: the config can't be run.
+      ConfigError: the config can't be run.
     """
     return training.make_train(config, PPO, axis_name)
 

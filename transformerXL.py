@@ -293,7 +293,9 @@ class TransformerXL(nn.Module):
             layer.init_cache(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
-    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
+    def step(
+        self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, ...], jax.Array]:
         """Runs one step: obs (B, obs_size), t (), reach (B,).
 
         Returns:
@@ -310,7 +312,9 @@ class TransformerXL(nn.Module):
             x = output
         return self._output(features, x), tuple(new_caches), jnp.concatenate(layer_inputs, axis=1)
 
-    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(
+        self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int
+    ) -> jax.Array:
         """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> (B, T, E or F+E)."""
         features, x = self._encode(obs)
         for index, layer in enumerate(self.layers):
@@ -352,7 +356,9 @@ class ActorCriticTransformer(nn.Module):
         """Makes of the memory (B, M, L, E) what `step` needs, say keys and values."""
         return self.transformer.init_cache(memory)
 
-    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
+    def step(
+        self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array
+    ) -> tuple[distrax.Distribution, jax.Array, tuple[Any, ...], jax.Array]:
         """Runs a step of a rollout.
 
         Args:
@@ -367,7 +373,9 @@ class ActorCriticTransformer(nn.Module):
         x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
         return *self._heads(x, obs), caches, layer_inputs
 
-    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+    def unroll_windows(
+        self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int
+    ) -> tuple[distrax.Distribution, jax.Array]:
         """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
 
         Args:

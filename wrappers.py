@@ -473,7 +473,7 @@ def write_rows(tree: Any, rows: jax.Array, values: Any) -> Any:
     return jax.tree.map(lambda x, v: x.at[rows].set(v, mode="drop"), tree, values)
 
 
-def make_env(config: dict[str, Any], num_envs: int):
+def make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     """Makes the batched environment of a checked config.
 
     Args:

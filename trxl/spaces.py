@@ -104,10 +104,12 @@ class Grid(NamedTuple):
     it is one of n values or none. A channel that may be 1 beside any other is a group of 1.
     """
 
-    start: int  # entries of the observation before the grid
+    start: int
+    """Entries of the observation before the grid."""
     rows: int
     columns: int
     parts: tuple[tuple[int, ...], ...]
+    """Sizes of the groups of each part."""
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -64,7 +64,9 @@ class SingleEnvironment:
         """A first observation (obs_size,) float32, and the state."""
         raise NotImplementedError
 
-    def step(self, key: jax.Array, state: Any, action: jax.Array):
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         """Takes a step.
 
         Args:
@@ -72,8 +74,8 @@ class SingleEnvironment:
             `Box` come within its bounds.
 
         Returns:
-          obs, state, reward (), terminated () bool, truncated () bool, info: a dict, which may have
-          `memory_boundary` () bool.
+          obs, state, reward (), terminated () bool, truncated () bool, and the dict info, which may
+          have `memory_boundary` () bool.
         """
         raise NotImplementedError
 

@@ -67,20 +67,10 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """The agent that a run saved.
+    """Loads the agent that a run saved, see `evaluate_PPO_trXL.load_agent`.
 
     Args:
-      folder: of the run.
       known: algorithms by the name in a saved config.
-      seed: of the agent; None: the lowest that is there.
-      greedy: takes the most probable action instead of sampling one.
-      algorithm: that trained it; None: the known one that the run names.
-      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
-        be a stranger's, so that no file is run that is not named here.
-
-    Raises:
-      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
-        environment is a file that `environment` doesn't name.
     """
     paths = saved_seeds(Path(os.path.expanduser(folder)))
     path = file_of_seed(paths, min(paths) if seed is None else seed)
