@@ -62,34 +62,39 @@ class Start(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """An algorithm, as a value.
+    """An algorithm, as a value."""
 
-    make_env(config, num_envs) -> the batched environment, see wrappers.py.
-
-    make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`, see
-    `rollout.rollout`, and `unroll_windows`, by which its parameters are initialised.
-
-    init(config, params) -> the `TrainState` of fresh parameters, without statistics.
-
-    update(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): the
-    gradient steps on a rollout. `key` differs between devices; metrics are {name: ()}.
-
-    add_to_replay(config, replay, rollout) -> the replay with this rollout, leaves (B, ...), which
-    `update` finds in `rollout.replay`. The replay is None where shapes alone are asked for; a run
-    starts with zeros.
-    """
-
-    name: str  # saved in the config of a run
-    keys: Keys  # its whole table of settings, see `config.with_shared`
+    name: str
+    """Saved in the config of a run."""
+    keys: Keys
+    """The whole table of settings, see `config.with_shared`."""
     make_env: Callable
+    """`make_env(config, num_envs)` returns the batched environment, see `wrappers.make_env`."""
     make_network: Callable
+    """`make_network(config, action_space, obs_space)` returns a Flax module.
+
+    It has `init_cache` and `step`, see `rollout.rollout`, and `unroll_windows`, which initializes
+    its parameters.
+    """
     init: Callable
+    """`init(config, params)` returns the `TrainState` of fresh parameters, without statistics."""
     update: Callable
-    must_be_finite: tuple[str, ...]  # metrics; a seed where one is not finite has diverged
-    behaviour_params: Callable = lambda train_state: train_state.params  # those that act
+    """`update(config, network, train_state, rollout, key, axis_name)` does the gradient steps.
+
+    It returns (train_state, metrics). key differs between devices; each metric is a scalar ().
+    """
+    must_be_finite: tuple[str, ...]
+    """Metrics; a seed diverges where one of them is not finite."""
+    behaviour_params: Callable = lambda train_state: train_state.params
+    """`behaviour_params(train_state)` returns the parameters that act."""
     add_to_replay: Callable | None = None
-    # (config, train_state) -> the parameters that a run saves; None: those that act.
+    """`add_to_replay(config, replay, rollout)` returns the replay with this rollout.
+
+    Its leaves are (B, ...). `update` reads it from `rollout.replay`. The replay is None where only
+    shapes are needed; a run starts with zeros.
+    """
     saved_params: Callable | None = None
+    """`saved_params(config, train_state)` returns the parameters to save; None: those that act."""
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
         """Completes and checks a config against the algorithm's table, see `check_config`."""

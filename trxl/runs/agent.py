@@ -31,28 +31,26 @@ class AgentMemory(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """A trained agent for a loop of one's own; both functions are jitted.
-
-    initial_memory(batch) -> memory of `batch` environments, empty.
-
-    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
-    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
-    in the step before, so that the observation is a new episode's first and the memory is to be
-    emptied.
-
-    look(memory, obs, done, key) -> (action, memory, attention) is `act`, and how much of each
-    head's attention is on the step itself and on those 1 .. M before it, (batch, L, H, M+1); L is 0
-    where nothing attends.
-
-    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
-    every episode.
-    """
+    """A trained agent for your own loop; its functions are jitted."""
 
     initial_memory: Callable
+    """`initial_memory(batch)` returns the empty memory of `batch` environments."""
     act: Callable
+    """`act(memory, obs, done, key)` acts in all environments and returns (action, memory).
+
+    obs is (batch, obs_size) float32, as `make_env` returns it. done is (batch,) bool: where the
+    step before ended an episode, obs is the first of the next one and the memory is reset.
+    """
     config: dict[str, Any]
+    """The run's config, with the suite's own reset strategy: a new level for every episode."""
     look: Callable
+    """`look(memory, obs, done, key)` is `act` and returns (action, memory, attention).
+
+    attention is (batch, L, H, M+1): the weights of each head for the step itself and for the steps
+    1 .. M before it. L is 0 where nothing attends.
+    """
     make_env: Callable
+    """The algorithm's `make_env(config, num_envs)`."""
 
     def environment(self, num_envs: int = 1) -> Any:
         """Returns the batched environment of the agent's config."""
