@@ -35,7 +35,8 @@ def markdown_table(keys: Keys, scripts: Mapping[str, Mapping[str, Any]] = {}) ->
             given = config.get(name, key.default)
             values.append("" if given == key.default else f"`{given!r}`")
         may_change = "may change" if key.resumable else ""
-        rows.append(f"| {' | '.join([f'`{name}`', *values, may_change, key.help])} |")
+        text = key.help.replace("|", "\\|")
+        rows.append(f"| {' | '.join([f'`{name}`', *values, may_change, text])} |")
     return "\n".join(rows)
 
 
