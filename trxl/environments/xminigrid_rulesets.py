@@ -199,7 +199,7 @@ def main() -> None:
         (seed,) = rest or ["0"]
         asked = int(float(number)), int(seed)
     except (ValueError, TypeError, OverflowError):
-        sys.exit("usage: python -m environments.rulesets KIND NUMBER FILE [SEED]")
+        sys.exit("usage: python -m trxl.environments.xminigrid_rulesets KIND NUMBER FILE [SEED]")
     try:
         rulesets = draw_rulesets(kind, *asked)
         save(rulesets, Path(file))
