@@ -1,7 +1,7 @@
 """Checks the English of docstrings and pages: `python .ci/check_style.py`.
 
-A docstring starts with a verb or a noun, not with a word of `NOT_FIRST`. A sentence of a docstring
-or a page has at most 40 words.
+Docstrings must not start with a word of `NOT_FIRST`. Sentences of docstrings and pages have at most
+`MOST_WORDS` words.
 """
 
 import ast
@@ -19,14 +19,14 @@ NOT_FIRST = re.compile(
     r"|every|all|nothing|not)\b",
     re.IGNORECASE,
 )
-"""Words that begin a noun phrase without a noun, or that point nowhere."""
+"""Words that begin a phrase without a noun or verb."""
 
 MOST_WORDS = 40
-"""Words of a sentence."""
+"""Largest number of words in a sentence."""
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the line and the text of every docstring of a module."""
+    """Yields line and text of every docstring of a module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             text = ast.get_docstring(node)
@@ -35,7 +35,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yields the sentences of Markdown or of a docstring, without code, tables and lists."""
+    """Yields the sentences of Markdown or of a docstring, without code and tables."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.))", text):
         if not paragraph.lstrip().startswith(("|", "#", "<")):
@@ -43,12 +43,12 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def too_long(text: str) -> list[str]:
-    """Returns the sentences that have too many words."""
+    """Returns the sentences with too many words."""
     return [s for s in sentences(text) if len(s.split()) > MOST_WORDS]
 
 
 def complaints() -> Iterator[str]:
-    """Yields a line for whatever breaks a rule."""
+    """Yields a line for each violation."""
     listed = subprocess.run(
         ["git", "ls-files", "*.py", "*.md"], cwd=REPOSITORY, capture_output=True, text=True
     )
