@@ -288,6 +288,9 @@ def make_targets(
 
     Args:
       key: samples CMPO's actions.
+
+    Returns:
+      the targets, and the updated moments.
     """
 
     def call(method: str, *args: Any) -> Any:
@@ -416,7 +419,7 @@ def loss(
 class Ahead(NamedTuple):
     """Targets of the model's k-th latent after each step, (B, T) each."""
 
-    action: jax.Array  # the one that leads to the latent
+    action: jax.Array  # leads to the latent
     reward: jax.Array
     value: jax.Array
     obs: StoredObs

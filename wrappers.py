@@ -1,7 +1,7 @@
 """Batched environments: `make_env`, reset strategies, logging, and wrappers of observations.
 
-A `SingleEnvironment` does not reset itself. A reset strategy makes of it B environments, which
-start their next episode in the step that ends one:
+A reset strategy turns a `SingleEnvironment`, which does not reset itself, into B environments. They
+start the next episode in the step that ends one:
 
     reset(keys) -> (obs, state)
     step(keys, state, action) -> (obs, state, reward, done, info)
@@ -260,8 +260,8 @@ class TerminalStep(SingleEnvironment):
 class BatchedReset(Wrapper):
     """Base of the reset strategies: steps B environments without resetting them.
 
-    Subclasses split a step's key like the auto-reset of Gymnax and Craftax, into one for the step
-    and one for the reset. So equal keys give equal transitions.
+    Subclasses split keys into step and reset keys like the auto-reset of Gymnax and Craftax. So
+    equal keys lead to equal transitions.
     """
 
     def __init__(self, env, num_envs: int):

@@ -39,7 +39,11 @@ __all__ = [
 
 
 def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """Makes an environment of a suite, or of your own."""
+    """Makes an environment of a suite, or of your own.
+
+    Raises:
+      ConfigError: the name or an argument is invalid.
+    """
     if is_own(name):
         return make_own(name, env_kwargs)
     suite, full_name = resolve_name(name)

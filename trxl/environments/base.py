@@ -26,7 +26,7 @@ ATTRIBUTES = (
 
 
 class SingleEnvironment:
-    """Environment in pure functions that does not reset itself.
+    """Environment of pure functions, without auto-reset.
 
     A subclass sets `action_space` and `obs_size`, and other attributes if they differ.
     """

@@ -154,8 +154,8 @@ class Autoencode(Deal):
 class Concentration(SingleEnvironment):
     """Concentration: cards lie face down; two are turned at a time, and stay up if equal.
 
-    A state has `cards`, `up` (N,) bool, cards that stay face up, `turned`, the first card of a pair
-    (N if none), and `steps`.
+    A state has `cards`, `up` (N,) bool (face up for good), `turned` (the index of a pair's first
+    card, N if none) and `steps`.
 
     Args:
       decks: number of decks of 52 cards.

@@ -140,8 +140,8 @@ class Trials(Task):
 
     A trial samples a ruleset (goal, rules, objects) from the benchmark. Its episodes differ in the
     objects' positions. The memory boundary is the trial's end. Observations also have a flag of an
-    episode's first step and, by default, the previous action and reward (Duan et al. 2016, "RL^2",
-    arXiv 1611.02779).
+    episode's first step. By default they include the previous action and reward (Duan et al. 2016,
+    "RL^2", arXiv 1611.02779).
 
     Logs `trial_return/episode_<i>`, i from 1: the return of a trial's i-th episode.
     """

@@ -6,9 +6,9 @@ Procedure and kinds (`trivial`, `small`, `medium`, `high`) are those of XLand-Mi
 (Nikulin et al. 2024, arXiv 2312.12044, section 3, after AdA, arXiv 2301.07608, appendix A.2). FILE
 is read by `ENV_KWARGS={'benchmark': FILE}` and `xminigrid.benchmarks.load_benchmark_from_path`.
 
-A ruleset is a tree of productions. Its root is the goal, which needs one or two objects. On each
-level a needed object either exists at the start of an episode, or is made by a rule from one or two
-other objects, which the next level needs. After the last level all needed objects exist at the
+A ruleset is a tree of productions. Its root is the goal, which needs one or two objects. A needed
+object either exists at the start of an episode, or a rule makes it from one or two others. These
+are needed on the next level of the tree. After the last level all needed objects exist at the
 start. Distractors are objects and rules that the goal does not need.
 """
 

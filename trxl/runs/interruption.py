@@ -26,8 +26,8 @@ class StopOnSignal:
     SIGHUP, sent when a terminal closes, is ignored under nohup. Windows has no SIGHUP.
 
     `signal` is the number of the signal to stop for, or None. All processes must stop after the
-    same update, so they `agree` on it. Before `training` is set there is nothing to save, so the
-    first signal exits, once there is a record to close.
+    same update, so they `agree` on it. Before `training` is set, the first signal exits, once there
+    is a record to close.
     """
 
     def __init__(self):

@@ -183,7 +183,7 @@ def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, A
 def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
     """Parses a range or choices; returns None for a single value.
 
-    The scale of a range is log(1 - x) for decays such as GAMMA below 1, log(x) if positive, else x.
+    Decays below 1, such as GAMMA, have the scale log(1 - x), positive ranges log(x), others x.
 
     Raises:
       ConfigError: the key can't have a range or choices.
