@@ -604,7 +604,7 @@ def test_the_loss_is_its_parts(played):
 
 @pytest.mark.slow
 def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
-    """With gamma 1/2 the optimal policy alternates: v(1) = 1 + v(0) / 2, v(0) = v(1) / 2."""
+    """The optimal policy alternates: at gamma 1/2, v(1) = 1 + v(0) / 2 and v(0) = v(1) / 2."""
     config = MUESLI.check(
         {
             **TINY,

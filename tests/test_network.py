@@ -1,4 +1,4 @@
-"""Both forms of the network against the NumPy oracle and each other; the attention mask."""
+"""The network's two forms against the NumPy oracle and each other; the attention mask."""
 
 import jax
 import jax.numpy as jnp
