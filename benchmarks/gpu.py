@@ -284,7 +284,7 @@ WORLDS_EVERY = 19  # steps of Craftax with RESET_RATIO=16, whose episodes last s
 
 def launches(arguments: list[str]) -> None:
     """Prints the kernels of an update compiled for a described H100, by part."""
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # checks the driver
     jax.config.update("jax_platforms", "cuda,cpu")
     config, algorithm = read_config(arguments, "train_PPO_trXL_pmap.py")
     compiled = compile_for_gpu(config, algorithm)
