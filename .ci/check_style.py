@@ -1,7 +1,7 @@
-"""Checks the English of docstrings and pages: `python .ci/check_style.py`.
+"""Checks the English of docstrings, comments and pages: `python .ci/check_style.py`.
 
-Docstrings must not start with a word of `NOT_FIRST`. Sentences of docstrings and pages have at most
-`MOST_WORDS` words.
+Docstrings must not start with a word of `NOT_FIRST`. Sentences of docstrings, comments and pages
+have at most `MOST_WORDS` words.
 """
 
 import ast
@@ -25,13 +25,19 @@ MOST_WORDS = 40
 """Largest number of words in a sentence."""
 
 
-def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
     """Yields line and text of every docstring of a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             text = ast.get_docstring(node)
             if text:
                 yield node.body[0].lineno, text
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """Yields the first line and the text of every block of comment lines."""
+    for block in re.finditer(r"^ *# .*(\n *# .*)*", source, re.MULTILINE):
+        yield source[: block.start()].count("\n") + 1, re.sub(r"^ *# ", "", block[0], flags=re.M)
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -54,17 +60,14 @@ def complaints() -> Iterator[str]:
     )
     for name in listed.stdout.split():
         path = REPOSITORY / name
-        if path.suffix == ".md":
-            found = [(0, s) for s in too_long(path.read_text())]
-        elif name.startswith("tests/"):
-            continue
-        else:
-            found = []
-            for line, text in docstrings(path):
+        source = path.read_text()
+        texts = [(0, source)]
+        if path.suffix == ".py":
+            texts = [*docstrings(source), *comments(source)]
+            for line, text in docstrings(source):
                 if NOT_FIRST.match(text):
                     yield f"{name}:{line}: a docstring starts with {text.split()[0]!r}"
-                found += [(line, s) for s in too_long(text)]
-        for line, sentence in found:
+        for line, sentence in ((line, s) for line, text in texts for s in too_long(text)):
             start = " ".join(sentence.split()[:8])
             yield f"{name}:{line}: a sentence has {len(sentence.split())} words: {start} ..."
 
