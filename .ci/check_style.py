@@ -5,6 +5,7 @@ have at most `MOST_WORDS` words.
 """
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -26,12 +27,11 @@ MOST_WORDS = 40
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
-    """Yields line and text of every docstring of a module."""
+    """Yields line and text of every docstring, those of constants included."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield node.body[0].lineno, text
+        match node:
+            case ast.Expr(ast.Constant(str(text))):
+                yield node.lineno, inspect.cleandoc(text)
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:

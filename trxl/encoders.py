@@ -30,7 +30,7 @@ from trxl.spaces import (
 )
 
 FEW = 4
-"""At most one in FEW entries must appear for the sparse product."""
+"""Inverse of the largest share of entries for which the sparse product is used."""
 
 
 class Entries(NamedTuple):

@@ -229,7 +229,7 @@ def explore(space: Space, values: dict[str, Any], rng: np.random.Generator) -> d
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {"halving": halving, "pbt": population_based}
-"""One generation of each strategy, (search, members, rng, trials) -> best; others are evosax's."""
+"""Strategies of our own, (search, members, rng, trials) -> best; the others are evosax's."""
 
 
 def propose(name: str, search: Search, trials: Iterator[int]) -> Strategy:
