@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/: their Python runs, their commands and links are true."""
+"""README.md, CONTRIBUTING.md and docs/: Python runs, commands and links are valid."""
 
 import ast
 import importlib
@@ -41,7 +41,7 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, kind: str) -> list[str]:
-    """The code of a page's fences of that kind, such as "python" or "python no-run"."""
+    """Returns the code of a page's fences of a kind, such as "python" or "python no-run"."""
     return [code for info, code in FENCE.findall(page.read_text()) if info == kind]
 
 
@@ -59,7 +59,7 @@ def each_block(kind: str):
 
 @pytest.mark.parametrize("code", each_block("python"))
 def test_its_python_runs(code, tmp_path, monkeypatch):
-    """As after the README's first command, whose run is committed too."""
+    """Python of the pages runs after the README's first command, whose run is committed."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "gymnax").symlink_to(REPOSITORY / "results_gymnax")
     monkeypatch.chdir(tmp_path)
@@ -79,13 +79,13 @@ def test_python_that_needs_a_run_of_the_readers_calls_what_is_there(code):
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every shell command of the pages, in fences and between backticks, cut into words."""
+    """Returns every shell command of the pages, in fences and between backticks, as words."""
     found = []
     for page in [*PAGES, REPOSITORY / "benchmarks" / "README.md"]:
         lines = "".join(blocks(page, "bash")).splitlines()
         lines += re.findall(r"`((?:python|pip|sbatch|\.ci/)[^`]*)`", prose(page))
         for line in lines:
-            line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # variables of the environment
+            line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # environment variables
             words = shlex.split(re.sub(r"<[^>]*>", "WORD", line), comments=True)
             starts = [0, *(i + 1 for i, word in enumerate(words) if word == "&&"), len(words) + 1]
             found += [(name(page), words[a : b - 1]) for a, b in pairwise(starts)]
@@ -93,7 +93,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def check_settings(script: str, arguments: list[str]) -> None:
-    """Raises where a script of this repository would not read its arguments."""
+    """Raises unless a script of this repository accepts these arguments."""
     if script == "evaluate_PPO_trXL.py":
         folder, *settings = arguments
         committed = REPOSITORY / folder.replace("runs/", "results_")
@@ -159,7 +159,7 @@ def test_the_settings_between_its_backticks_are_read(page):
     for setting in re.findall(r"`([A-Za-z_]+=[^`]+)`", prose(page)):
         key = setting.partition("=")[0]
         of_no_config = key.startswith(("JAX_", "XLA_")) or setting == "KEY=VALUE"
-        if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # or of a function
+        if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # a function's argument
             continue
         known = next(keys for keys in (TRAINING_KEYS, SEARCH_KEYS, OPTIONS) if key in keys)
         try:

@@ -1,4 +1,4 @@
-"""A list of runs: what it lists, and that it goes on where it was."""
+"""Studies: the runs that they list, and that a restarted one skips what is finished."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_a_line_is_a_run_for_each_seed_with_what_is_common():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The runs for which a process was started; those of seed 4 fail while `failing` is there."""
+    """Returns the runs that were started; seed 4 fails while `failing` is not empty."""
     runs, failing = [], ["fail"]
 
     def command(run, out):
@@ -91,7 +91,7 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
         if line["status"] == 0:
             assert line["final_return"] == 9.0
             assert line["curve"] == [None, *map(float, range(1, 10))]
-            # Two updates make 65,536 steps; the last two have 8 and 9 episodes.
+            # Two updates make 65,536 steps; in the last two 8 and 9 episodes end.
             assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
 
 @pytest.mark.parametrize("group", [True, False])
 def test_when_it_is_stopped_no_run_is_started_any_more(group, tmp_path):
-    """Nor where a shell made it ignore Ctrl-C; its group's runs stop, else the one at work ends."""
+    """SIGTERM to the study lets its run end; SIGTERM to the group stops the run too."""
     text, out = tmp_path / "text", tmp_path / "out"
     text.write_text("seeds 0 1\nruns\n")
     sleeper = "import time; print('here', flush=True); time.sleep(3)"

@@ -1,4 +1,4 @@
-"""A saved agent, for a loop of one's own."""
+"""Saved agent, for a loop of your own."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -23,34 +23,33 @@ ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 
 
 class AgentMemory(NamedTuple):
-    """The keys and values of the last steps, and how many of them are of the running episode."""
+    """Caches of the last steps, and the number of steps that belong to the current episode."""
 
     caches: Any
-    t: jax.Array  # () int32, the slot that the next step writes
+    t: jax.Array  # () int32, slot that the next step writes
     reach: jax.Array  # (B,) int32
 
 
 class Agent(NamedTuple):
-    """A trained agent for your own loop; its functions are jitted."""
+    """Trained agent for a loop of your own, as jitted functions."""
 
     initial_memory: Callable
     """`initial_memory(batch)` returns the empty memory of `batch` environments."""
     act: Callable
-    """`act(memory, obs, done, key)` acts in all environments and returns (action, memory).
+    """`act(memory, obs, done, key)` does a step of all environments and returns (action, memory).
 
-    obs is (batch, obs_size) float32, as `make_env` returns it. done is (batch,) bool: where the
-    step before ended an episode, obs is the first of the next one and the memory is reset.
+    obs is (batch, obs_size) float32, as from `make_env`. done is (batch,) bool, whether obs begins
+    a new episode, which resets the memory.
     """
     config: dict[str, Any]
-    """The run's config, with the suite's own reset strategy: a new level for every episode."""
+    """Config of the run, with the suite's default reset strategy."""
     look: Callable
     """`look(memory, obs, done, key)` is `act` and returns (action, memory, attention).
 
-    attention is (batch, L, H, M+1): the weights of each head for the step itself and for the steps
-    1 .. M before it. L is 0 where nothing attends.
+    attention is (batch, L, H, M+1), the weights of ages 0 .. M. Without attention layers L is 0.
     """
     make_env: Callable
-    """The algorithm's `make_env(config, num_envs)`."""
+    """`make_env(config, num_envs)` of the algorithm."""
 
     def environment(self, num_envs: int = 1) -> Any:
         """Returns the batched environment of the agent's config."""
@@ -65,7 +64,7 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """Loads the agent that a run saved, see `evaluate_PPO_trXL.load_agent`.
+    """Loads the agent of a run, see `evaluate_PPO_trXL.load_agent`.
 
     Args:
       known: algorithms by the name in a saved config.
@@ -81,7 +80,7 @@ def load_agent(
     except ConfigError as error:
         raise ConfigError(f"{beside}: {error}; is it another version's?") from error
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
-    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    config["RESET_STRATEGY"] = None  # shared levels would correlate the returns
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]
@@ -123,12 +122,12 @@ def resolve_algorithm(
     """Returns the algorithm that a run was trained with.
 
     Args:
-      name: in the saved config.
+      name: name in the saved config.
       known: algorithms by name.
-      given: one of the user's own.
+      given: the user's own algorithm.
 
     Raises:
-      ConfigError: the run was trained with another one, or with one that isn't known here.
+      ConfigError: the run was trained with another algorithm, or with an unknown one.
     """
     if given is not None and given.name != name:
         raise ConfigError(f"the run was trained by {name}, not by {given.name}")
@@ -141,7 +140,7 @@ def resolve_algorithm(
 
 
 def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Start:
-    """Returns the parameters that act before a run, and the statistics, in shapes."""
+    """Returns the shapes of fresh `behaviour_params` and statistics."""
 
     def fresh() -> Start:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
@@ -152,7 +151,7 @@ def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algor
 
 
 def attention_of(seen: Any) -> jax.Array:
-    """Stacks the attention that a network's layers recorded: (B, L, H, M+1)."""
+    """Stacks the attention weights that layers recorded, (B, L, H, M+1)."""
     layers = seen.get("intermediates", {}).get("transformer", {})
     weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
@@ -162,7 +161,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a saved config.
 
     Raises:
-      ConfigError: there is none, or it is broken.
+      ConfigError: the file is missing or broken.
     """
     try:
         return load_results(path)
@@ -173,7 +172,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def random_agent(agent: Agent) -> Agent:
-    """An agent for the same environment that takes every legal action with equal probability."""
+    """Makes an agent for the same environment that acts uniformly over legal actions."""
     action_space = agent.environment().action_space
 
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
