@@ -1,10 +1,11 @@
 """Checks the English of docstrings, comments and pages: `python .ci/check_style.py`.
 
-A docstring starts with a verb or a noun, not with a word of `NOT_FIRST`. A sentence of a docstring,
-a comment or a page has at most 40 words.
+Docstrings must not start with a word of `NOT_FIRST`. Sentences of docstrings, comments and pages
+have at most `MOST_WORDS` words.
 """
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -19,19 +20,18 @@ NOT_FIRST = re.compile(
     r"|every|all|nothing|not)\b",
     re.IGNORECASE,
 )
-"""Words that begin a noun phrase without a noun, or that point nowhere."""
+"""Words that begin a phrase without a noun or verb."""
 
 MOST_WORDS = 40
-"""Words of a sentence."""
+"""Largest number of words in a sentence."""
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
-    """Yields line and text of every docstring of a module."""
+    """Yields line and text of every docstring, those of constants included."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield node.body[0].lineno, text
+        match node:
+            case ast.Expr(ast.Constant(str(text))):
+                yield node.lineno, inspect.cleandoc(text)
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
@@ -41,7 +41,7 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yields the sentences of Markdown or of a docstring, without code, tables and lists."""
+    """Yields the sentences of Markdown or of a docstring, without code and tables."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.))", text):
         if not paragraph.lstrip().startswith(("|", "#", "<")):
@@ -49,12 +49,12 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def too_long(text: str) -> list[str]:
-    """Returns the sentences that have too many words."""
+    """Returns the sentences with too many words."""
     return [s for s in sentences(text) if len(s.split()) > MOST_WORDS]
 
 
 def complaints() -> Iterator[str]:
-    """Yields a line for whatever breaks a rule."""
+    """Yields a line for each violation."""
     listed = subprocess.run(
         ["git", "ls-files", "*.py", "*.md"], cwd=REPOSITORY, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A saved agent, for a loop of one's own."""
+"""Saved agent, for a loop of your own."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -23,29 +23,26 @@ ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 
 
 class AgentMemory(NamedTuple):
-    """The keys and values of the last steps, and how many of them are of the running episode."""
+    """Caches of the last steps, and the number of steps that belong to the current episode."""
 
     caches: Any
-    t: jax.Array  # () int32, the slot that the next step writes
+    t: jax.Array  # () int32, slot that the next step writes
     reach: jax.Array  # (B,) int32
 
 
 class Agent(NamedTuple):
-    """A trained agent for a loop of one's own; both functions are jitted.
+    """Trained agent for a loop of your own, as jitted functions.
 
-    initial_memory(batch) -> memory of `batch` environments, empty.
+    initial_memory(batch) -> empty memory of `batch` environments.
 
-    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
-    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
-    in the step before, so that the observation is a new episode's first and the memory is to be
-    emptied.
+    act(memory, obs, done, key) -> (action, memory): a step of all environments. obs is
+    (batch, obs_size) float32, as from `make_env`. done is (batch,) bool, whether obs begins a new
+    episode, which resets the memory.
 
-    look(memory, obs, done, key) -> (action, memory, attention) is `act`, and how much of each
-    head's attention is on the step itself and on those 1 .. M before it, (batch, L, H, M+1); L is 0
-    where nothing attends.
+    look(memory, obs, done, key) -> (action, memory, attention): `act` with attention weights of
+    ages 0 .. M, (batch, L, H, M+1). Without attention layers L is 0.
 
-    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
-    every episode.
+    config is the run's, with the suite's default reset strategy.
     """
 
     initial_memory: Callable
@@ -67,20 +64,20 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """The agent that a run saved.
+    """Loads the agent of a run.
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
       known: algorithms by the name in a saved config.
-      seed: of the agent; None: the lowest that is there.
-      greedy: takes the most probable action instead of sampling one.
-      algorithm: that trained it; None: the known one that the run names.
-      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
-        be a stranger's, so that no file is run that is not named here.
+      seed: seed of the agent; None: the lowest.
+      greedy: take the most probable action instead of sampling.
+      algorithm: algorithm of the run; None: the known one of the saved name.
+      environment: `<file.py>:<class>`, if the agent's environment is a file. A run's files may be
+        untrusted, so no other file is executed.
 
     Raises:
-      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
-        environment is a file that `environment` doesn't name.
+      ConfigError: the agent is missing, its files are broken or inconsistent, or `environment` does
+        not name its environment's file.
     """
     paths = saved_seeds(Path(os.path.expanduser(folder)))
     path = file_of_seed(paths, min(paths) if seed is None else seed)
@@ -93,7 +90,7 @@ def load_agent(
     except ConfigError as error:
         raise ConfigError(f"{beside}: {error}; is it another version's?") from error
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
-    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    config["RESET_STRATEGY"] = None  # shared levels would correlate the returns
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]
@@ -135,12 +132,12 @@ def resolve_algorithm(
     """Returns the algorithm that a run was trained with.
 
     Args:
-      name: in the saved config.
+      name: name in the saved config.
       known: algorithms by name.
-      given: one of the user's own.
+      given: the user's own algorithm.
 
     Raises:
-      ConfigError: the run was trained with another one, or with one that isn't known here.
+      ConfigError: the run was trained with another algorithm, or with an unknown one.
     """
     if given is not None and given.name != name:
         raise ConfigError(f"the run was trained by {name}, not by {given.name}")
@@ -153,7 +150,7 @@ def resolve_algorithm(
 
 
 def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Start:
-    """Returns the parameters that act before a run, and the statistics, in shapes."""
+    """Returns the shapes of fresh `behaviour_params` and statistics."""
 
     def fresh() -> Start:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
@@ -164,7 +161,7 @@ def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algor
 
 
 def attention_of(seen: Any) -> jax.Array:
-    """Stacks the attention that a network's layers recorded: (B, L, H, M+1)."""
+    """Stacks the attention weights that layers recorded, (B, L, H, M+1)."""
     layers = seen.get("intermediates", {}).get("transformer", {})
     weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
@@ -174,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a saved config.
 
     Raises:
-      ConfigError: there is none, or it is broken.
+      ConfigError: the file is missing or broken.
     """
     try:
         return load_results(path)
@@ -185,7 +182,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def random_agent(agent: Agent) -> Agent:
-    """An agent for the same environment that takes every legal action with equal probability."""
+    """Makes an agent for the same environment that acts uniformly over legal actions."""
     action_space = agent.environment().action_space
 
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):
