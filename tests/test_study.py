@@ -201,7 +201,7 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     alone = {(line["name"], line["seed"]): line for line in lines}
     assert swept.keys() == alone.keys()
     for run, line in swept.items():
-        assert line["overrides"] == alone[run]["overrides"]
+        assert line["overrides"] == [*alone[run]["overrides"]]
         assert line["updates"] == 5
         assert line["steps"] == alone[run]["steps"]
         np.testing.assert_allclose(line["curve"], alone[run]["curve"], atol=1e-3)
