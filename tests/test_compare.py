@@ -58,12 +58,12 @@ def test_the_probability_of_improvement_counts_pairs():
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
-    """Coverage, 0.92 to 0.98 in 600 trials of 1,000 samples, is at least 0.86 with fewer."""
+    """Coverage, 0.92 to 0.98 in 600 trials of 1,000 samples, is at least 0.85 with fewer."""
     monkeypatch.setattr(compare, "SAMPLES", 300)
     rng = np.random.default_rng(0)
     tasks = dict(enumerate(np.linspace(-0.1, 0.1, 10)))  # symmetric, so that the IQM is 0
     held = []
-    for _ in range(150):
+    for _ in range(60):
         ours, theirs = ({t: rng.normal(x, 0.1, seeds) for t, x in tasks.items()} for _ in range(2))
         for statistic, models, truth in (
             (compare.interquartile_mean, (ours,), 0.0),
@@ -72,7 +72,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
             low, high = compare.interval(statistic, *models)
             held.append((low <= truth <= high, truth))
     for truth in (0.0, 0.5):
-        assert 0.86 <= np.mean([inside for inside, of in held if of == truth]) <= 0.995
+        assert 0.85 <= np.mean([inside for inside, of in held if of == truth]) <= 0.995
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])

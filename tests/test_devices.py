@@ -103,7 +103,6 @@ def assert_alike(tree):
 @pytest.mark.parametrize(
     ("num_devices", "kind"),
     [
-        (1, "one agent"),
         (8, "one agent"),
         (2, "a pool, a grid and values in their own scale"),
         (8, "three agents"),
@@ -145,8 +144,11 @@ def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of_gradients", [True, False], ids=["gradients", "advantages"])
-@pytest.mark.parametrize("summed", [True, False], ids=["summed", "not reduced"])
+@pytest.mark.parametrize(
+    ("of_gradients", "summed"),
+    [(True, True), (False, False)],
+    ids=["summed gradients", "advantages of one device"],
+)
 def test_a_wrong_reduction_would_be_seen(of_gradients, summed, monkeypatch):
     right, expected = collectives.mean_over_devices, without_pmap("one agent")
 

@@ -318,9 +318,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
 @pytest.mark.parametrize(
     ("platform", "script", "cure"),
     [
-        ("rocm", ["train_PPO_trXL.py"], "set cpu, or"),
         ("tpu", ["train_PPO_trXL.py", "RESUME=nowhere"], r"pip install 'jax\[tpu\]' .*, or"),
-        ("nonsense", ["search_trXL.py"], "set cpu, or"),
         ("nonsense", ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"], "set cpu, or"),
     ],
 )
@@ -349,7 +347,7 @@ def test_a_closed_output_and_one_of_another_encoding_are_no_reason_to_end():
 
 
 def test_ctrl_c_while_the_modules_are_imported_ends_it_without_a_traceback(tmp_path):
-    for _ in range(3):
+    for _ in range(2):
         process = start(f"RESULTS_DIR={tmp_path}", stderr=subprocess.PIPE)
         while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.001)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -185,17 +186,22 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     (tmp_path / "list").write_text(text)
     assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 2]
     sweep.main(tmp_path / "list", tmp_path / "swept", [4])
-    study.main(tmp_path / "list", tmp_path / "alone", 2)
-    swept, alone = (
-        {
-            (line["name"], line["seed"]): line
-            for line in map(json.loads, (tmp_path / out / "results.jsonl").read_text().splitlines())
-        }
-        for out in ("swept", "alone")
-    )
+    lines = map(json.loads, (tmp_path / "swept" / "results.jsonl").read_text().splitlines())
+    swept = {(line["name"], line["seed"]): line for line in lines}
+
+    def run_here(command, **_):
+        monkeypatch.setattr(sys, "argv", command[4:])  # behind nice and Python
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    lines = [
+        line for run in study.read_study(text) for line in study.train(run, tmp_path / "alone")
+    ]
+    alone = {(line["name"], line["seed"]): line for line in lines}
     assert swept.keys() == alone.keys()
     for run, line in swept.items():
-        assert line["overrides"] == alone[run]["overrides"]
+        assert line["overrides"] == [*alone[run]["overrides"]]
         assert line["updates"] == 5
         assert line["steps"] == alone[run]["steps"]
         np.testing.assert_allclose(line["curve"], alone[run]["curve"], atol=1e-3)
