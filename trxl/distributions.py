@@ -1,4 +1,4 @@
-"""Policies: distributions over legal actions, from the actor's outputs."""
+"""Policies: distributions over legal actions."""
 
 import math
 
@@ -9,26 +9,30 @@ import jax.numpy as jnp
 from trxl.spaces import ActionSpace, Box, Discrete, Obs, action_mask
 
 MASKED_LOGIT = -1e9
-"""The logit of an action that can't be taken: finite, so that its gradient is 0 and not NaN."""
+"""Logit of an illegal action: finite, so that gradients are 0 and not NaN."""
 
 ENTROPY_FREE = (2 * math.pi * math.e) ** -0.5
-"""The deviation of a normal distribution whose entropy is 0."""
+"""Standard deviation of a normal distribution with entropy 0."""
 
 
 def make_policy(
     space: ActionSpace, outputs: jax.Array, obs: Obs, log_std: jax.Array | None = None
 ) -> distrax.Distribution:
-    """The distribution that the actor's outputs (..., num_outputs) stand for.
+    """Makes the policy of the actor's outputs.
 
-    `distrax.Categorical` for `Discrete` actions, one for each choice, independent of each other,
-    for `MultiDiscrete` ones, and `distrax.MultivariateNormalDiag` for a `Box`. Where the space is
-    masked, what the observation rules out has probability 0; numbers of a `Box` that are not used
-    get a fixed distribution, which leaves ratios and entropies as they would be without them.
+    | action space | distribution |
+    | --- | --- |
+    | `Discrete` | `distrax.Categorical` |
+    | `MultiDiscrete` | `distrax.Independent`: a categorical for each choice |
+    | `Box` | `distrax.MultivariateNormalDiag` |
+
+    Masked actions have probability 0. Masked entries of a `Box` get a fixed distribution, which
+    changes neither probability ratios nor entropies.
 
     Args:
-      outputs: logits, or means.
-      obs: (..., obs_size), or as stored, whose first entries are the mask where the space has one.
-      log_std: (num_outputs,), of a `Box`.
+      outputs: (..., num_outputs) float32, logits or means.
+      obs: (..., obs_size), or as stored; begins with the mask if the space is masked.
+      log_std: (num_outputs,) float32, for a `Box`.
     """
     legal = action_mask(obs, space)
     if isinstance(space, Box):
@@ -46,17 +50,17 @@ def make_policy(
 
 
 def categorical(logits: jax.Array) -> distrax.Distribution:
-    """Over actions (...) int32 from logits (..., options)."""
+    """Makes a distribution over actions (...) int32 from logits (..., options)."""
     return distrax.Categorical(logits=logits, dtype=jnp.int32)
 
 
 def independent_choices(logits: jax.Array) -> distrax.Distribution:
-    """Over actions (..., choices) from logits (..., choices, options)."""
+    """Makes a distribution over actions (..., choices) from logits (..., choices, options)."""
     return distrax.Independent(categorical(logits), 1)
 
 
 def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
-    """Samples an action for each row of a policy over (B,), from that row's own key in (B,)."""
+    """Samples an action for each row of a policy over (B,), with one key of `keys` (B,) per row."""
     if isinstance(policy, distrax.Categorical):
         make, parameters = categorical, [policy.logits]
     elif isinstance(policy, distrax.Independent):
@@ -67,9 +71,9 @@ def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
 
 
 def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax.Array:
-    """Samples a legal action uniformly for each row of obs (B, obs_size).
+    """Samples a legal action uniformly for each row of obs (B, obs_size), with keys (B,).
 
-    A number of a `Box` without bounds is standard normal.
+    Unbounded entries of a `Box` are standard normal.
     """
     if not isinstance(space, Box):
         outputs = jnp.zeros((len(obs), space.num_outputs), jnp.float32)
