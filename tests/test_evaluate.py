@@ -231,7 +231,7 @@ def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["Catch-bsuite", "MemoryChain-bsuite"])
 def test_drawing_leaves_pyplot_as_it_was(name):
-    """In a notebook, another backend shows no figures, and one more figure is shown."""
+    """Keeps the backend, by which a notebook shows figures, and leaves no figure to show."""
     backend, open_figures = plt.get_backend(), plt.get_fignums()
     plt.switch_backend("svg")
     env = make_env(PPO.check({**SMALL, "ENV_NAME": name}), 1)

@@ -31,7 +31,7 @@ SMALL = {
 
 
 def python_of(cell):
-    """The code of a cell, in which nothing is installed."""
+    """Returns the Python of a cell, which fails where the cell would install."""
     source = "".join(cell["source"])
     if source.startswith("%%writefile "):
         first, text = source.split("\n", 1)
@@ -52,7 +52,7 @@ def run(code, namespace):
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    """Runs all cells in an empty folder; returns their names and the figures that they show."""
+    """Runs all cells in an empty folder; returns their variables and the figures they show."""
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def execute(tmp_path, monkeypatch):
 
 
 def labelled(figure):
-    """The values of a figure's lines, by label."""
+    """Returns the values of a figure's lines by label."""
     return {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
 
 
@@ -116,7 +116,7 @@ def test_its_agents_learn_what_the_text_claims(execute):
 
 
 def printed(name):
-    """The list of numbers in each line that a cell has printed in the committed file."""
+    """Returns the numbers in brackets of each line that a cell printed in the committed file."""
     (cell,) = [cell for cell in CELLS if cell["id"] == name]
     text = "".join(
         "".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"
