@@ -21,11 +21,12 @@ from trxl.collectives import (
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
 from trxl.statistics import (
+    Moments,
     Scale,
     absorb_scale,
     init_decaying_moments,
@@ -63,6 +64,15 @@ KEYS = with_shared(
             True,
             "whether the critic predicts returns normalised by their moments (PopArt)",
             resumable=False,
+        ),
+        "VALUE_BINS": network(
+            None,
+            "bins of a critic that classifies (HL-Gauss), say 51, up to 10 standard deviations from"
+            " the mean return; None: the critic predicts a number",
+            type=int,
+            low=2,
+            high=LARGEST_WIDTH,
+            needs=(("NORMALIZE_VALUE", True), ("CLIP_VALUE", False)),
         ),
         "POPART_DECAY": Key(
             0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
@@ -114,7 +124,7 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """The train state of fresh parameters."""
-    return_moments = init_decaying_moments() if config["NORMALIZE_VALUE"] else None
+    return_moments = init_decaying_moments() if predicts_normalized(config) else None
     return training.fresh_train_state(params, make_optimizer(config), return_moments)
 
 
@@ -139,14 +149,14 @@ def update(
     """Runs the gradient steps on one rollout.
 
     Args:
-      collected: leaves (T, B, ...), values in the critic's units.
+      collected: leaves (T, B, ...), values as the network gives them.
       key: differs between devices.
 
     Returns:
       the train state, and metrics {name: ()}; those of the loss are means over gradient steps.
     """
     # CALCULATE ADVANTAGES
-    if config["NORMALIZE_VALUE"]:
+    if predicts_normalized(config):
         collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
@@ -200,7 +210,12 @@ def update_network(
         return jax.lax.scan(minibatch_step, train_state, inputs)
 
     train_state, metrics = jax.lax.scan(epoch, train_state, (all_rows, normalized))
-    return train_state, mean_metrics(metrics, rate, train_state.params)
+    return train_state, mean_metrics(metrics, rate, train_state.params["params"])
+
+
+def predicts_normalized(config: Config) -> bool:
+    """Returns whether the network's values are in the critic's units, not in those of returns."""
+    return config["NORMALIZE_VALUE"] and config["VALUE_BINS"] is None
 
 
 def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
@@ -218,26 +233,28 @@ def rescale(
 ) -> tuple[TrainState, Batch]:
     """Updates the moments of the returns, and the critic so that its predictions stay.
 
+    A critic that classifies is not corrected: its bins move with the moments, and its distribution
+    over them, which the gradient steps fit to returns in the new scale, is nearly the same.
+
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
     """
-    old = value_scale(train_state.algorithm_state)
-    seen = update_return_moments(
-        train_state.algorithm_state,
-        batch.returns,
-        batch.weight,
-        config["POPART_DECAY"],
-        axis_name,
+    params, moments = train_state.params, train_state.algorithm_state
+    classifies = config["VALUE_BINS"] is not None
+    if classifies:
+        moments = Moments(**params["return_moments"])
+    old = value_scale(moments)
+    moments = update_return_moments(
+        moments, batch.returns, batch.weight, config["POPART_DECAY"], axis_name
     )
-    new = value_scale(seen)
-    params = with_last_layer(
-        config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
-    )
+    new = value_scale(moments)
+    if classifies:
+        train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
+    else:
+        params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
+        train_state = train_state._replace(params=params, algorithm_state=moments)
     value, returns = new.normalize((batch.value, batch.returns))
-    return (
-        train_state._replace(params=params, algorithm_state=seen),
-        batch._replace(value=value, returns=returns),
-    )
+    return train_state, batch._replace(value=value, returns=returns)
 
 
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
@@ -250,7 +267,7 @@ def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
 
 def saved_params(config: Config, train_state: TrainState) -> Any:
     """Returns the parameters with a critic that predicts returns, whatever NORMALIZE_VALUE is."""
-    if not config["NORMALIZE_VALUE"]:
+    if not predicts_normalized(config):
         return train_state.params
     scale = value_scale(train_state.algorithm_state)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
@@ -356,14 +373,18 @@ def ppo_loss(
     advantages and weights are normalised.
     """
     inputs = batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]
-    outputs: Any = network.apply(params, *inputs, method="unroll_windows")
-    policy, value = outputs
+    outputs: Any = network.apply(params, *inputs, method="unroll_heads")
+    policy, prediction = outputs
     clip_eps, weight = config["CLIP_EPS"], batch.weight
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, weight)
     ratio = jnp.exp(log_ratio)
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
-    old_value = batch.value if config["CLIP_VALUE"] else None
-    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
+    if network.bins is not None:
+        cross_entropy = network.bins.cross_entropy(prediction, where_counted(batch.returns, weight))
+        value_loss = weighted_mean(cross_entropy, weight)
+    else:
+        value, old_value = prediction[..., 0], batch.value if config["CLIP_VALUE"] else None
+        value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
     return loss, {

@@ -43,6 +43,7 @@ class Key(NamedTuple):
     traced: bool = False  # whether a value may be traced, so that `jax.vmap` sweeps it
     resumable: bool = True  # whether a resumed run may change it
     derive: Callable | None = None  # (config, devices) -> the value that None stands for
+    needs: tuple[tuple[str, Any], ...] = ()  # other keys' values without which it must be None
 
     @property
     def kind(self) -> type:
@@ -339,13 +340,20 @@ def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> di
       A new dict with every key of the table, whole numbers as int.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
+      ConfigError: an unknown key, a value of the wrong type or range, keys that contradict each
+        other, sizes that don't divide.
     """
     checked = check_values(config, keys)
     for name, key in keys.items():
         if checked[name] is None and key.derive is not None:
             checked[name] = key.derive(checked, num_devices)
     checked |= MEMORIES[checked["MEMORY"]]
+    for name, key in keys.items():
+        for needed, value in key.needs if checked[name] is not None else ():
+            if checked[needed] != value:
+                raise ConfigError(
+                    f"{name}={checked[name]} needs {needed}={value}, not {checked[needed]}"
+                )
     _check_sizes(checked, num_devices)
     return checked
 

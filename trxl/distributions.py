@@ -1,6 +1,13 @@
-"""Policies: distributions over legal actions, from the actor's outputs."""
+"""Distributions: policies over legal actions, and values and rewards over bins.
+
+A critic that classifies predicts a distribution over bins by a cross-entropy, and its value is the
+distribution's mean. Bellemare et al. 2017 (arXiv 1707.06887) learn values so; the two-hot target
+and the scale h are those of MuZero (Schrittwieser et al. 2020, arXiv 1911.08265, appendix F), the
+Gaussian target is HL-Gauss (Farebrother et al. 2024, arXiv 2403.03950, appendix A).
+"""
 
 import math
+from typing import NamedTuple
 
 import distrax
 import jax
@@ -84,3 +91,69 @@ def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax
         return jnp.where(bounded, jnp.where(bounded, low, 0) + uniform * (high - low), normal)
 
     return jax.vmap(sample)(keys)
+
+
+EPSILON = 1e-3
+
+
+def squash(x: jax.Array) -> jax.Array:
+    """h(x) = sgn(x) (sqrt(|x| + 1) - 1) + 0.001 x (Pohlen et al. 2018, arXiv 1805.11593)."""
+    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + EPSILON * x
+
+
+def unsquash(y: jax.Array) -> jax.Array:
+    """The inverse of `squash`."""
+    # Of y = s - 1 + e (s^2 - 1) with s = sqrt(|x| + 1), the root, in a form that loses no digits.
+    shifted = jnp.abs(y) + 1 + EPSILON
+    root = 2 * shifted / (1 + jnp.sqrt(1 + 4 * EPSILON * shifted))
+    return jnp.sign(y) * (root**2 - 1)
+
+
+class Bins(NamedTuple):
+    """Bins of a distribution over numbers, evenly spaced from -limit to limit."""
+
+    number: int
+    limit: float  # the outermost centres
+    squashed: bool  # whether the bins are of h(x), not of x
+    sigma: float  # standard deviation of a target, in bin widths; 0: two-hot
+
+    @property
+    def centres(self) -> jax.Array:
+        """(number,), squashed."""
+        return jnp.linspace(-self.limit, self.limit, self.number, dtype=jnp.float32)
+
+    def target(self, x: jax.Array) -> jax.Array:
+        """Numbers (...) as probabilities (..., number) around them."""
+        position = (self._scaled(x) + self.limit) / (2 * self.limit) * (self.number - 1)
+        position = jnp.clip(position, 0, self.number - 1)
+        return self._gaussian(position) if self.sigma else self._two_hot(position)
+
+    def clips(self, x: jax.Array) -> jax.Array:
+        """Returns (...) bool, which numbers (...) are beyond the outermost bins."""
+        return jnp.abs(self._scaled(x)) > self.limit
+
+    def mean(self, logits: jax.Array) -> jax.Array:
+        """The number (...) that a distribution's logits (..., number) stand for."""
+        mean = jnp.sum(jax.nn.softmax(logits) * self.centres, axis=-1)
+        return unsquash(mean) if self.squashed else mean
+
+    def cross_entropy(self, logits: jax.Array, x: jax.Array) -> jax.Array:
+        """(...) of predicted logits (..., number) against numbers (...)."""
+        return -jnp.sum(self.target(x) * jax.nn.log_softmax(logits), axis=-1)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        return squash(x) if self.squashed else x
+
+    def _two_hot(self, position: jax.Array) -> jax.Array:
+        """Probabilities of the two bins beside a position in 0..number-1, which is their mean."""
+        distance = jnp.abs(position[..., None] - jnp.arange(self.number, dtype=jnp.int32))
+        return jnp.maximum(1 - distance, 0)
+
+    def _gaussian(self, position: jax.Array) -> jax.Array:
+        """Probabilities that a Gaussian around a position, truncated to all bins, gives each.
+
+        p_i = (F(i + 1/2) - F(i - 1/2)) / (F(number - 1/2) - F(-1/2)), F its distribution function.
+        """
+        edges = jnp.arange(self.number + 1, dtype=jnp.float32) - 0.5
+        below = jax.scipy.special.erf((edges - position[..., None]) / (2**0.5 * self.sigma))
+        return (below[..., 1:] - below[..., :-1]) / (below[..., -1:] - below[..., :1])
