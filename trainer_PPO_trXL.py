@@ -214,7 +214,7 @@ def update_network(
 
 
 def predicts_normalized(config: Config) -> bool:
-    """Returns whether the network's values are in the critic's units, not in those of returns."""
+    """Returns whether the network's values are normalised: with bins they are taken back."""
     return config["NORMALIZE_VALUE"] and config["VALUE_BINS"] is None
 
 
@@ -233,8 +233,8 @@ def rescale(
 ) -> tuple[TrainState, Batch]:
     """Updates the moments of the returns, and the critic so that its predictions stay.
 
-    A critic that classifies is not corrected: its bins move with the moments, and its distribution
-    over them, which the gradient steps fit to returns in the new scale, is nearly the same.
+    A critic that classifies needs no correction. Its bins move with the moments, and the gradient
+    steps fit it to returns in the new scale, whose distribution over the bins is nearly the same.
 
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
@@ -383,7 +383,8 @@ def ppo_loss(
         cross_entropy = network.bins.cross_entropy(prediction, where_counted(batch.returns, weight))
         value_loss = weighted_mean(cross_entropy, weight)
     else:
-        value, old_value = prediction[..., 0], batch.value if config["CLIP_VALUE"] else None
+        value = jnp.squeeze(prediction, axis=-1)
+        old_value = batch.value if config["CLIP_VALUE"] else None
         value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy

@@ -349,13 +349,12 @@ class ActorCriticTransformer(nn.Module):
             self.critic = self.make_head(outputs=1, gain=1.0)
         else:
             self.critic = self.make_head(outputs=self.bins.number, gain=0.01)
-            fresh = init_decaying_moments()._asdict()
-            self.return_moments = Moments(
-                *(
-                    self.variable("return_moments", name, jnp.float32, start).value
-                    for name, start in fresh.items()
-                )
-            )
+            # Beside the parameters, so that it is saved with them; no gradient reaches it.
+            moments = {
+                name: self.variable("return_moments", name, jnp.float32, start).value
+                for name, start in init_decaying_moments()._asdict().items()
+            }
+            self.return_moments = Moments(**moments)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
             self.param("log_std", nn.initializers.zeros, (outputs,), jnp.float32)
