@@ -1,4 +1,4 @@
-"""In which scale does a critic classify best? `python experiments/critic_scales.py [SCALE ...]`.
+"""Compares scales of critics that classify: `python experiments/critic_scales.py [SCALE ...]`.
 
 Trains critics on known returns, without an environment: 60 updates as PPO makes them, each of 4
 epochs of 8 minibatches over 1,024 new states. The mean return of a state is (0.5 + 0.25 f) c, f a

@@ -1,4 +1,4 @@
-"""What a config may be, and that a wrong one is one line that says what to change."""
+"""Configs: accepted values, and one line per mistake that says what to change."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The saved agent: that it acts as it was trained, and that episodes are counted fairly."""
+"""Saved agents act as they were trained, and episodes are counted without bias."""
 
 import importlib
 import shutil
@@ -33,7 +33,7 @@ CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An agent for MemoryChain with parameters large enough to prefer one action over another."""
+    """Saves a MemoryChain agent whose parameters are large enough to prefer an action."""
     folder = tmp_path_factory.mktemp("agent")
     config = PPO.check(CHAIN)
     params = init_params(
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
-    """Greedy actions over three times the memory's length are those of the window form."""
+    """Greedy actions over three memory lengths equal the window form's."""
     agent = evaluate.load_agent(folder, greedy=True)
     config = agent.config
     rng = np.random.default_rng(1)
@@ -81,7 +81,7 @@ def test_every_environment_plays_the_same_number_of_complete_episodes(folder, mo
 
 
 def test_the_loop_is_compiled_once(tmp_path):
-    """What an episode starts from has the types of what a step leaves, weakness included."""
+    """Reset and step give the loop's carry the same types, weak types included."""
     save_untrained(tmp_path, ENV_NAME="Craftax-Classic-Symbolic-v1")
     agent = evaluate.load_agent(tmp_path)
     env = make_env(agent.config, 2)
@@ -94,7 +94,7 @@ def test_the_loop_is_compiled_once(tmp_path):
 
 
 def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
-    """Also in fewer environments than shared one world while it was trained."""
+    """An agent trained with shared worlds is evaluated without, in any number of environments."""
     shared = {"RESET_STRATEGY": "optimistic", "RESET_RATIO": 4, "NUM_ENVS": 8}
     limit = {"max_steps_in_episode": 3}
     save_untrained(tmp_path, ENV_NAME="CartPole-v1", ENV_KWARGS=limit, **shared)
@@ -103,7 +103,7 @@ def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
     evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
     assert Image.open(tmp_path / "episode.gif").n_frames == 3
 
-    # All environments finish in the same step, and none starts where another does.
+    # All environments end in the same step, and all start differently.
     env = make_env(agent.config, 32)
     keys = jax.random.split(jax.random.key(0), (4, 32))
     _, state = env.reset(keys[0])
@@ -116,7 +116,7 @@ def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """A folder with an agent whose config names a file in it, which says when it runs."""
+    """Saves an agent whose config names a file that leaves a trace when it is run."""
     (tmp_path / "corridor.py").write_text(OWN_ENVIRONMENT)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "agent").mkdir()
@@ -201,7 +201,7 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
     )
     assert scene.std() > 10
     assert caption.max() > 200
-    assert (pictures[0] != pictures[1])[-CAPTION_PIXELS:].any()  # it counts
+    assert (pictures[0] != pictures[1])[-CAPTION_PIXELS:].any()  # it counts steps
 
 
 def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
@@ -241,7 +241,7 @@ def test_parameters_that_are_not_finite_are_refused(folder, tmp_path):
 
 
 def copy_of(folder, target, seed=0):
-    """Copies an agent to another folder, as that of a seed."""
+    """Copies an agent to another folder and seed."""
     target.mkdir(exist_ok=True)
     for name in ("config", "params"):
         shutil.copy(folder / f"0_{name}.npy", target / f"{seed}_{name}.npy")
@@ -259,10 +259,10 @@ def test_an_agent_that_is_not_there_is_one_line_with_those_that_are(folder, tmp_
 
 
 def test_the_seeds_that_are_there_are_played_and_the_first_is_drawn(folder, tmp_path, monkeypatch):
-    root = tmp_path / "LR=0.1"  # a folder all the same
+    root = tmp_path / "LR=0.1"  # a folder, not a setting
     for seed in (12, 7):
         copy_of(folder, root, seed)
-    for name in ("best", "0-best", "7_old"):  # of no seed
+    for name in ("best", "0-best", "7_old"):  # no seeds
         shutil.copy(folder / "0_params.npy", root / f"{name}_params.npy")
     played = []
     monkeypatch.setattr(evaluate, "evaluate", lambda _, x: played.append((x["seed"], x["GIF"])))

@@ -1,4 +1,4 @@
-"""PopArt: moments of the returns, and a critic that follows them, by its scale or by its bins."""
+"""PopArt: moments of the returns, and a critic rescaled with them, or its bins."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ THOUSANDS = {
 
 
 def test_the_scale_follows_the_returns_and_outputs_stay():
-    """Moments against a loop; the critic says the same of everything when they have moved."""
+    """Moments equal a loop's, and the critic's values stay the same when they change."""
     rng = np.random.default_rng(0)
     moments, decay, mean, square, weight = statistics.init_decaying_moments(), 0.9, 0.0, 0.0, 0.0
     first = statistics.value_scale(moments)
@@ -67,7 +67,7 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
 
 @pytest.mark.parametrize("heads", ["mlp", "residual"])
 def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_critic(heads):
-    """What the critic says of the batch in units of the return is the same before and after."""
+    """Values of the batch, in units of the return, are the same after rescaling."""
     config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
     network = make_network(config, Discrete(3), ObsSpace(2))
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
@@ -104,7 +104,7 @@ def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
 
 
 def test_a_small_variance_beside_a_large_mean_is_exact():
-    """E[x^2] - E[x]^2 is 0.001 to 0.22 here, another one after every update."""
+    """The variance is exact where E[x^2] - E[x]^2 in float32 varies from 0.001 to 0.22."""
     rng = np.random.default_rng(0)
     moments = statistics.init_decaying_moments()
     for _ in range(60):
@@ -124,10 +124,10 @@ def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
 
 @pytest.mark.parametrize("bins", [None, 51])
 def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
-    """v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800, v(1) = 500 + 0.45 (v(0) + v(1)) = 3,200.
+    """The critic learns v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800 and v(1) = v(0) + 400.
 
-    Rollouts of 12 steps begin and end amid episodes, which a limit of 8 steps cuts off: a value
-    that is taken for a return, anywhere in the advantages, would be seen.
+    A limit of 8 steps cuts off episodes within rollouts of 12, so a value mistaken for a return,
+    anywhere in the advantages, would show.
     """
     config = PPO.check(
         {
@@ -153,7 +153,10 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
 
 
 def test_the_floor_of_advantages_is_in_returns_as_they_are():
-    """With so large an epsilon Adam's steps are as long as the gradients."""
+    """The floor of advantages is in units of the return.
+
+    With so large an epsilon Adam's steps are proportional to the gradients.
+    """
     config = PPO.check(
         {
             **{**THOUSANDS, "UPDATE_EPOCHS": 1, "NUM_MINIBATCHES": 1, "MAX_GRAD_NORM": 1e9},
@@ -219,9 +222,9 @@ def test_saved_parameters_predict_returns(heads):
 
 @pytest.mark.parametrize("bins", [None, 11])
 def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path, bins):
-    """Without learning what it saves is what it started from, though its scale has moved.
+    """A run with LR=0 saves the values it started from, though its scale has moved.
 
-    The scale of bins is saved, so that it moves on from there.
+    The scale of bins is saved and continues from there.
     """
     chain = {**CHAIN, "VALUE_BINS": bins}
     run({**chain, "LR": 1e-2, "ANNEAL_LR": False, "RESULTS_DIR": str(tmp_path / "first")})

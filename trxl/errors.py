@@ -1,4 +1,4 @@
-"""Errors in one line: what a config must change, and what nothing foresaw."""
+"""Errors explained in one line."""
 
 import difflib
 import os
@@ -11,21 +11,21 @@ from typing import Any, Protocol
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. Its message is one line that says what to change."""
+    """Config that can't be run. The message is one line that says what to change."""
 
 
 def shortened(value: Any, length: int = 80) -> str:
-    """A value as an error line shows it, cut where it is long."""
+    """Formats a value for an error message, in one line of at most `length` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4,300 digits
+    except ValueError:  # Python refuses integers of more than 4,300 digits
         text = "a number of thousands of digits"
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def did_you_mean(word: Any, candidates: Iterable[Any]) -> str:
-    """A clause that names the candidates close to `word`, empty where there are none."""
+    """Returns a clause with the candidates close to `word`, empty if there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(str(word).lower(), by_lower_case, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
@@ -37,11 +37,11 @@ OUT_OF_MEMORY = (
 
 
 class RunError(Exception):
-    """A run that ended by an error; its message is one line that says where what is."""
+    """Error that ended a run. The message is one line, with the files to look at."""
 
 
 class Saved(Protocol):
-    """The part of a record that `explained` reads."""
+    """Fields of a run's record that `explained` reads."""
 
     folder: Path
     updates: int
@@ -50,9 +50,9 @@ class Saved(Protocol):
 
 
 def explained(error: Exception, record: Saved | None = None) -> str:
-    """Explains an error in one line; the traceback goes to `error.txt` in the run's folder.
+    """Explains an error in one line, and saves its traceback.
 
-    Without a run that has done something, that file is a temporary one.
+    The traceback is in the run's folder, `error.txt`, or in a temporary file before update 1.
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
@@ -71,16 +71,16 @@ def explained(error: Exception, record: Saved | None = None) -> str:
 
 
 def named(error: Exception) -> str:
-    """Returns the kind of an error, and the first line of its message."""
+    """Returns the type of an error, and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the kind of an error, and its message in one line."""
+    """Returns the type of an error, and its whole message in one line."""
     kind, words = type(error).__name__, cause(str(error)).split()
     if kind in TRACED:
         return f"{kind}: {TRACED[kind]}"
-    if not words and isinstance(error, NotImplementedError):  # of which method
+    if not words and isinstance(error, NotImplementedError):  # name the method
         words = [traceback.extract_tb(error.__traceback__)[-1].name]
     return f"{kind}: {bearable(' '.join(words))}" if words else kind
 
@@ -94,11 +94,11 @@ TRACED = {
     "ConcretizationTypeError": "Python needs a value that JAX traces; use jnp or jax.lax",
     "TracerArrayConversionError": "NumPy gets an array that JAX traces; use jnp",
 }
-"""What JAX says in a page, by the kind of its error."""
+"""Short messages for errors that JAX explains at length, by type."""
 
 
 def bearable(text: str, length: int = 200) -> str:
-    """Returns a text of at most this length: its first sentences, or its first words and dots."""
+    """Shortens a text to `length` characters: its first sentences, or its first words and dots."""
     text = text.rstrip(".")
     if len(text) <= length:
         return text
@@ -107,32 +107,32 @@ def bearable(text: str, length: int = 200) -> str:
 
 
 def out_of_memory_text(text: str) -> str:
-    """Explains a failed allocation, with its size where the message has one."""
+    """Explains a failed allocation, with its size if the message has one."""
     size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
     asked = f"no {int(size[1]) / 1e9:.1f} GB more: " if size else ""
     return asked + OUT_OF_MEMORY
 
 
 RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)")
-"""The exception's line of a traceback within a message, as that of an error in a callback."""
+"""Exception line of a traceback within a message, as errors in callbacks have."""
 
 
 def cause(text: str) -> str:
-    """Returns what was raised by the last traceback within a message, else the message."""
+    """Returns the exception line of the last traceback within a message, else the message."""
     return (RAISED.findall(text) or [text])[-1]
 
 
 def first_line(text: str) -> str:
-    """The first line with something in it, of bearable length."""
+    """Returns the first line that is not empty, shortened."""
     lines = [line.strip() for line in cause(text).splitlines() if line.strip()]
     return bearable(lines[0]) if lines else "without a message"
 
 
 def write_traceback(error: Exception, folder: Path | None) -> Path | None:
-    """Writes it to the folder, else to a temporary file.
+    """Writes a traceback to the folder, else to a temporary file.
 
     Returns:
-      the file, None where no disk takes it.
+      the file; None if neither can be written.
     """
     text = "".join(traceback.format_exception(error))
     for place in (folder, Path(tempfile.gettempdir())):
