@@ -43,6 +43,7 @@ class Key(NamedTuple):
     traced: bool = False  # whether a value may be traced, for sweeps with `jax.vmap`
     resumable: bool = True  # whether a resumed run may change it
     derive: Callable | None = None  # (config, devices) -> value in place of None
+    needs: tuple[tuple[str, Any], ...] = ()  # values of other keys required unless None
 
     @property
     def kind(self) -> type:
@@ -348,13 +349,20 @@ def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> di
       A new dict with every key of the table.
 
     Raises:
-      ConfigError: a key is unknown, a value has the wrong type or range, or sizes don't divide.
+      ConfigError: a key is unknown, a value has the wrong type or range, two keys contradict each
+        other, or sizes don't divide.
     """
     checked = check_values(config, keys)
     for name, key in keys.items():
         if checked[name] is None and key.derive is not None:
             checked[name] = key.derive(checked, num_devices)
     checked |= MEMORIES[checked["MEMORY"]]
+    for name, key in keys.items():
+        for needed, value in key.needs if checked[name] is not None else ():
+            if checked[needed] != value:
+                raise ConfigError(
+                    f"{name}={checked[name]} needs {needed}={value}, not {checked[needed]}"
+                )
     _check_sizes(checked, num_devices)
     return checked
 
