@@ -20,7 +20,7 @@ from trxl.runs.evaluation import MAX_STEPS, OF_A_TRIAL, enough_episodes, play, p
 from trxl.runs.parameters import saved_seeds
 from trxl.runs.pictures import check_attention, check_gif, check_writable, draw, record, save_gif
 from trxl.runs.run import run_script
-from trxl.training import Algorithm
+from trxl.training import Algorithm, Start, TrainState
 
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
@@ -93,6 +93,31 @@ def load_agent(
         not name its environment's file.
     """
     return agents.load_agent(folder, ALGORITHMS, seed, greedy, algorithm, environment)
+
+
+def make_agent(
+    config: dict[str, Any],
+    train_state: TrainState,
+    greedy: bool = False,
+    algorithm: Algorithm = PPO,
+) -> Agent:
+    """Makes an agent of the train state that `make_train` returned.
+
+    Args:
+      config: config of `make_train`.
+      train_state: `out["runner_state"].train_state`, of one seed.
+      greedy: take the most probable action instead of sampling.
+      algorithm: algorithm of the run.
+
+    Raises:
+      ConfigError: the train state has another config's shapes, or is of several seeds.
+    """
+    start = Start(algorithm.behaviour_params(train_state), train_state.normalizer)
+    misfit = (
+        "the train state does not fit the config; of several seeds take one, such as"
+        " jax.tree.map(lambda x: x[0], train_state)"
+    )
+    return agents.make_agent(algorithm.check(config), start, algorithm, greedy, misfit)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""README.md, CONTRIBUTING.md and docs/: Python runs, commands and links are valid."""
+"""Pages and tutorial: Python runs, commands and links are valid."""
 
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -24,7 +25,12 @@ from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "tutorial.ipynb",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 LINKING = [
     *PAGES,
     REPOSITORY / "CHANGELOG.md",
@@ -40,13 +46,21 @@ def name(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
+def markdown(page: Path) -> str:
+    """Returns the text of a page; of a notebook, its Markdown cells."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(x["source"]) for x in cells if x["cell_type"] == "markdown")
+
+
 def blocks(page: Path, kind: str) -> list[str]:
     """Returns the code of a page's fences of a kind, such as "python" or "python no-run"."""
-    return [code for info, code in FENCE.findall(page.read_text()) if info == kind]
+    return [code for info, code in FENCE.findall(markdown(page)) if info == kind]
 
 
 def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text())
+    return FENCE.sub("", markdown(page))
 
 
 def each_block(kind: str):
@@ -219,7 +233,7 @@ def test_the_page_on_architecture_links_to_functions_that_are_there():
 
 def test_the_site_leads_to_every_page():
     navigation = re.findall(r": (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(navigation) == sorted(map(name, LINKING))
+    assert sorted(navigation) == sorted(name(page) for page in LINKING if page.suffix == ".md")
 
 
 def test_on_the_site_links_to_code_lead_to_github(monkeypatch):

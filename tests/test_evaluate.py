@@ -3,11 +3,13 @@
 import importlib
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,23 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     )
     np.testing.assert_array_equal(np.stack(actions, axis=1), np.argmax(logits, axis=-1))
     assert 0.1 < np.mean(actions) < 0.9
+
+
+def test_an_agent_made_of_a_train_state_is_the_one_that_was_saved(folder):
+    config = PPO.check(CHAIN)
+    params = np.load(folder / "0_params.npy", allow_pickle=True).item()
+    train_state = PPO.init(config, params)
+    made, loaded = evaluate.make_agent(CHAIN, train_state), evaluate.load_agent(folder)
+    assert made.config == loaded.config
+    obs = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    looks = [
+        agent.look(agent.initial_memory(4), obs, np.ones(4, bool), jax.random.key(0))
+        for agent in (made, loaded)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *looks)
+    seeds = jax.tree.map(lambda x: np.stack([x, x]), train_state)
+    with pytest.raises(ConfigError, match="of several seeds take one"):
+        evaluate.make_agent(CHAIN, seeds)
 
 
 def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
@@ -208,6 +227,21 @@ def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match="Gymnax can't draw MemoryChain-bsuite"):
         evaluate.check_gif(evaluate.load_agent(folder), tmp_path / "no.gif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Catch-bsuite", "MemoryChain-bsuite"])
+def test_drawing_leaves_pyplot_as_it_was(name):
+    """Keeps the backend, by which a notebook shows figures, and leaves no figure to show."""
+    backend, open_figures = plt.get_backend(), plt.get_fignums()
+    plt.switch_backend("svg")
+    env = make_env(PPO.check({**SMALL, "ENV_NAME": name}), 1)
+    _, state = env.reset(jax.random.split(jax.random.key(0), 1))
+    render = env.renderer()
+    with nullcontext() if name == "Catch-bsuite" else pytest.raises(ConfigError):
+        render(jax.tree.map(lambda x: x[0], env.single_states(state)))
+    assert plt.get_backend() == "svg"
+    assert plt.get_fignums() == open_figures
+    plt.switch_backend(backend)
 
 
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])

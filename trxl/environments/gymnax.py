@@ -123,22 +123,13 @@ class GymnaxAdapter(SingleEnvironment):
 
         The renderer raises a ConfigError if Gymnax can't draw the environment.
         """
-        import matplotlib
-
-        matplotlib.use("Agg")
-        # pygame, which draws classic control, must not look for a screen or a speaker.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-        from gymnax.visualize import Visualizer
-
-        visualizer = Visualizer(self.env, self._params, [None])
+        visualizers: list[Any] = []
 
         def render(state: Any) -> np.ndarray:
+            if not visualizers:
+                visualizers.append(make_visualizer(self.env, self._params, state))
+            (visualizer,) = visualizers
             visualizer.state_seq = [state]
-            if not hasattr(visualizer, "im"):
-                visualizer.init()
-                if not hasattr(visualizer, "im"):
-                    raise ConfigError(f"Gymnax can't draw {self.env.name}")
             with kept_open():
                 visualizer.update(0)
             if hasattr(visualizer.im, "to_rgba"):  # an image, faster to read than the figure
@@ -153,6 +144,36 @@ class GymnaxAdapter(SingleEnvironment):
         if self._num_categories:
             return jax.nn.one_hot(obs, self._num_categories)
         return flatten_obs(jax.tree.leaves(obs))
+
+
+def make_visualizer(env: Any, params: Any, state: Any) -> Any:
+    """Makes Gymnax's visualiser and closes its figure, which a notebook would show.
+
+    Raises:
+      ConfigError: Gymnax can't draw the environment.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # pygame, which draws classic control, must not look for a screen or a speaker.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    from gymnax.visualize import Visualizer
+
+    backend = matplotlib.get_backend(auto_select=False)
+    plt.switch_backend("agg")
+    try:
+        visualizer = Visualizer(env, params, [state])
+        visualizer.init()
+        plt.close(visualizer.fig)
+        FigureCanvasAgg(visualizer.fig)  # instead of the one that was closed
+    finally:
+        if backend is not None:
+            plt.switch_backend(backend)
+    if not hasattr(visualizer, "im"):
+        raise ConfigError(f"Gymnax can't draw {env.name}")
+    return visualizer
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Saved agent, for a loop of your own."""
+"""Trained agent, for a loop of your own."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ def load_agent(
     paths = saved_seeds(Path(os.path.expanduser(folder)))
     path = file_of_seed(paths, min(paths) if seed is None else seed)
     beside = path.with_name(path.name.replace("params", "config"))
-    params, normalizer = read_params(path)
+    start = read_params(path)
     config = read_config(beside)
     algorithm = resolve_algorithm(str(config.pop("ALGORITHM", "PPO")), known, algorithm)
     try:
@@ -80,12 +80,29 @@ def load_agent(
     except ConfigError as error:
         raise ConfigError(f"{beside}: {error}; is it another version's?") from error
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
-    config["RESET_STRATEGY"] = None  # shared levels would correlate the returns
+    misfit = f"{path} does not fit {beside.name} beside it"
+    return make_agent(config, start, algorithm, greedy, misfit)
+
+
+def make_agent(
+    config: dict[str, Any], start: Start, algorithm: Algorithm, greedy: bool, misfit: str
+) -> Agent:
+    """Makes an agent of parameters and statistics.
+
+    Args:
+      config: checked config.
+      misfit: message of the error if they don't fit the config.
+
+    Raises:
+      ConfigError: they don't fit, or the environment can't be made.
+    """
+    config = {**config, "RESET_STRATEGY": None}  # shared levels would correlate the returns
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]
-    if not fits(Start(params, normalizer), fresh_agent(config, env, network, algorithm)):
-        raise ConfigError(f"{path} does not fit {beside.name} beside it")
+    if not fits(start, fresh_agent(config, env, network, algorithm)):
+        raise ConfigError(misfit)
+    params, normalizer = start
 
     def initial_memory(batch: int) -> AgentMemory:
         caches = network.apply(params, empty_memory(config, batch), method="init_cache")
