@@ -100,7 +100,7 @@ def test_its_cells_run(execute):
 
 @pytest.mark.weekly
 def test_its_agents_learn_what_the_text_claims(execute):
-    optimizations = jax.config.jax_disable_most_optimizations
+    optimizations = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         names, _ = execute()
