@@ -1,6 +1,7 @@
 """Plays episodes with a saved agent: `python evaluate_PPO_trXL.py FOLDER [KEY=VALUE ...]`.
 
-FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symbolic-v1.
+FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symbolic-v1, or its
+`<seed>_params.npy`.
 """
 
 import trxl  # noqa: F401  # isort: skip, first: handles Ctrl-C during the other imports
@@ -81,7 +82,7 @@ def load_agent(
     """Loads the agent of a run.
 
     Args:
-      folder: folder of the run.
+      folder: folder of the run, or its `<seed>_params.npy`.
       seed: seed of the agent; None: the lowest.
       greedy: take the most probable action instead of sampling.
       algorithm: algorithm of the run; None: the one of `ALGORITHMS` with the saved name.
@@ -133,7 +134,7 @@ def start() -> None:
         print(f"usage: {sys.argv[0]} FOLDER [KEY=VALUE ...]\n\n{key_lines(OPTIONS, values)}")
         return
     folder = os.path.expanduser(arguments[0]) if arguments else ""
-    if not os.path.isdir(folder) and (not folder or "=" in folder or folder.startswith("-")):
+    if not os.path.exists(folder) and (not folder or "=" in folder or folder.startswith("-")):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
     chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)
     if chosen["seed"] is not None:

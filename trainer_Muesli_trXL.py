@@ -18,8 +18,8 @@ import optax
 from trxl import training
 from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
 from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network, with_shared
+from trxl.distributions import Bins
 from trxl.muesli import (
-    Bins,
     Imagined,
     ModelNetwork,
     PolicyTarget,
@@ -149,7 +149,7 @@ def make_network(
         action_space,
         make_head,
         config["MODEL_SIZE"],
-        Bins(config["VALUE_BINS"], config["VALUE_LIMIT"]),
+        Bins(config["VALUE_BINS"], config["VALUE_LIMIT"], squashed=True, sigma=0),
         jnp.dtype(config["COMPUTE_DTYPE"]),
     )
 

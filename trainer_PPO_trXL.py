@@ -21,11 +21,12 @@ from trxl.collectives import (
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
 from trxl.statistics import (
+    Moments,
     Scale,
     absorb_scale,
     init_decaying_moments,
@@ -65,6 +66,15 @@ KEYS = with_shared(
             True,
             "whether the critic predicts returns normalised by running moments (PopArt)",
             resumable=False,
+        ),
+        "VALUE_BINS": network(
+            None,
+            "bins of a critic that classifies (HL-Gauss), say 51, up to 10 standard deviations from"
+            " the mean return; None: the critic predicts a number",
+            type=int,
+            low=2,
+            high=LARGEST_WIDTH,
+            needs=(("NORMALIZE_VALUE", True), ("CLIP_VALUE", False)),
         ),
         "POPART_DECAY": Key(0.95, "decay of PopArt's moments per update", low=0, high=1),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
@@ -114,7 +124,7 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """Makes the train state of fresh parameters."""
-    return_moments = init_decaying_moments() if config["NORMALIZE_VALUE"] else None
+    return_moments = init_decaying_moments() if predicts_normalized(config) else None
     return training.fresh_train_state(params, make_optimizer(config), return_moments)
 
 
@@ -145,7 +155,7 @@ def update(
       the train state, and metrics {name: ()}; loss metrics are means over gradient steps.
     """
     # CALCULATE ADVANTAGES
-    if config["NORMALIZE_VALUE"]:
+    if predicts_normalized(config):
         collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
@@ -202,7 +212,12 @@ def update_network(
         return jax.lax.scan(minibatch_step, train_state, inputs)
 
     train_state, metrics = jax.lax.scan(epoch, train_state, (all_rows, normalized))
-    return train_state, mean_metrics(metrics, rate, train_state.params)
+    return train_state, mean_metrics(metrics, rate, train_state.params["params"])
+
+
+def predicts_normalized(config: Config) -> bool:
+    """Returns whether the network's values are normalised: with bins they are taken back."""
+    return config["NORMALIZE_VALUE"] and config["VALUE_BINS"] is None
 
 
 def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
@@ -220,26 +235,28 @@ def rescale(
 ) -> tuple[TrainState, Batch]:
     """Updates the moments of the returns (PopArt), and preserves the critic's predictions.
 
+    A critic that classifies needs no correction. Its bins move with the moments, and the gradient
+    steps fit it to returns in the new scale, whose distribution over the bins is nearly the same.
+
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
     """
-    old = value_scale(train_state.algorithm_state)
-    seen = update_return_moments(
-        train_state.algorithm_state,
-        batch.returns,
-        batch.weight,
-        config["POPART_DECAY"],
-        axis_name,
+    params, moments = train_state.params, train_state.algorithm_state
+    classifies = config["VALUE_BINS"] is not None
+    if classifies:
+        moments = Moments(**params["return_moments"])
+    old = value_scale(moments)
+    moments = update_return_moments(
+        moments, batch.returns, batch.weight, config["POPART_DECAY"], axis_name
     )
-    new = value_scale(seen)
-    params = with_last_layer(
-        config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
-    )
+    new = value_scale(moments)
+    if classifies:
+        train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
+    else:
+        params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
+        train_state = train_state._replace(params=params, algorithm_state=moments)
     value, returns = new.normalize((batch.value, batch.returns))
-    return (
-        train_state._replace(params=params, algorithm_state=seen),
-        batch._replace(value=value, returns=returns),
-    )
+    return train_state, batch._replace(value=value, returns=returns)
 
 
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
@@ -252,7 +269,7 @@ def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
 
 def saved_params(config: Config, train_state: TrainState) -> Any:
     """Returns the parameters with a critic that predicts unnormalised returns."""
-    if not config["NORMALIZE_VALUE"]:
+    if not predicts_normalized(config):
         return train_state.params
     scale = value_scale(train_state.algorithm_state)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
@@ -358,14 +375,19 @@ def ppo_loss(
       L (), and metrics {name: ()}.
     """
     inputs = batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]
-    outputs: Any = network.apply(params, *inputs, method="unroll_windows")
-    policy, value = outputs
+    outputs: Any = network.apply(params, *inputs, method="unroll_heads")
+    policy, prediction = outputs
     clip_eps, weight = config["CLIP_EPS"], batch.weight
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, weight)
     ratio = jnp.exp(log_ratio)
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
-    old_value = batch.value if config["CLIP_VALUE"] else None
-    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
+    if network.bins is not None:
+        cross_entropy = network.bins.cross_entropy(prediction, where_counted(batch.returns, weight))
+        value_loss = weighted_mean(cross_entropy, weight)
+    else:
+        value = jnp.squeeze(prediction, axis=-1)
+        old_value = batch.value if config["CLIP_VALUE"] else None
+        value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
     return loss, {

@@ -28,10 +28,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trxl.distributions import make_policy
+from trxl.distributions import Bins, make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
 from trxl.layers import Dense, GRULayer, LayerNormParams, MLPHead, ResidualHead, layer_norm
 from trxl.spaces import ActionSpace, Box, Obs, ObsSpace
+from trxl.statistics import Moments, init_decaying_moments, value_scale
 
 
 class LayerCache(NamedTuple):
@@ -341,16 +342,29 @@ class ActorCriticTransformer(nn.Module):
 
     `distributions.make_policy` makes the policy from the actor's outputs. The log standard
     deviation of real-valued actions does not depend on the state.
+
+    With `bins` the critic's outputs are logits of (R - mu) / sigma, R the return. Mu and sigma come
+    from the collection `return_moments`, so values are in units of the return.
     """
 
     transformer: TransformerXL
     action_space: ActionSpace
     make_head: Callable[..., nn.Module]  # takes outputs and gain
+    bins: Bins | None = None  # of a critic that classifies; None: it predicts a number
 
     def setup(self):
         outputs = self.action_space.num_outputs
         self.actor = self.make_head(outputs=outputs, gain=0.01)
-        self.critic = self.make_head(outputs=1, gain=1.0)
+        if self.bins is None:
+            self.critic = self.make_head(outputs=1, gain=1.0)
+        else:
+            self.critic = self.make_head(outputs=self.bins.number, gain=0.01)
+            # Beside the parameters, so that it is saved with them; no gradient reaches it.
+            moments = {
+                name: self.variable("return_moments", name, jnp.float32, start).value
+                for name, start in init_decaying_moments()._asdict().items()
+            }
+            self.return_moments = Moments(**moments)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
             self.param("log_std", nn.initializers.zeros, (outputs,), jnp.float32)
@@ -377,7 +391,8 @@ class ActorCriticTransformer(nn.Module):
           policy over (B,), values (B,) float32, caches, memory entries (B, L, E) float32.
         """
         x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
-        return *self._heads(x, obs), caches, layer_inputs
+        policy, outputs = self._heads(x, obs)
+        return policy, self._value(outputs), caches, layer_inputs
 
     def unroll_windows(
         self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int
@@ -393,11 +408,28 @@ class ActorCriticTransformer(nn.Module):
         Returns:
           policy over (B, T), values (B, T) float32.
         """
+        policy, outputs = self.unroll_heads(obs, memory, reach, window_grad)
+        return policy, self._value(outputs)
+
+    def unroll_heads(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """Runs `unroll_windows`, but returns the critic's outputs (B, T, 1 or bins) as values."""
         return self._heads(self.transformer.unroll_windows(obs, memory, reach, window_grad), obs)
 
     def _heads(self, x: jax.Array, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:
-        policy = make_policy(self.action_space, self.actor(x), obs, self.log_std)
-        return policy, jnp.squeeze(self.critic(x), axis=-1)
+        return make_policy(self.action_space, self.actor(x), obs, self.log_std), self.critic(x)
+
+    def _value(self, outputs: jax.Array) -> jax.Array:
+        """Values (...) of the critic's outputs (..., 1 or bins)."""
+        if self.bins is None:
+            return jnp.squeeze(outputs, axis=-1)
+        return value_scale(self.return_moments).denormalize(self.bins.mean(outputs))
+
+
+VALUE_LIMIT = 10.0
+"""The outermost bins of a critic that classifies, in standard deviations of the returns."""
+
+TARGET_SIGMA = 0.75
+"""Standard deviation of its targets in bin widths, as Farebrother et al. 2024 recommend."""
 
 
 def make_network(
@@ -412,7 +444,9 @@ def make_network(
       layer: class of the layers with MEMORY=transformer.
     """
     body, make_head = make_body(config, space, layer)
-    return ActorCriticTransformer(body, action_space, make_head)
+    number = config.get("VALUE_BINS")  # PPO's
+    bins = number and Bins(number, VALUE_LIMIT, squashed=False, sigma=TARGET_SIGMA)
+    return ActorCriticTransformer(body, action_space, make_head, bins)
 
 
 def make_body(

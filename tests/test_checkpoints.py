@@ -100,9 +100,14 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, capfd):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
     np.testing.assert_array_equal(checkpoints.restore(1, shapes)["x"], np.arange(8.0))
+    shorter = {"x": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=sharding)}
+    with pytest.raises(ConfigError, match=r"environment or version \(x: \(8,\) there, \(7,\) here"):
+        checkpoints.restore(1, shorter)
     for file in (root / "1").rglob("d/*"):
         file.write_bytes(b"")
-    with pytest.raises(ConfigError, match="is broken, of another run or of earlier code") as error:
+    with pytest.raises(
+        ConfigError, match="is broken, or of another run, environment or version"
+    ) as error:
         checkpoints.restore(1, shapes)
     assert "\n" not in str(error.value)
     assert "Traceback" not in capfd.readouterr().err

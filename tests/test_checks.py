@@ -59,6 +59,7 @@ ATTRIBUTES = [
     ({"action_space": Box((0.0,), (float("nan"),))}, "action_space.low must be below .high"),
     ({"action_space": Box((0.0, 0.0), (1.0,))}, "tuples of the same length"),
     ({"action_space": Box((), ())}, "tuples of the same length"),
+    ({"action_space": Box(-1.0, 1.0)}, "same length, not Box(low=-1.0, high=1.0, masked=False)"),
     ({"action_space": Discrete(5, masked=True)}, "obs_size must be at least 5, the mask's size"),
     ({"action_space": Discrete(2, masked=True)}, "num_binary must be at least 2, since the mask"),
     ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
@@ -87,7 +88,7 @@ STEPS = [
     ((1, {"s": 1}), "step: state must have the structure of reset's"),
     ((1, None), "step: state must have the structure of reset's"),
     ((2, jnp.zeros(1)), "step: reward must be float32 of shape (), not float32 of shape (1,)"),
-    ((2, "much"), "step must return arrays and numbers, but TypeError"),
+    ((2, "much"), "step must return arrays and numbers, in dicts, NamedTuples or dataclasses of"),
     ((3, jnp.zeros(())), "step: terminated must be bool of shape (), not float32 of shape ()"),
     ((4, jnp.zeros(2, bool)), "step: truncated must be bool of shape (), not bool of shape (2,)"),
     ((5, None), "step: info must be a dict, not None"),
@@ -163,9 +164,11 @@ def test_observations_of_other_types_are_cast():
 
 def test_every_number_of_info_is_a_metric():
     info = {"won": True, "of": {"fuel": 3}, "path": jnp.zeros(2), "memory_boundary": False}
-    info |= {"returned_episode": jnp.zeros(5), "discount": 1.0}
+    info |= {"returned_episode": jnp.zeros(5), "discount": 1.0, "final_observation": 1.0}
     own = type("Own", (Right,), {"change": [(5, info)]})
-    for declared, expected in {(): {"won": 1, "of/fuel": 3}, ("won",): {"won": 1}}.items():
+    numbers = {"won": 1, "of/fuel": 3}
+    for names in ((), ("won",), ("of/fuel",)):
+        declared, expected = names, {name: numbers[name] for name in names or numbers}
         own.episode_metrics = declared
         env = OwnEnvironment(own(), check_environment("own", own()))
         assert set(env.episode_metrics) == set(expected)
@@ -319,7 +322,7 @@ def test_values_that_are_as_declared_are_let_through(attributes):
 
 OWN = """
 import sys
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
 from trxl.environments import Discrete, SingleEnvironment
 
 class Own(SingleEnvironment):
@@ -341,6 +344,8 @@ class Own(SingleEnvironment):
     def step(self, key, state, action):
         if self.where == "line":
             raise ValueError("of two\\nlines")
+        if self.where == "vmap":
+            jax.pure_callback(lambda x: x, state, state)
         if self.where == "if" and state > 3:
             pass
         return jnp.zeros(1), state + 1, jnp.log(1.0 - state), state == 3, jnp.bool_(False), {}
@@ -353,11 +358,14 @@ class Own(SingleEnvironment):
         (
             "if",
             "own.py, Own.step raises TracerBoolConversionError: Python branches on a value that JAX"
-            " traces; use jnp.where or jax.lax.cond in line 25",
+            " traces; use jnp.where or jax.lax.cond in line 27 of own.py",
         ),
-        ("init", "own.py:Own can't be made with {'where': 'init'}: SystemExit"),
-        ("reset", "own.py, Own.reset raises SystemExit in line 16"),
-        ("line", "own.py, Own.step raises ValueError: of two lines in line 24"),
+        (
+            "init",
+            "own.py:Own can't be made with {'where': 'init'}: SystemExit in line 16 of own.py",
+        ),
+        ("reset", "own.py, Own.reset raises SystemExit in line 16 of own.py"),
+        ("line", "own.py, Own.step raises ValueError: of two lines in line 24 of own.py"),
     ],
 )
 def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
@@ -370,9 +378,18 @@ def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
     assert str(error.value) == message
 
 
+def test_an_error_in_a_batch_alone_names_the_line(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = {"ENV_NAME": f"{tmp_path}/own.py:Own", "ENV_KWARGS": {"where": "vmap"}}
+    with pytest.raises(NotImplementedError) as error:
+        Program(PPO.check({**QUICK, **own}), PPO, None).trace_update()
+    assert " in line 26 of own.py; the traceback is in " in explained(error.value)
+
+
 def test_a_file_that_leaves_while_it_is_imported_is_one_line(tmp_path):
-    (tmp_path / "own.py").write_text("import sys\nsys.exit()")
-    with pytest.raises(ConfigError, match="can't be imported: SystemExit"):
+    (tmp_path / "near.py").write_text("import sys\nsys.exit()")
+    (tmp_path / "own.py").write_text("from . import near")
+    with pytest.raises(ConfigError, match=r"be imported: SystemExit in line 2 of near.py$"):
         make_own(f"{tmp_path}/own.py:Own", {})
 
 
@@ -396,6 +413,7 @@ def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
         ("MemoryChain-bsuite", {"memory_length": -5}, "memory_length is -5, but can't be negative"),
         ("MemoryChain-bsuite", {"num_bits": 0}, "with {'num_bits': 0}.step raises IndexError"),
         ("MemoryChain-bsuite", {"memory_length": 10**12}, "beyond 2**31 - 1"),
+        ("MemoryChain-bsuite", {"memory_length": np.arange(3)}, "but must be like 5"),
         ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, beyond 2**31 - 1"),
         ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0: there would be no step"),
         ("Pendulum-v1", {"dt": 10**400}, "can't be made with"),

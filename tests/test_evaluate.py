@@ -59,7 +59,8 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     memory = agent.initial_memory(batch)
     actions = []
     for t in range(steps):
-        action, memory = agent.act(memory, obs[:, t], done[:, t], jax.random.key(t))
+        now = (obs[:, t], done[:, t]) if t else (obs[:, t].tolist(), done[:, t].tolist())
+        action, memory = agent.act(memory, *now, jax.random.key(t))
         actions.append(action)
 
     boundary = np.pad(done[:, 1:], ((0, 0), (config["WINDOW_MEM"], 1)))
@@ -244,6 +245,17 @@ def test_drawing_leaves_pyplot_as_it_was(name):
     plt.switch_backend(backend)
 
 
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None])
+def test_a_picture_that_is_none_is_one_line_before_an_episode_is_played(picture, folder, tmp_path):
+    agent = evaluate.load_agent(folder)
+    env = agent.environment()
+    env.renderer = lambda: lambda state: picture
+    with pytest.raises(
+        ConfigError, match=r"GIF: a picture must be uint8 of shape .height, width, "
+    ):
+        evaluate.check_gif(agent._replace(make_env=lambda *_: env), tmp_path / "no.gif")
+
+
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])
 def test_a_gif_that_cannot_be_written_is_told_before_an_episode_is_played(
     path, folder, tmp_path, monkeypatch
@@ -303,6 +315,12 @@ def test_the_seeds_that_are_there_are_played_and_the_first_is_drawn(folder, tmp_
     monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root), "GIF=a.gif"])
     evaluate.main()
     assert played == [(7, "a.gif"), (12, "")]
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root / "12_params.npy")])
+    evaluate.main()
+    assert played[2:] == [(12, "")]
+    assert evaluate.load_agent(root / "12_params.npy").config["NUM_ENVS"] == CHAIN["NUM_ENVS"]
+    with pytest.raises(ConfigError, match="has no agent of seed '7', but of 7, 12"):
+        evaluate.load_agent(root, seed="7")
     assert [start.params.keys() for start in read_start(root, [7, 12])] == [{"params"}] * 2
     with pytest.raises(ConfigError, match=r"PARAMS: .* has no agent of seed 0, but of 7, 12"):
         read_start(root, [0])
@@ -324,6 +342,7 @@ def of_kind(kind):
         ("params", lambda x: {"params": {"actor": x["params"]["actor"]}}, "does not fit 0_config"),
         ("config", lambda _: {"params": {}}, "0_config.npy: unknown config key 'params'.* another"),
         ("config", lambda x: {**x, "NEW": 1}, "0_config.npy: unknown config key 'NEW'.* another"),
+        ("config", lambda x: {**x, "ENV_NAME": "New-v9"}, "0_config.npy: unknown env.* another"),
         ("config", lambda x: {**x, "ALGORITHM": []}, "was trained by \\[\\], which is none of PPO"),
     ],
 )

@@ -20,10 +20,11 @@ from support import QUICK, resumed_config, run, whole_checkpoints
 
 from trxl.errors import ConfigError, RunError
 from trxl.results import load_results
-from trxl.runs import outputs, run_folder
+from trxl.runs import metrics, outputs, run_folder
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import LastingStream
 from trxl.runs.lock import FolderLock
+from trxl.runs.processes import broadcast
 from trxl.runs.progress import Progress
 from trxl.runs.tracking import CarefulTracker, NoTracker
 
@@ -235,6 +236,20 @@ def test_a_checkpoint_is_not_begun_where_it_has_no_room(tmp_path):
     assert [path.name for path in checkpoints.root.iterdir()] == ["1"]
 
 
+def test_more_seeds_than_a_process_may_open_files_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(metrics, "open_unbuffered", fail)
+    with pytest.raises(ConfigError, match=r"_metrics.jsonl: Too many open files; lower NUM_SEEDS"):
+        run({**CHAIN, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_not_utf8_is_a_path():
+    assert broadcast(lambda: "runs/caf\udce9") == "runs/caf\udce9"
+
+
 def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
     after_update, tmp_path
 ):
@@ -246,7 +261,7 @@ def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
         run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
     folder = tmp_path / NAME
     assert str(error.value) == (
-        "after update 3: ValueError: what nobody thought of;"
+        "after update 3: ValueError: what nobody thought of and more of it;"
         f" RESUME={folder} goes on from update 3; the traceback is in {folder / 'error.txt'}"
     )
     assert "and more of it" in (folder / "error.txt").read_text()
@@ -316,22 +331,32 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("platform", "script", "cure"),
+    ("asked", "script", "cure"),
     [
-        ("tpu", ["train_PPO_trXL.py", "RESUME=nowhere"], r"pip install 'jax\[tpu\]' .*, or"),
-        ("nonsense", ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=tpu",
+            ["train_PPO_trXL.py", "RESUME=nowhere"],
+            r"pip install 'jax\[tpu\]' .*, or",
+        ),
+        ("JAX_PLATFORM_NAME=nonsense", ["search_trXL.py"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=nonsense",
+            ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"],
+            "set cpu, or",
+        ),
     ],
 )
-def test_a_platform_that_is_not_there_is_one_line(platform, script, cure):
+def test_a_platform_that_is_not_there_is_one_line(asked, script, cure):
+    variable, _, platform = asked.partition("=")
     done = subprocess.run(
         [sys.executable, *script],
         cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": platform},
+        env={**os.environ, variable: platform},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    line = f"error: JAX_PLATFORMS={platform}: JAX has no such device; {cure} unset JAX_PLATFORMS\n"
+    line = f"error: {asked}: JAX has no such device; {cure} unset {variable}\n"
     assert re.fullmatch(line, done.stderr)
 
 

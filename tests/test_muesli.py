@@ -11,9 +11,9 @@ import optax
 import pytest
 from support import SMALL, random_params
 
+from trxl.distributions import Bins, squash, unsquash
 from trxl.errors import ConfigError
 from trxl.muesli import (
-    Bins,
     PolicyTarget,
     Steps,
     advantage_std,
@@ -22,8 +22,6 @@ from trxl.muesli import (
     kl_to_target,
     retrace,
     sampled_mpo_weights,
-    squash,
-    unsquash,
     update_advantage_moments,
 )
 from trxl.results import load_results
@@ -59,9 +57,9 @@ def test_the_scale_and_its_inverse():
 
 
 def test_a_number_is_spread_over_the_two_bins_beside_it():
-    bins = Bins(11, 5.0)  # a bin per unit, from -5 to 5
+    bins = Bins(11, 5.0, squashed=True, sigma=0)  # a bin per unit, from -5 to 5
     x = unsquash(jnp.array([-7.0, -5.0, 0.25, 2.0, 4.9, 9.0]))
-    two_hot = np.asarray(bins.two_hot(x))
+    two_hot = np.asarray(bins.target(x))
     expected = np.zeros((6, 11))
     expected[0, 0] = expected[1, 0] = expected[5, 10] = 1
     expected[2, [5, 6]] = 0.75, 0.25
@@ -72,19 +70,19 @@ def test_a_number_is_spread_over_the_two_bins_beside_it():
 
 
 def test_numbers_beyond_the_outermost_bins_are_told_apart():
-    bins = Bins(81, 20.0)
+    bins = Bins(81, 20.0, squashed=True, sigma=0)
     x = jnp.array([-423.0, -422.0, 0.0, 422.0, 423.0])
     assert bins.clips(x).tolist() == [True, False, False, False, True]
 
 
 def test_the_cross_entropy_is_least_where_the_prediction_is_the_target():
-    bins = Bins(11, 5.0)
+    bins = Bins(11, 5.0, squashed=True, sigma=0)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 11)))
     x = jnp.array([-3.0, 0.0, 0.7, 12.0])
-    pairs = zip(bins.two_hot(x), jax.nn.softmax(logits), strict=True)
+    pairs = zip(bins.target(x), jax.nn.softmax(logits), strict=True)
     by_hand = [-(t * np.log(p)).sum() for t, p in pairs]
     np.testing.assert_allclose(bins.cross_entropy(logits, x), by_hand, rtol=1e-5)
-    fit = jnp.log(bins.two_hot(x) + 1e-9)
+    fit = jnp.log(bins.target(x) + 1e-9)
     assert (bins.cross_entropy(fit, x) < bins.cross_entropy(logits, x)).all()
 
 

@@ -67,7 +67,8 @@ def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
     [
         ("antt", r"unknown environment 'antt'; did you mean .*ant"),
         ("gymnax/CartPole", r"unknown environment 'gymnax/CartPole'; did you mean CartPole-v1"),
-        ("atari/Pong", r"unknown suite 'atari' .* there are brax, craftax, gymnax"),
+        ("atari/Pong", r"unknown suite 'atari' .*; the suites are brax, craftax, gymnax"),
+        ("2s3z", r"'2s3z'; the suites are brax, .*; <file.py>:<class> is one of your own$"),
         ("brax", r"ENV_NAME=brax is a suite; choose one of its environments: ant, .*walker2d"),
         ("brax/", r"ENV_NAME=brax/ is a suite; choose one of its environments: ant, "),
         ("craftax/CartPole-v1", r"^craftax has no 'CartPole-v1'; say gymnax/CartPole-v1$"),

@@ -329,7 +329,7 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
     with pytest.raises(SystemExit) as exit:
         main({})
     assert exit.value.code.startswith(
-        f"error: RESUME: {newest} is broken, of another run or of earlier code ("
+        f"error: RESUME: {newest} is broken, or of another run, environment or version ("
     )
     assert "\n" not in exit.value.code
     assert files_of(folder) == before

@@ -26,8 +26,8 @@ from trxl.search.evosax_strategies import Evosax
 from trxl.search.loop import Loop
 from trxl.search.population import Programs, Row, UpdateResult
 from trxl.search.record import Trial, read_trial
-from trxl.search.report import comparison, interval
-from trxl.search.settings import SEARCH_KEYS, read_settings, read_space
+from trxl.search.report import comparison, interval, write_report
+from trxl.search.settings import SEARCH_KEYS, default_config, read_settings, read_space
 from trxl.search.strategies import Best, Member, Round, Search
 from trxl.training import make_init_and_update
 
@@ -399,6 +399,15 @@ def test_keys_that_are_not_set_follow_one_that_is_searched():
         assert state.rollout_state.memory.shape[:3] == (1, 2, steps // 2)
 
 
+def test_the_default_has_the_first_choice_where_its_own_is_none():
+    """The script's NUM_STEPS, 64, does not go with this budget; WINDOW_GRAD follows NUM_STEPS."""
+    space, fixed = space_of("NUM_STEPS=8,16", "WINDOW_GRAD=2,4", "NUM_ENVS=4,64", "gating=False")
+    given = default_config(PPO, {}, {**fixed, "TOTAL_TIMESTEPS": 512}, space)
+    config = PPO.check(given)
+    assert [config[name] for name in ("NUM_STEPS", "WINDOW_GRAD", "NUM_ENVS")] == [8, 4, 64]
+    assert not config["gating"]
+
+
 def test_episodes_that_do_not_end_are_seen_with_their_return_so_far():
     endless = programs(1, 1, f"{TOYS}:Endless")
     batch = endless.load(ROWS[:1], endless.init(ROWS[:1]))
@@ -518,6 +527,16 @@ def test_intervals_are_students():
     assert interval([1.0, 2.0, 3.0]) == f"2 +- {half:.2g}"
     assert interval([1.0]) == "1"
     assert interval([-math.inf, 1.0]) == "-inf"
+
+
+def test_a_copy_that_never_trained_is_in_no_plot(tmp_path):
+    """Some copies have no update of their own if there are more INTERVALS than updates."""
+    space, _ = space_of("LR=1e-4..1e-2")
+    parent = Trial(0, {"LR": 1e-3}, [0], updates=2, returns=[[1.0], [2.0]], episodes=[[1], [1]])
+    parent.running = [[0], [0.0]]
+    copy = Trial(1, {"LR": 2e-3}, [0], parent=0, first_update=2, updates=2)
+    write_report(tmp_path, "a search", space, [parent, copy], parent, ["python"])
+    assert "1 trials (1 running)" in (tmp_path / "report.md").read_text()
 
 
 def test_candidates_are_compared_seed_by_seed():
@@ -704,7 +723,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["LR=1e-4...1e-2"], r"LR=1e-4...1e-2 has three dots; a range has two, LOW..HIGH"),
         (["TRAIN=evolution", "STRATEGY=SNES", "LR=1e-5..1e-2"], "moves parameters, not LR"),
         ([f"seed={2**32 - 1}"], r"seed \+ REPORT_SEEDS must not exceed 2\*\*32"),
-        (["@muesli-memory-s8"], "@muesli-memory-s8 is for .* with ALGORITHM=Muesli"),
+        (["@muesli-memory-s8"], "@muesli-memory-s8: unknown .* with ALGORITHM=Muesli"),
         (["BUDGET=1e30"], "BUDGET must be from 1 to"),
         (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],

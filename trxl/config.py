@@ -43,6 +43,7 @@ class Key(NamedTuple):
     traced: bool = False  # whether a value may be traced, for sweeps with `jax.vmap`
     resumable: bool = True  # whether a resumed run may change it
     derive: Callable | None = None  # (config, devices) -> value in place of None
+    needs: tuple[tuple[str, Any], ...] = ()  # values of other keys required unless None
 
     @property
     def kind(self) -> type:
@@ -348,13 +349,20 @@ def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> di
       A new dict with every key of the table.
 
     Raises:
-      ConfigError: a key is unknown, a value has the wrong type or range, or sizes don't divide.
+      ConfigError: a key is unknown, a value has the wrong type or range, two keys contradict each
+        other, or sizes don't divide.
     """
     checked = check_values(config, keys)
     for name, key in keys.items():
         if checked[name] is None and key.derive is not None:
             checked[name] = key.derive(checked, num_devices)
     checked |= MEMORIES[checked["MEMORY"]]
+    for name, key in keys.items():
+        for needed, value in key.needs if checked[name] is not None else ():
+            if checked[needed] != value:
+                raise ConfigError(
+                    f"{name}={checked[name]} needs {needed}={value}, not {checked[needed]}"
+                )
     _check_sizes(checked, num_devices)
     return checked
 
@@ -368,7 +376,7 @@ def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config must be a dict of keys and values, not {shortened(values)}")
     for name in values:
-        _check_known(name, keys)
+        check_known(name, keys)
     return {
         name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
@@ -390,12 +398,8 @@ def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
       ConfigError: an argument has no "=", a key is unknown, a value can't be parsed, or a settings
         file is missing.
     """
-    check_settings_fit(arguments, keys)
-    overrides = {}
-    for name, text in names_and_texts(arguments):
-        _check_known(name, keys)
-        overrides[name] = read_value(name, keys[name], text)
-    return overrides
+    check_names(arguments, keys)
+    return {name: read_value(name, keys[name], text) for name, text in names_and_texts(arguments)}
 
 
 def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -404,53 +408,56 @@ def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
     Raises:
       ConfigError: an argument has no "=", or a settings file is missing.
     """
-    for argument in with_settings(arguments):
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
-        yield name, text
-
-
-def with_settings(arguments: list[str]) -> Iterator[str]:
-    """Yields the arguments, with the words of a settings file in place of each `@name`.
-
-    Raises:
-      ConfigError: the file is missing.
-    """
     for argument in arguments:
-        yield from read_settings_file(argument) if argument.startswith("@") else [argument]
+        file = argument.startswith("@")
+        for word in read_settings_file(argument) if file else [argument]:
+            name, equals, text = word.partition("=")
+            if not equals:
+                raise ConfigError(
+                    f"{f'{argument}: ' * file}{shortened(word)} is not of the form KEY=VALUE; put"
+                    " quotes around a value with spaces"
+                )
+            yield name, text
 
 
 def read_settings_file(argument: str) -> list[str]:
     """Returns the words of the settings file of `@name`.
 
     Raises:
-      ConfigError: the file is missing.
+      ConfigError: the file is missing or can't be read.
     """
     path = SETTINGS / f"{argument[1:]}.txt"
     if path.parent != SETTINGS or not os.path.isfile(path):  # `Path.is_file` raises on long names
         names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
         hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
         raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
-    return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+    try:
+        return shlex.split(path.read_text(encoding="utf-8-sig"), comments=True)
+    except ValueError as error:
+        raise ConfigError(f"{argument}: {error}") from error
 
 
-def check_settings_fit(arguments: list[str], keys: Keys) -> None:
-    """Raises a ConfigError if the settings of an `@name` are for another script."""
+def check_names(arguments: list[str], keys: Keys) -> None:
+    """Raises a ConfigError for an unknown key of the command line or of its settings."""
     for argument in arguments:
-        for word in read_settings_file(argument) if argument.startswith("@") else ():
-            name = word.partition("=")[0]
-            if name not in keys:
-                algorithm = "Muesli" if argument.startswith("@muesli-") else "PPO"
-                raise ConfigError(
-                    f"{argument} is for train_{algorithm}_trXL.py, or search_trXL.py with"
-                    f" ALGORITHM={algorithm}; its {name} is no key of this script"
-                )
+        for name, _ in names_and_texts([argument]):
+            check_known(name, keys, argument if argument.startswith("@") else "")
 
 
-def _check_known(name: str, keys: Keys) -> None:
+def check_known(name: str, keys: Keys, settings: str = "") -> None:
+    """Raises a ConfigError for an unknown key.
+
+    Args:
+      settings: `@name` of the settings that have it, empty for none.
+    """
     if name not in keys:
-        raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, keys)}")
+        unknown = f"unknown config key {shortened(name)}{did_you_mean(name, keys)}"
+        if settings:
+            unknown = (
+                f"{settings}: {unknown}; @muesli-... is for train_Muesli_trXL.py, or search_trXL.py"
+                " with ALGORITHM=Muesli, all others are for PPO"
+            )
+        raise ConfigError(unknown)
 
 
 def read_value(name: str, key: Key, text: str) -> Any:
@@ -483,12 +490,16 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     """Returns `value` as the type of its key, or raises a ConfigError."""
     if value is None and key.default is None:
         return None
-    if isinstance(value, jax.core.Tracer):
-        if key.traced:
-            return value
-        raise ConfigError(f"{name} shapes the program, so jax.vmap can't sweep it; give it a value")
     given = shortened(value)
     wrong = ConfigError(f"{name} must be {_describe(key)}, not {given}")
+    held = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(x, jax.core.Tracer) for x in held):
+        if not key.traced:
+            what = f"{name} shapes the program, so jax.vmap can't sweep it; give it a value"
+            raise ConfigError(what)
+        if value.ndim:
+            raise wrong
+        return value
     if getattr(value, "ndim", None) == 0:  # a scalar of NumPy or JAX
         value = value.item()
     if key.kind in (int, float):

@@ -24,6 +24,11 @@ def shortened(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
+def shown_path(path: Path) -> str:
+    """Returns a path for an error line, cut to 200 characters."""
+    return " ".join(str(path)[:200].split("\n"))
+
+
 def did_you_mean(word: Any, candidates: Iterable[Any]) -> str:
     """Returns a clause with the candidates close to `word`, empty if there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
@@ -56,7 +61,7 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
-    parts = [out_of_memory_text(text) if out_of_memory else named(error)]
+    parts = [out_of_memory_text(text) if out_of_memory else one_line(error)]
     folder = None
     if record and record.updates:
         folder = record.folder
@@ -70,20 +75,22 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     return "; ".join(parts)
 
 
-def named(error: Exception) -> str:
-    """Returns the type of an error, and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(str(error))}"
-
-
 def one_line(error: BaseException) -> str:
-    """Returns the type of an error, and its whole message in one line."""
+    """Returns the type, the message and the line of the user's file of an error, in one line."""
     kind, words = type(error).__name__, cause(str(error)).split()
-    if kind in TRACED:
-        return f"{kind}: {TRACED[kind]}"
     if not words and isinstance(error, NotImplementedError):  # name the method
         words = [traceback.extract_tb(error.__traceback__)[-1].name]
-    return f"{kind}: {bearable(' '.join(words))}" if words else kind
+    message = TRACED.get(kind) or bearable(" ".join(words))
+    lines = [
+        f" in line {line} of {Path(frame.f_code.co_filename).name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(f"{OWN_PACKAGE}.")
+    ]
+    return (f"{kind}: {message}" if message else kind) + "".join(lines[-1:])
 
+
+OWN_PACKAGE = "own_environment"
+"""The package that a user's own files are imported into."""
 
 A_BRANCH = "Python branches on a value that JAX traces; use jnp.where or jax.lax.cond"
 

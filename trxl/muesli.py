@@ -1,11 +1,7 @@
-"""Parts of Muesli: values as distributions, targets, replay, and the network with its model.
+"""Parts of Muesli: targets, replay, and the network with its model.
 
-Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Values are distributions (Bellemare et al. 2017,
-arXiv 1707.06887) with MuZero's two-hot targets and scale h (Schrittwieser et al. 2020, arXiv
-1911.08265, appendix F).
-
-Arrays of a batch are (B, T, ...). R = slots of the replay, S = MODEL_SIZE, A = actor outputs, other
-letters as in rollout.py.
+Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Arrays of a batch are (B, T, ...). R = slots of the
+replay, S = MODEL_SIZE, A = actor outputs, other letters as in rollout.py.
 """
 
 from collections.abc import Callable
@@ -17,60 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from trxl.collectives import mean_over_devices, normalize_weight, weighted_mean
-from trxl.distributions import make_policy
+from trxl.distributions import Bins, make_policy
 from trxl.layers import Dense, GRUCell, NormRelu
 from trxl.spaces import ActionSpace, Box, Obs, encode_action
 from trxl.statistics import Moments, update_decaying_moments
-
-EPSILON = 1e-3
-
-
-def squash(x: jax.Array) -> jax.Array:
-    """Returns h(x) = sgn(x) (sqrt(|x| + 1) - 1) + 0.001 x.
-
-    Pohlen et al. 2018 (arXiv 1805.11593).
-    """
-    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + EPSILON * x
-
-
-def unsquash(y: jax.Array) -> jax.Array:
-    """Inverts `squash`."""
-    # Solves y = s - 1 + e (s^2 - 1) for s = sqrt(|x| + 1), in a form without cancellation.
-    shifted = jnp.abs(y) + 1 + EPSILON
-    root = 2 * shifted / (1 + jnp.sqrt(1 + 4 * EPSILON * shifted))
-    return jnp.sign(y) * (root**2 - 1)
-
-
-class Bins(NamedTuple):
-    """Bins of a distribution over numbers, evenly spaced from -limit to limit in squashed units."""
-
-    number: int
-    limit: float
-
-    @property
-    def centres(self) -> jax.Array:
-        """Centres of the bins, (number,) float32, squashed."""
-        return jnp.linspace(-self.limit, self.limit, self.number, dtype=jnp.float32)
-
-    def two_hot(self, x: jax.Array) -> jax.Array:
-        """Returns probabilities (..., number) of the two bins nearest to h(x), with mean h(x)."""
-        position = (squash(x) + self.limit) / (2 * self.limit) * (self.number - 1)
-        position = jnp.clip(position, 0, self.number - 1)
-        distance = jnp.abs(position[..., None] - jnp.arange(self.number, dtype=jnp.int32))
-        return jnp.maximum(1 - distance, 0)
-
-    def clips(self, x: jax.Array) -> jax.Array:
-        """Returns (...) bool, which x are beyond the outermost bins."""
-        return jnp.abs(squash(x)) > self.limit
-
-    def mean(self, logits: jax.Array) -> jax.Array:
-        """Returns h^-1 (...) of the mean of a distribution, given logits (..., number)."""
-        return unsquash(jnp.sum(jax.nn.softmax(logits) * self.centres, axis=-1))
-
-    def cross_entropy(self, logits: jax.Array, x: jax.Array) -> jax.Array:
-        """Computes the cross-entropy (...) of logits (..., number) with the two-hot target of x."""
-        return -jnp.sum(self.two_hot(x) * jax.nn.log_softmax(logits), axis=-1)
-
 
 LEAST_VARIANCE = 1e-12
 

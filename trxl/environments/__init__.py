@@ -77,11 +77,9 @@ def resolve_name(name: str) -> tuple[str, str]:
         return path.stem, class_name
     every = suites()
     suite, slash, bare = name.rpartition("/")
+    suites_are = f"; the suites are {', '.join(every)}; <file.py>:<class> is one of your own"
     if slash and suite not in every:
-        raise ConfigError(
-            f"unknown suite {shortened(suite)} in {shortened(name)}; there are"
-            f" {', '.join(every)}, and <file.py>:<class> for an environment of your own"
-        )
+        raise ConfigError(f"unknown suite {shortened(suite)} in {shortened(name)}{suites_are}")
     full = {s: getattr(module, "full_name", str)(bare) for s, module in every.items()}
     having = [s for s, module in every.items() if full[s] in module.NAMES]
     if slash and bare and suite not in having and full[suite] in every[suite].registered():
@@ -97,4 +95,5 @@ def resolve_name(name: str) -> tuple[str, str]:
         names = ", ".join(every[asked].NAMES)
         raise ConfigError(f"ENV_NAME={name} is a suite; choose one of its environments: {names}")
     known = [n for s, module in every.items() if s == suite or not slash for n in module.NAMES]
-    raise ConfigError(f"unknown environment {shortened(name)}{did_you_mean(bare, known)}")
+    hint = did_you_mean(bare, known) or suites_are
+    raise ConfigError(f"unknown environment {shortened(name)}{hint}")

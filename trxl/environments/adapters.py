@@ -95,7 +95,7 @@ def check_numbers(env_kwargs: dict[str, Any]) -> None:
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
             if type(number) is int and number < 0 and COUNTS.search(key):
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
-            if number == 0 and ENDS.search(key):
+            if ENDS.search(key) and number == 0:
                 raise ConfigError(f"ENV_KWARGS: {key} is 0: there would be no step")
             if type(number) is int and number >= 2**31 and COUNTS.search(key):
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, beyond 2**31 - 1")

@@ -18,7 +18,7 @@ from trxl.environments import gymnax
 from trxl.environments.adapters import making
 from trxl.environments.base import ATTRIBUTES, SingleEnvironment
 from trxl.environments.validation import check_environment, check_values, flat, is_number
-from trxl.errors import ConfigError, one_line, shortened
+from trxl.errors import OWN_PACKAGE, ConfigError, one_line, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,10 @@ def located(name: str) -> str:
     return f"{path.resolve()}:{class_name}" if path else name
 
 
-NOT_METRICS = ("memory_boundary", "terminated", "truncated", "returned_episode", "discount")
+NOT_METRICS = (
+    *("memory_boundary", "terminated", "truncated", "returned_episode", "discount"),
+    "final_observation",
+)
 """Names in info that describe a step's end, in Gymnax and here."""
 
 
@@ -118,7 +121,7 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     with keeping_precision(name, path):
         own_class = find_class(name, import_file(name, path), class_name)
         env, own = construct(name, env_kwargs, own_class)
-        info = check_environment(label, env, str(path), own)
+        info = check_environment(label, env, own)
     env = OwnEnvironment(env, info)
     version = (path.resolve(), path.stat().st_mtime_ns, class_name, repr(env_kwargs))
     if version not in PLAYED:
@@ -166,14 +169,14 @@ def import_file(name: str, path: Path) -> ModuleType:
     Raises:
       ConfigError: the file can't be imported.
     """
-    package = ModuleType("own_environment")
+    package = ModuleType(OWN_PACKAGE)
     package.__path__ = [str(path.resolve().parent)]
-    for old in [module for module in sys.modules if module.startswith(f"{package.__name__}.")]:
+    for old in [module for module in sys.modules if module.startswith(f"{OWN_PACKAGE}.")]:
         del sys.modules[old]  # from another folder or an older version
-    sys.modules[package.__name__] = package
+    sys.modules[OWN_PACKAGE] = package
     if package.__path__[0] not in sys.path:
         sys.path.append(package.__path__[0])
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{OWN_PACKAGE}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
     module = importlib.util.module_from_spec(spec)
@@ -182,9 +185,7 @@ def import_file(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise ConfigError(
-            f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
-        ) from error
+        raise ConfigError(f"{path} can't be imported: {one_line(error)}") from error
     return module
 
 

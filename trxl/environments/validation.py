@@ -1,10 +1,8 @@
 """Checks of an environment before a run is compiled, by shapes and by random play."""
 
 import math
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,14 +35,11 @@ STEPS_PLAYED = 100
 """Number of steps that `check_values` plays."""
 
 
-def check_environment(
-    name: str, env: SingleEnvironment, source: str = "", own: Any = None
-) -> dict[str, Any]:
+def check_environment(name: str, env: SingleEnvironment, own: Any = None) -> dict[str, Any]:
     """Checks that an environment follows `SingleEnvironment`, by tracing `reset` and `step`.
 
     Args:
       name: name of the environment in messages.
-      source: the environment's file, to report lines of errors in.
       own: the user's object, to which `reset` and `step` must not write.
 
     Returns:
@@ -54,7 +49,7 @@ def check_environment(
       ConfigError: an attribute or a method is wrong. One line says what was expected.
     """
     check_attributes(name, env)
-    return check_shapes(name, env, source, own)
+    return check_shapes(name, env, own)
 
 
 def check_attributes(name: str, env: SingleEnvironment) -> None:
@@ -100,12 +95,12 @@ def check_action_space(name: str, space: Any) -> None:
             tuples = isinstance(low, tuple) and isinstance(high, tuple)
             same = tuples and len(low) == len(high) > 0
             what = "action_space.low and .high must be tuples of the same length"
-            require(same, what, shortened((low, high)))
+            require(same, what, shortened(space))
             below = all(a < b for a, b in zip(low, high, strict=True))
-            require(below, "action_space.low must be below .high", shortened((low, high)))
+            require(below, "action_space.low must be below .high", shortened(space))
 
 
-def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> dict[str, Any]:
+def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
     """Traces the methods, and raises a ConfigError for wrong results or exceptions.
 
     Returns:
@@ -116,7 +111,7 @@ def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> di
 
     def trace(method: str, *arguments: Any) -> Any:
         where = f"{name}.{method}"
-        call = partial(traced, where, getattr(env, method), arguments, source)
+        call = partial(traced, where, getattr(env, method), arguments)
         return without_writing(where, call, own)
 
     def check_first(method: str, given: Any) -> Any:
@@ -138,11 +133,11 @@ def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> di
     for what, flag in (("terminated", terminated), ("truncated", truncated)):
         check_array(f"{name}.step", what, flag, (), (jnp.bool_, jnp.integer), "bool")
     require(isinstance(info, dict), "info must be a dict", described(info))
+    metrics = dict(flat(info))
     for metric in env.episode_metrics:
-        require(
-            metric in info, f"info must have {metric!r} of episode_metrics", shortened(list(info))
-        )
-        check_array(f"{name}.step", metric, info[metric], (), NUMBERS, "float32")
+        what = f"info must have {metric!r} of episode_metrics"
+        require(metric in metrics, what, shortened(list(metrics)))
+        check_array(f"{name}.step", metric, metrics[metric], (), NUMBERS, "float32")
     if "memory_boundary" in info:
         boundary = info["memory_boundary"]
         check_array(f"{name}.step", "memory_boundary", boundary, (), (jnp.bool_,), "bool")
@@ -166,7 +161,7 @@ def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*agents, box.size), jnp.float32)
 
 
-def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str) -> Any:
+def traced(name: str, method: Callable, arguments: tuple[Any, ...]) -> Any:
     """Traces a method; returns its result as shapes.
 
     Raises:
@@ -185,15 +180,10 @@ def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str)
     except (Exception, SystemExit) as error:
         if outputs and not isinstance(error, SystemExit):
             raise ConfigError(
-                f"{name} must return arrays and numbers, but {one_line(error)}"
+                f"{name} must return arrays and numbers, in dicts, NamedTuples or dataclasses of"
+                f" flax.struct, but {one_line(error)}"
             ) from error
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if source and Path(frame.filename).resolve() == Path(source).resolve()
-        ]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{name} raises {one_line(error)}{where}") from error
+        raise ConfigError(f"{name} raises {one_line(error)}") from error
 
 
 def without_writing(name: str, call: Callable, own: Any) -> Any:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trxl.config import of_saved_run
 from trxl.distributions import sample_per_row, sample_uniformly
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError
 from trxl.results import load_results
 from trxl.rollout import empty_memory
 from trxl.runs.parameters import file_of_seed, fits, read_params, saved_seeds
+from trxl.runs.saved_config import check_saved
 from trxl.spaces import obs_space
 from trxl.statistics import init_normalizer, network_input
 from trxl.training import Algorithm, Start, init_params
@@ -75,10 +75,7 @@ def load_agent(
     start = read_params(path)
     config = read_config(beside)
     algorithm = resolve_algorithm(str(config.pop("ALGORITHM", "PPO")), known, algorithm)
-    try:
-        config = algorithm.check(of_saved_run(config, algorithm.keys))
-    except ConfigError as error:
-        raise ConfigError(f"{beside}: {error}; is it another version's?") from error
+    config = check_saved(config, algorithm, str(beside))
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
     misfit = f"{path} does not fit {beside.name} beside it"
     return make_agent(config, start, algorithm, greedy, misfit)
@@ -109,10 +106,10 @@ def make_agent(
         return AgentMemory(caches, jnp.int32(0), jnp.zeros(batch, jnp.int32))
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
-        batch = memory.reach.shape
+        obs, done, batch = jnp.asarray(obs), jnp.asarray(done), memory.reach.shape
         for name, x, wanted in (("obs", obs, (*batch, env.obs_size)), ("done", done, batch)):
-            if jnp.shape(x) != wanted:
-                raise ConfigError(f"{name} must have the shape {wanted}, not {jnp.shape(x)}")
+            if x.shape != wanted:
+                raise ConfigError(f"{name} must have the shape {wanted}, not {x.shape}")
         reach = jnp.where(done, 0, memory.reach)
         (policy, _, caches, _), seen = network.apply(
             params,

@@ -92,9 +92,12 @@ class Checkpoints:
           ConfigError: the checkpoint is broken, or has other shapes.
         """
         saved = shapes_by_name(self.saved_names(updates))
+        wanted = shapes_by_name(without_empty(shapes))
         with unreadable_in_one_line(self.root / str(updates)):
-            if saved != shapes_by_name(without_empty(shapes)):  # Orbax would raise in many threads
-                raise ValueError("the arrays have other names or shapes")
+            if differing := [x for x in saved | wanted if saved.get(x) != wanted.get(x)]:
+                # Orbax would fail in many threads.
+                name = differing[0]
+                raise ValueError(f"{name}: {saved.get(name)} there, {wanted.get(name)} here")
             tree = self._orbax.restore(
                 self.root / str(updates), args=ocp.args.StandardRestore(without_empty(shapes))
             )
@@ -204,6 +207,6 @@ def unreadable_in_one_line(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = first_line(str(error) or type(error).__name__)[:120]
         raise ConfigError(
-            f"RESUME: {path} is broken, of another run or of earlier code ({reason}); move it away"
-            " to go on from the checkpoint before it"
+            f"RESUME: {path} is broken, or of another run, environment or version ({reason}); move"
+            " it away to go on from the checkpoint before it"
         ) from error

@@ -1,5 +1,6 @@
 """Metrics of a running run on the disk, a line per update."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -30,8 +31,9 @@ class CurveFile:
         try:
             self._file = open_unbuffered(self._path, new=not updates)
             lines = self._file.readall().splitlines(keepends=True)[:updates]
-        except OSError as error:
-            raise ConfigError(f"{self._path}: {error.strerror}") from error
+        except OSError as error:  # a process may open some hundreds of files
+            cure = "; lower NUM_SEEDS" if error.errno == errno.EMFILE else ""
+            raise ConfigError(f"{self._path}: {error.strerror}{cure}") from error
         if len(lines) < updates:
             raise ConfigError(f"{self._path} has {len(lines)} lines, not one for each update")
         self._length = sum(map(len, lines))

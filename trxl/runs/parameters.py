@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError
+from trxl.errors import ConfigError, shown_path
 from trxl.results import load_results
 from trxl.statistics import restored_normalizer
 from trxl.training import Algorithm, Start, TrainState
@@ -32,15 +32,21 @@ def saved_params(
 def saved_seeds(folder: Path) -> dict[int, Path]:
     """Returns the files `<seed>_params.npy` in a run's folder by seed, ascending.
 
+    Args:
+      folder: of a run, or one of these files.
+
     Raises:
       ConfigError: there are none.
     """
     files = folder.glob("*_params.npy") if os.path.isdir(folder) else []
+    files = [folder] if os.path.isfile(folder) else files
     found = {path.name.removesuffix("_params.npy"): path for path in files}
     paths = {int(seed): path for seed, path in found.items() if re.fullmatch("[0-9]{1,10}", seed)}
     if not paths:
-        where = " ".join(str(folder)[:200].split("\n"))
-        raise ConfigError(f"there is no <seed>_params.npy in {where}")
+        raise ConfigError(
+            f"there is no <seed>_params.npy in {shown_path(folder)}; a run writes it when it ends"
+            " or is stopped"
+        )
     return dict(sorted(paths.items()))
 
 
@@ -52,7 +58,7 @@ def file_of_seed(paths: dict[int, Path], seed: int) -> Path:
     """
     if seed not in paths:
         folder, there = next(iter(paths.values())).parent, ", ".join(map(str, paths))
-        raise ConfigError(f"{folder} has no agent of seed {seed}, but of {there}")
+        raise ConfigError(f"{folder} has no agent of seed {seed!r}, but of {there}")
     return paths[seed]
 
 

@@ -72,7 +72,12 @@ def check_gif(agent: Agent, path: Path) -> None:
     env = agent.environment()
     start, _ = make_loop(agent, env)  # fills the compilation cache for `save_gif`
     state, *_ = start(jax.random.key(0))
-    env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
+    picture = np.asarray(env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state))))
+    if picture.shape[2:] != (3,) or picture.dtype != np.uint8:
+        raise ConfigError(
+            "GIF: a picture must be uint8 of shape (height, width, 3), not"
+            f" {picture.dtype} of shape {picture.shape}"
+        )
 
 
 def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEPS) -> float:

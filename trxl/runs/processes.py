@@ -97,12 +97,13 @@ def warn_main(text: str) -> None:
 
 def gather_texts(text: str) -> list[str]:
     """Gathers a text of every process, in order; all processes must call this."""
-    data = np.frombuffer(text.encode(), np.uint8)
+    data = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # paths may need it
     lengths = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(lengths.max(), 1), np.uint8)
     padded[: data.size] = data
     gathered = multihost_utils.process_allgather(padded)
-    return [row[:length].tobytes().decode() for row, length in zip(gathered, lengths, strict=True)]
+    pairs = zip(gathered, lengths, strict=True)
+    return [row[:n].tobytes().decode(errors="surrogateescape") for row, n in pairs]
 
 
 def run_on_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:

@@ -100,12 +100,14 @@ def missing_platform() -> str:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        older = os.environ.get("JAX_PLATFORM_NAME")
+        variable = "JAX_PLATFORM_NAME" if older else "JAX_PLATFORMS"
+        asked = older or jax.config.jax_platforms  # type: ignore[attr-defined]
         if not asked:
             return f"JAX has no device ({first_line(str(error))}); JAX_PLATFORMS=cpu uses the CPU"
         extra = INSTALLED_BY.get(asked)
         install = f"pip install 'jax[{extra}]' on a machine that has one" if extra else "set cpu"
-        return f"JAX_PLATFORMS={asked}: JAX has no such device; {install}, or unset JAX_PLATFORMS"
+        return f"{variable}={asked}: JAX has no such device; {install}, or unset {variable}"
     return ""
 
 

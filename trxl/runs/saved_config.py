@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trxl.config import of_saved_run
-from trxl.environments import is_own, named_by_user
-from trxl.errors import ConfigError, shortened
+from trxl.environments import is_own, named_by_user, resolve_name
+from trxl.errors import ConfigError, shortened, shown_path
 from trxl.results import with_new_names
 from trxl.training import Algorithm
 
@@ -55,12 +55,7 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
             f"RESUME: {folder} was trained by {str(trained_by)[:80]}, and this script trains"
             f" {algorithm.name}"
         )
-    try:
-        saved = algorithm.check(of_saved_run(saved, algorithm.keys))
-    except ConfigError as error:
-        raise ConfigError(
-            f"RESUME: {folder / 'run.json'}: {error}; is it another version's?"
-        ) from error
+    saved = check_saved(saved, algorithm, f"RESUME: {folder / 'run.json'}")
     if overrides.get("PARAMS") is not None:
         raise ConfigError("RESUME: the run goes on from its own parameters; leave PARAMS out")
     asked = algorithm.check({**saved, **overrides})
@@ -80,6 +75,23 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
     return asked
 
 
+def check_saved(saved: dict[str, Any], algorithm: Algorithm, where: str) -> dict[str, Any]:
+    """Returns a saved config, complete and checked.
+
+    Args:
+      where: its file, which a message begins with.
+
+    Raises:
+      ConfigError: it is none of this version's and these suites'.
+    """
+    try:
+        config = algorithm.check(of_saved_run(saved, algorithm.keys))
+        resolve_name(config["ENV_NAME"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}; is it another version's?") from error
+    return config
+
+
 def how_to_go_on(folder: Path, env_name: str) -> str:
     """Returns the line that says how to resume; the user's own file must be named again."""
     return f"go on with RESUME={folder}" + (f" ENV_NAME={env_name}" if is_own(env_name) else "")
@@ -92,18 +104,30 @@ def read_run_config(folder: Path) -> dict[str, Any]:
       ConfigError: the file is missing or broken.
     """
     path = folder / "run.json"
-    where = " ".join(str(folder)[:200].split("\n"))
+    if os.path.isdir(folder) and not path.exists() and any(folder.glob("*_params.npy")):
+        raise ConfigError(
+            f"RESUME: {folder} has results but no run.json and no checkpoint; PARAMS={folder}"
+            " starts a new run from its parameters"
+        )
+    return with_new_names(read_json(path, "run"))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads the dict in a file of a run or a search.
+
+    Args:
+      what: is in its folder: a run or a search.
+
+    Raises:
+      ConfigError: there is none, or it is broken.
+    """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if os.path.isdir(folder) and any(folder.glob("*_params.npy")):
-            raise ConfigError(
-                f"RESUME: {folder} has results but no run.json and no checkpoint;"
-                f" PARAMS={folder} starts a new run from its parameters"
-            ) from error
-        raise ConfigError(f"RESUME: no run in {where}: {error.strerror}") from error
+        where = shown_path(path.parent)
+        raise ConfigError(f"RESUME: no {what} in {where}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-    if not isinstance(saved, dict):
-        raise ConfigError(f"RESUME: {path} is broken: it holds no config but {shortened(saved)}")
-    return with_new_names(saved)
+    if not isinstance(content, dict):
+        raise ConfigError(f"RESUME: {path} is broken: it holds no dict but {shortened(content)}")
+    return content

@@ -52,7 +52,7 @@ def evolve(
     name, size = settings["STRATEGY"], settings["POPULATION"]
     if name in STRATEGIES:
         raise ConfigError("TRAIN=evolution needs an algorithm of evosax, such as STRATEGY=Open_ES")
-    config = learner.check(default_config(learner, base, fixed))
+    config = learner.check(default_config(learner, base, fixed, space))
     for statistics in ("NORMALIZE_OBS", "NORMALIZE_REWARD"):
         if config[statistics]:
             raise ConfigError(

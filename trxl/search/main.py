@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 
-from trxl.config import check_settings_fit, defaults, help_text, names_and_texts, num_updates
+from trxl.config import check_names, defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError, shortened
 from trxl.runs.memory_check import check_sizes
 from trxl.runs.run import run_script
+from trxl.runs.saved_config import read_json
 from trxl.search.loop import Loop, best_trial
 from trxl.search.population import members_at_a_time
-from trxl.search.record import open_folder, read_json
+from trxl.search.record import open_folder
 from trxl.search.report import write_report
 from trxl.search.settings import (
     NOT_SEARCHED,
@@ -77,7 +78,7 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
         raise ConfigError(f"ALGORITHM must be one of {', '.join(trainers)}, not {shortened(name)}")
     algorithm, base = trainers[name]
     keys = {**SEARCH_KEYS, **algorithm.keys}
-    check_settings_fit(words, keys)
+    check_names(words, keys)
     if len(words) < len(arguments):
         keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
         usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
@@ -104,7 +105,7 @@ def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
-    asked = read_json(folder / "search.json")
+    asked = read_json(folder / "search.json", "search")
     try:
         named = named_by_user(str(asked.get("ENV_NAME")), given.get("ENV_NAME"), "ENV_NAME={}")
     except ConfigError as error:
@@ -128,7 +129,7 @@ def search(
     space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
-    given = default_config(algorithm, base, fixed)
+    given = default_config(algorithm, base, fixed, space)
     config = algorithm.check(given)
     for shape in combinations(space, MOST_COMBINATIONS):
         algorithm.check({**given, **shape})  # before anything compiles

@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from trxl.environments import resolve_name
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
 from trxl.runs.outputs import discard, fresh_folder, missing_folders, write_whole
 from trxl.runs.processes import print_main, warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
-from trxl.runs.saved_config import as_saved, how_to_go_on
+from trxl.runs.saved_config import as_saved, how_to_go_on, read_json
 from trxl.search.population import UpdateResult, host_device
 
 COUNTED = 0.2
@@ -136,7 +136,7 @@ class SearchFolder:
                 (folder / "notes").mkdir()
                 write_json(folder / "search.json", as_saved(dict(asked)), indent=1)
             if self._number:
-                self.notes = read_json(self._path(self._number))
+                self.notes = read_json(self._path(self._number), "search")
         except OSError as error:
             self._lock.release()
             raise ConfigError(f"can't write to {folder}: {error.strerror}") from error
@@ -234,21 +234,3 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Writes a JSON file atomically."""
     text = json.dumps(content, indent=indent).encode()
     write_whole(path, lambda file: file.write(text))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of a dict.
-
-    Raises:
-      ConfigError: the file is missing or broken.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        where = " ".join(str(path.parent)[:200].split("\n"))
-        raise ConfigError(f"RESUME: no search in {where}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"RESUME: {path} is broken: it holds {shortened(content)}")
-    return content

@@ -33,7 +33,7 @@ def write_report(
       best: the best trial; None if no trial has a score.
       command: words of the training command, without the best trial's values.
     """
-    own = [trial for trial in trials if trial.role == "search" and trial.updates]
+    own = [trial for trial in trials if trial.role == "search" and trial.returns]
     statuses = [trial.status for trial in own]
     ended = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses))]
     parts = [

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import LARGEST_INT, Key, Keys, check_values, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_known, check_values, defaults, read_value
 from trxl.environments import located
-from trxl.errors import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, shortened
 from trxl.training import Algorithm
 
 _KEYS = {
@@ -166,8 +166,7 @@ def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, A
     dimensions, fixed = [], {}
     known = {**keys, **SEARCH_KEYS}
     for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, known)}")
+        check_known(name, known)
         if name in NOT_SEARCHED:
             raise ConfigError(f"{name} is not a setting of a search")
         if name in SEARCH_KEYS:
@@ -220,11 +219,15 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
 
 
 def default_config(
-    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any]
+    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any], space: Space
 ) -> dict[str, Any]:
     """Returns the base config of a search: an entry script's with the values of all members.
 
-    Derived keys stay None, since they are derived for each combination of values.
+    Derived keys stay None, since they are derived for each combination of values. A key that shapes
+    the program has its first choice if the script's value is none of its choices.
     """
-    config = {**base, **fixed, "RESUME": None}
+    default = {**defaults(algorithm.keys), **base}
+    shaping = space.only(traced=False).dimensions
+    first = {d.name: d.choices[0] for d in shaping if default[d.name] not in (None, *d.choices)}
+    config = {**base, **fixed, **first, "RESUME": None}
     return {**config, "ENV_NAME": located(algorithm.check(config)["ENV_NAME"])}
