@@ -101,7 +101,9 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, capfd):
     shapes = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
     np.testing.assert_array_equal(checkpoints.restore(1, shapes)["x"], np.arange(8.0))
     shorter = {"x": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=sharding)}
-    with pytest.raises(ConfigError, match=r"environment or version \(x: \(8,\) there, \(7,\) here"):
+    with pytest.raises(
+        ConfigError, match=r"environment or version \(ValueError: x: \(8,\) there, \(7,\) here"
+    ):
         checkpoints.restore(1, shorter)
     for file in (root / "1").rglob("d/*"):
         file.write_bytes(b"")

@@ -60,8 +60,11 @@ ATTRIBUTES = [
     ({"action_space": Box((0.0, 0.0), (1.0,))}, "tuples of the same length"),
     ({"action_space": Box((), ())}, "tuples of the same length"),
     ({"action_space": Box(-1.0, 1.0)}, "same length, not Box(low=-1.0, high=1.0, masked=False)"),
-    ({"action_space": Discrete(5, masked=True)}, "obs_size must be at least 5, the mask's size"),
-    ({"action_space": Discrete(2, masked=True)}, "num_binary must be at least 2, since the mask"),
+    (
+        {"action_space": Discrete(5, masked=True)},
+        "a whole number of at least 5, as the action mask",
+    ),
+    ({"action_space": Discrete(2, masked=True)}, "num_binary must be a whole number from 2 to ob"),
     ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
     ({"episode_metrics": "won"}, "episode_metrics must be a tuple of texts, not 'won'"),
     ({"num_agents": 0}, "num_agents must be None or a whole number of at least 1, not 0"),
@@ -410,16 +413,16 @@ def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
 @pytest.mark.parametrize(
     ("name", "env_kwargs", "message"),
     [
-        ("MemoryChain-bsuite", {"memory_length": -5}, "memory_length is -5, but can't be negative"),
+        ("MemoryChain-bsuite", {"memory_length": -5}, "length is -5, but must be from 0 to"),
         ("MemoryChain-bsuite", {"num_bits": 0}, "with {'num_bits': 0}.step raises IndexError"),
-        ("MemoryChain-bsuite", {"memory_length": 10**12}, "beyond 2**31 - 1"),
+        ("MemoryChain-bsuite", {"memory_length": 10**12}, "must be from 0 to 2**31"),
         ("MemoryChain-bsuite", {"memory_length": np.arange(3)}, "but must be like 5"),
-        ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, beyond 2**31 - 1"),
-        ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0: there would be no step"),
+        ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, but must be"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0, but must be from 1"),
         ("Pendulum-v1", {"dt": 10**400}, "can't be made with"),
         ("CartPole-v1", {"gravity": float("inf")}, "gravity is inf, which is not finite"),
         ("DeepSea-bsuite", {"size": 0}, "can't be made with {'size': 0}: ZeroDivisionError"),
-        ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "can't be negative"),
+        ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "must be from 0"),
     ],
 )
 def test_parameters_beyond_a_suites_own_sense_are_one_line(name, env_kwargs, message):

@@ -274,7 +274,7 @@ def test_a_plot_that_fails_costs_no_parameters(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(outputs, "plot_returns", fail)
     run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
-    assert "no plot of the returns: no fonts" in capsys.readouterr().err
+    assert "no plot of the returns: RuntimeError: no fonts" in capsys.readouterr().err
     assert results_of(tmp_path / NAME)[1]["params"]
 
 
@@ -288,7 +288,7 @@ def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(capsys):
         tracker.log([{}])
     tracker.close()
     assert capsys.readouterr().err == (
-        "TRACK: no more metrics are sent (no route to host); the run goes on\n"
+        "TRACK: no more metrics are sent (ConnectionError: no route to host); the run goes on\n"
     )
 
 

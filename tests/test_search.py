@@ -101,7 +101,6 @@ def test_choices_and_what_has_one_value():
         (["num_layers=1,1"], "has a choice twice"),
         (["ENV_NAME=CartPole-v1,Catch-bsuite"], "ENV_NAME has one value in a search"),
         (["seed=1,2"], "seed has one value in a search"),
-        (["LRR=1"], "unknown config key 'LRR'; did you mean LR"),
         (["LR"], "is not of the form KEY=VALUE"),
         (["NUM_SEEDS=2"], "NUM_SEEDS is not a setting of a search"),
         (["POPULATION=1"], "POPULATION must be from 2 to 100000"),
@@ -711,7 +710,8 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
     ("arguments", "message"),
     [
         (["LR=1e-3", "GAMMA=0.9"], "nothing to search"),
-        (["RESUME=nowhere"], "RESUME: no search in nowhere"),
+        (["RESUME=nowhere"], "RESUME: no search in nowhere: search.json: No such file"),
+        (["LRR=1"], "^unknown config key 'LRR'; did you mean LR"),
         (["RESUME=nowhere", "LR=1"], "give no other setting"),
         (["ALGORITHM=DQN"], "ALGORITHM must be one of PPO, Muesli"),
         (["TRAIN=evolution"], "needs an algorithm of evosax"),
@@ -738,6 +738,12 @@ def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monke
         main.start(search_trXL.config, TRAINERS, given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_of_another_version_is_said_to_be_that(tmp_path):
+    (tmp_path / "search.json").write_text('{"NEW": 1}')
+    with pytest.raises(ConfigError, match=r"^RESUME: .*search.json: unknown config key 'NEW'"):
+        main.start({}, TRAINERS, [f"RESUME={tmp_path}"])
 
 
 def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path):

@@ -441,23 +441,24 @@ def check_names(arguments: list[str], keys: Keys) -> None:
     """Raises a ConfigError for an unknown key of the command line or of its settings."""
     for argument in arguments:
         for name, _ in names_and_texts([argument]):
-            check_known(name, keys, argument if argument.startswith("@") else "")
+            check_known(name, keys, f"{argument}: " if argument.startswith("@") else "")
 
 
-def check_known(name: str, keys: Keys, settings: str = "") -> None:
+OF_SETTINGS = (
+    "; @muesli-... is for train_Muesli_trXL.py, or search_trXL.py with ALGORITHM=Muesli, all others"
+    " are for PPO"
+)
+
+
+def check_known(name: str, keys: Keys, where: str = "") -> None:
     """Raises a ConfigError for an unknown key.
 
     Args:
-      settings: `@name` of the settings that have it, empty for none.
+      where: start of the error line: the file or `@name` of the key.
     """
     if name not in keys:
-        unknown = f"unknown config key {shortened(name)}{did_you_mean(name, keys)}"
-        if settings:
-            unknown = (
-                f"{settings}: {unknown}; @muesli-... is for train_Muesli_trXL.py, or search_trXL.py"
-                " with ALGORITHM=Muesli, all others are for PPO"
-            )
-        raise ConfigError(unknown)
+        hint = did_you_mean(name, keys) + OF_SETTINGS * where.startswith("@")
+        raise ConfigError(f"{where}unknown config key {shortened(name)}{hint}")
 
 
 def read_value(name: str, key: Key, text: str) -> Any:

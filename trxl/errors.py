@@ -5,13 +5,23 @@ import os
 import re
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 
 class ConfigError(ValueError):
     """Config that can't be run. The message is one line that says what to change."""
+
+
+@contextmanager
+def told_of(what: str, hint: str = "") -> Iterator[None]:
+    """Adds a start and a hint to the line of a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}{hint}") from error
 
 
 def shortened(value: Any, length: int = 80) -> str:
@@ -127,12 +137,6 @@ RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S
 def cause(text: str) -> str:
     """Returns the exception line of the last traceback within a message, else the message."""
     return (RAISED.findall(text) or [text])[-1]
-
-
-def first_line(text: str) -> str:
-    """Returns the first line that is not empty, shortened."""
-    lines = [line.strip() for line in cause(text).splitlines() if line.strip()]
-    return bearable(lines[0]) if lines else "without a message"
 
 
 def write_traceback(error: Exception, folder: Path | None) -> Path | None:

@@ -76,7 +76,7 @@ def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
     return by_name[value]
 
 
-COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)")
+COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)|time_limit")
 """Names of arguments that are counts or lengths."""
 
 ENDS = re.compile("max_(time)?steps|episode_length|time_limit")
@@ -93,12 +93,10 @@ def check_numbers(env_kwargs: dict[str, Any]) -> None:
         for number in numbers:
             if isinstance(number, float) and not np.isfinite(number):
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
-            if type(number) is int and number < 0 and COUNTS.search(key):
-                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
-            if ENDS.search(key) and number == 0:
-                raise ConfigError(f"ENV_KWARGS: {key} is 0: there would be no step")
-            if type(number) is int and number >= 2**31 and COUNTS.search(key):
-                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, beyond 2**31 - 1")
+            low = 1 if ENDS.search(key) else 0
+            if type(number) is int and COUNTS.search(key) and not low <= number < 2**31:
+                wanted = f"must be from {low} to 2**31 - 1"
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but {wanted}")
 
 
 def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) -> None:

@@ -54,50 +54,46 @@ def check_environment(name: str, env: SingleEnvironment, own: Any = None) -> dic
 
 def check_attributes(name: str, env: SingleEnvironment) -> None:
     """Raises a ConfigError if a space or a size is invalid."""
-    require = requiring(name)
     space = getattr(env, "action_space", None)
     kinds = "action_space must be a Discrete, MultiDiscrete or Box of `environments`"
-    require(isinstance(space, ActionSpace), kinds, shortened(space))
+    require(name, isinstance(space, ActionSpace), kinds, shortened(space))
     check_action_space(name, space)
     obs_size: Any = getattr(env, "obs_size", None)
-    require(is_count(obs_size), f"obs_size must be {A_COUNT}", shortened(obs_size))
-    least = mask_size(env.action_space)
-    require(obs_size >= least, f"obs_size must be at least {least}, the mask's size", str(obs_size))
-    binary = env.num_binary
-    wanted = f"num_binary must be at least {least}, since the mask is 0s and 1s"
-    require(not least or (is_count(binary, 0) and binary >= least), wanted, shortened(binary))
-    wanted = f"num_binary must be a whole number from 0 to obs_size = {obs_size}"
-    require(is_count(binary, 0) and binary <= obs_size, wanted, shortened(binary))
+    binary, mask = env.num_binary, mask_size(env.action_space)
+    since = ", as the action mask has so many 0s and 1s" if mask else ""
+    wanted = f"obs_size must be a whole number of at least {max(mask, 1)}{since}"
+    require(name, is_count(obs_size, max(mask, 1)), wanted, shortened(obs_size))
+    wanted = f"num_binary must be a whole number from {mask} to obs_size = {obs_size}{since}"
+    require(name, is_count(binary, mask) and binary <= obs_size, wanted, shortened(binary))
     if env.grid is not None:
         first, end = env.grid.start, env.grid.start + env.grid.size
         wanted = f"grid must be among the num_binary = {binary} binary entries"
-        require(first >= 0 and end <= binary, wanted, f"entries {first} to {end}")
+        require(name, first >= 0 and end <= binary, wanted, f"entries {first} to {end}")
     metrics = env.episode_metrics
     texts = isinstance(metrics, tuple) and all(isinstance(metric, str) for metric in metrics)
-    require(texts, "episode_metrics must be a tuple of texts", shortened(metrics))
+    require(name, texts, "episode_metrics must be a tuple of texts", shortened(metrics))
     agents, trial = env.num_agents, env.episodes_per_trial
     none_or_count = agents is None or is_count(agents)
-    require(none_or_count, f"num_agents must be None or {A_COUNT}", shortened(agents))
-    require(is_count(trial), f"episodes_per_trial must be {A_COUNT}", shortened(trial))
+    require(name, none_or_count, f"num_agents must be None or {A_COUNT}", shortened(agents))
+    require(name, is_count(trial), f"episodes_per_trial must be {A_COUNT}", shortened(trial))
 
 
 def check_action_space(name: str, space: Any) -> None:
     """Raises a ConfigError if the space has no actions, or invalid bounds."""
-    require = requiring(name)
     match space:
         case Discrete(n=n):
-            require(is_count(n), f"action_space.n must be {A_COUNT}", shortened(n))
+            require(name, is_count(n), f"action_space.n must be {A_COUNT}", shortened(n))
         case MultiDiscrete(sizes=sizes):
             counts = isinstance(sizes, tuple) and sizes and all(map(is_count, sizes))
             what = f"action_space.sizes must be a tuple, each of it {A_COUNT}"
-            require(counts, what, shortened(sizes))
+            require(name, counts, what, shortened(sizes))
         case Box(low=low, high=high):
             tuples = isinstance(low, tuple) and isinstance(high, tuple)
             same = tuples and len(low) == len(high) > 0
             what = "action_space.low and .high must be tuples of the same length"
-            require(same, what, shortened(space))
+            require(name, same, what, shortened(space))
             below = all(a < b for a, b in zip(low, high, strict=True))
-            require(below, "action_space.low must be below .high", shortened(space))
+            require(name, below, "action_space.low must be below .high", shortened(space))
 
 
 def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
@@ -115,28 +111,26 @@ def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
         return without_writing(where, call, own)
 
     def check_first(method: str, given: Any) -> Any:
-        require = requiring(f"{name}.{method}")
         pair = isinstance(given, tuple) and len(given) == 2
-        require(pair, "must return (obs, state)", described(given))
+        require(f"{name}.{method}", pair, "must return (obs, state)", described(given))
         check_obs(f"{name}.{method}", given[0], (*obs_size, env.obs_size))
         return given[1]
 
     state = check_first("reset", trace("reset", key))
     given = trace("step", key, state, action_of(env))
-    require = requiring(f"{name}.step")
     whole = isinstance(given, tuple) and len(given) == len(RESULTS)
-    require(whole, f"must return ({', '.join(RESULTS)})", described(given))
+    require(f"{name}.step", whole, f"must return ({', '.join(RESULTS)})", described(given))
     obs, next_state, reward, terminated, truncated, info = given
     check_obs(f"{name}.step", obs, (*obs_size, env.obs_size))
     check_same_state(f"{name}.step", state, next_state)
     check_array(f"{name}.step", "reward", reward, obs_size, NUMBERS, "float32")
     for what, flag in (("terminated", terminated), ("truncated", truncated)):
         check_array(f"{name}.step", what, flag, (), (jnp.bool_, jnp.integer), "bool")
-    require(isinstance(info, dict), "info must be a dict", described(info))
+    require(f"{name}.step", isinstance(info, dict), "info must be a dict", described(info))
     metrics = dict(flat(info))
     for metric in env.episode_metrics:
         what = f"info must have {metric!r} of episode_metrics"
-        require(metric in metrics, what, shortened(list(metrics)))
+        require(f"{name}.step", metric in metrics, what, shortened(list(metrics)))
         check_array(f"{name}.step", metric, metrics[metric], (), NUMBERS, "float32")
     if "memory_boundary" in info:
         boundary = info["memory_boundary"]
@@ -347,30 +341,31 @@ def check_array(
     """Raises a ConfigError if `x` has another shape, or a dtype of none of the kinds."""
     right = isinstance(x, jax.ShapeDtypeStruct) and x.shape == shape
     right = right and any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
-    requiring(name)(right, f"{what} must be {dtype} of shape {shape}", described(x))
+    require(name, right, f"{what} must be {dtype} of shape {shape}", described(x))
 
 
 def check_same_state(name: str, before: Any, after: Any) -> None:
     """Raises a ConfigError if two states differ in structure, shapes or dtypes."""
-    require = requiring(name)
     old_structure, new_structure = map(str, map(jax.tree.structure, (before, after)))
     what = f"state must have the structure of reset's, {old_structure[:80]}"
-    require(old_structure == new_structure, what, new_structure[:80])
+    require(name, old_structure == new_structure, what, new_structure[:80])
     pairs = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
     for (path, old), new in pairs:
         same = old.shape == new.shape and old.dtype == new.dtype
         what = f"state{jax.tree_util.keystr(path)} must be {described(old)} as reset's"
-        require(same, what, described(new))
+        require(name, same, what, described(new))
 
 
-def requiring(name: str) -> Callable[[Any, str, str], None]:
-    """Returns require(condition, expected, found), which raises a ConfigError if not met."""
+def require(name: str, condition: Any, what: str, found: str) -> None:
+    """Raises a ConfigError if a condition is not met.
 
-    def require(condition: Any, what: str, found: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}: {what}, not {found}")
-
-    return require
+    Args:
+      name: name of what is checked.
+      what: expected state.
+      found: actual state.
+    """
+    if not condition:
+        raise ConfigError(f"{name}: {what}, not {found}")
 
 
 def is_count(x: Any, low: int = 1) -> bool:

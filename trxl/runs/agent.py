@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from trxl.distributions import sample_per_row, sample_uniformly
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError
-from trxl.results import load_results
 from trxl.rollout import empty_memory
-from trxl.runs.parameters import file_of_seed, fits, read_params, saved_seeds
+from trxl.runs.parameters import file_of_seed, fits, read_file, read_params, saved_seeds
 from trxl.runs.saved_config import check_saved
 from trxl.spaces import obs_space
 from trxl.statistics import init_normalizer, network_input
@@ -73,7 +72,7 @@ def load_agent(
     path = file_of_seed(paths, min(paths) if seed is None else seed)
     beside = path.with_name(path.name.replace("params", "config"))
     start = read_params(path)
-    config = read_config(beside)
+    config = read_file(beside)
     algorithm = resolve_algorithm(str(config.pop("ALGORITHM", "PPO")), known, algorithm)
     config = check_saved(config, algorithm, str(beside))
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
@@ -169,20 +168,6 @@ def attention_of(seen: Any) -> jax.Array:
     layers = seen.get("intermediates", {}).get("transformer", {})
     weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads a saved config.
-
-    Raises:
-      ConfigError: the file is missing or broken.
-    """
-    try:
-        return load_results(path)
-    except OSError as error:
-        raise ConfigError(f"no config in {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def random_agent(agent: Agent) -> Agent:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.compiled import Program
 from trxl.runs.processes import is_main, print_main, run_on_all
 from trxl.training import RunnerState
@@ -73,7 +73,7 @@ class Checkpoints:
             if is_main():
                 self._prune()
         except Exception as error:  # Orbax raises many types for disk errors
-            raise OSError(first_line(str(error))) from error
+            raise OSError(one_line(error)) from error
         self._current = updates
 
     def saved_names(self, updates: int) -> Any:
@@ -205,7 +205,7 @@ def unreadable_in_one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = first_line(str(error) or type(error).__name__)[:120]
+        reason = one_line(error)[:120]
         raise ConfigError(
             f"RESUME: {path} is broken, or of another run, environment or version ({reason}); move"
             " it away to go on from the checkpoint before it"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.rollout import Metrics
 from trxl.runs.outputs import write_whole
 from trxl.training import INPUTS
@@ -38,7 +38,7 @@ def read_divergences(folder: Path, updates: int) -> dict[int, Divergence]:
     except FileNotFoundError:
         return {}
     except Exception as error:  # other content may raise anything
-        raise ConfigError(f"RESUME: {path} is broken: {first_line(str(error))}") from error
+        raise ConfigError(f"RESUME: {path} is broken: {one_line(error)}") from error
 
 
 def save_divergences(folder: Path, marks: dict[int, Divergence]) -> None:

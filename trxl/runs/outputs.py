@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trxl.environments import resolve_name
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.processes import warn_main
 
 
@@ -83,7 +83,7 @@ def save_results(
     try:
         save_plot(folder, config, seeds, curves, diverged)
     except Exception as error:  # Matplotlib may raise anything
-        warn_main(f"no plot of the returns: {first_line(str(error))}")
+        warn_main(f"no plot of the returns: {one_line(error)}")
 
 
 def save_seed(

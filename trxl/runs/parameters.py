@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError, shown_path
+from trxl.errors import ConfigError, shown_path, told_of
 from trxl.results import load_results
 from trxl.statistics import restored_normalizer
 from trxl.training import Algorithm, Start, TrainState
@@ -73,13 +73,11 @@ def read_start(path: Path, seeds: list[int]) -> list[Start]:
     Raises:
       ConfigError: a file is missing or broken.
     """
-    try:
+    with told_of("PARAMS"):
         paths = {0: path} if os.path.isfile(path) else saved_seeds(path)
         if len(paths) == 1:
             paths = dict.fromkeys(seeds, *paths.values())
         return [read_params(file_of_seed(paths, seed)) for seed in seeds]
-    except ConfigError as error:
-        raise ConfigError(f"PARAMS: {error}") from error
 
 
 def read_params(path: Path) -> Start:
@@ -88,10 +86,7 @@ def read_params(path: Path) -> Start:
     Raises:
       ConfigError: the file can't be read, holds other content, or parameters are not finite.
     """
-    try:
-        params = load_results(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    params = read_file(path)
     try:
         normalizer = restored_normalizer(params.pop("normalizer", {}))
         params = jax.tree.map(as_float32, params)
@@ -101,6 +96,20 @@ def read_params(path: Path) -> Start:
     if not finite:
         raise ConfigError(f"{path}: not all parameters are finite; it diverged")
     return Start(params, normalizer)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Reads one of a run's files.
+
+    Raises:
+      ConfigError: there is none, or it is broken.
+    """
+    try:
+        return load_results(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def as_float32(x: np.ndarray) -> np.ndarray:

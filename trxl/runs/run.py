@@ -16,7 +16,7 @@ import numpy as np
 
 from trxl.config import LAUNCH_KEYS, check_values, help_text, num_updates, read_overrides
 from trxl.environments import is_own, located
-from trxl.errors import ConfigError, RunError, explained, first_line
+from trxl.errors import ConfigError, RunError, explained, one_line
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
 from trxl.runs.divergence import NotFiniteError
@@ -104,7 +104,7 @@ def missing_platform() -> str:
         variable = "JAX_PLATFORM_NAME" if older else "JAX_PLATFORMS"
         asked = older or jax.config.jax_platforms  # type: ignore[attr-defined]
         if not asked:
-            return f"JAX has no device ({first_line(str(error))}); JAX_PLATFORMS=cpu uses the CPU"
+            return f"JAX has no device ({one_line(error)}); JAX_PLATFORMS=cpu uses the CPU"
         extra = INSTALLED_BY.get(asked)
         install = f"pip install 'jax[{extra}]' on a machine that has one" if extra else "set cpu"
         return f"{variable}={asked}: JAX has no such device; {install}, or unset {variable}"

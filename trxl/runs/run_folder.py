@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trxl.config import num_updates
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError
 from trxl.rollout import Metrics
 from trxl.runs.checkpoints import Checkpoints, kept_of, restored_state
 from trxl.runs.compiled import Program
@@ -266,5 +266,5 @@ class RunFolder:
 
 
 def reason(error: Exception) -> str:
-    """Returns the reason of an error in one line."""
-    return first_line(str(getattr(error, "strerror", None) or error))
+    """Returns the reason of an error in a few words."""
+    return getattr(error, "strerror", None) or str(error)

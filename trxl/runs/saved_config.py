@@ -7,7 +7,7 @@ from typing import Any
 
 from trxl.config import of_saved_run
 from trxl.environments import is_own, named_by_user, resolve_name
-from trxl.errors import ConfigError, shortened, shown_path
+from trxl.errors import ConfigError, shortened, shown_path, told_of
 from trxl.results import with_new_names
 from trxl.training import Algorithm
 
@@ -60,10 +60,8 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
         raise ConfigError("RESUME: the run goes on from its own parameters; leave PARAMS out")
     asked = algorithm.check({**saved, **overrides})
     given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
-    try:
+    with told_of("RESUME"):
         saved["ENV_NAME"] = named_by_user(saved["ENV_NAME"], given, "ENV_NAME={}")
-    except ConfigError as error:
-        raise ConfigError(f"RESUME: {error}") from error
     changed = [
         name
         for name, key in algorithm.keys.items()
@@ -84,11 +82,9 @@ def check_saved(saved: dict[str, Any], algorithm: Algorithm, where: str) -> dict
     Raises:
       ConfigError: it is none of this version's and these suites'.
     """
-    try:
+    with told_of(where, "; is it another version's?"):
         config = algorithm.check(of_saved_run(saved, algorithm.keys))
         resolve_name(config["ENV_NAME"])
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}; is it another version's?") from error
     return config
 
 
@@ -125,7 +121,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         where = shown_path(path.parent)
-        raise ConfigError(f"RESUME: no {what} in {where}: {error.strerror}") from error
+        raise ConfigError(f"RESUME: no {what} in {where}: {path.name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
     if not isinstance(content, dict):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trxl.errors import ConfigError, first_line, one_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.processes import warn_main
 
 
@@ -89,9 +89,7 @@ class CarefulTracker(NoTracker):
         try:
             act()
         except Exception as error:  # packages may raise anything
-            warn_main(
-                f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on"
-            )
+            warn_main(f"TRACK: no more metrics are sent ({one_line(error)}); the run goes on")
             self._tracker = NoTracker()
 
 
@@ -109,8 +107,9 @@ def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTr
             case "tensorboard":
                 return CarefulTracker(TensorBoardTracker(folder, seeds))
     except ImportError as error:
-        why = first_line(str(error))
-        raise ConfigError(f"TRACK={name} needs it: pip install {name} ({why})") from error
+        raise ConfigError(
+            f"TRACK={name} needs it: pip install {name} ({one_line(error)})"
+        ) from error
     except (Exception, SystemExit) as error:  # packages may raise anything
         raise ConfigError(f"TRACK={name} can't start, leave it out: {one_line(error)}") from error
     return NoTracker()

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from trxl.config import check_names, defaults, help_text, names_and_texts, num_updates
+from trxl.config import check_known, check_names, defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, shortened, told_of
 from trxl.runs.memory_check import check_sizes
 from trxl.runs.run import run_script
 from trxl.runs.saved_config import read_json
@@ -79,6 +79,8 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     algorithm, base = trainers[name]
     keys = {**SEARCH_KEYS, **algorithm.keys}
     check_names(words, keys)
+    for key in asked:
+        check_known(key, keys, f"RESUME: {folder / 'search.json'}: " if folder else "")
     if len(words) < len(arguments):
         keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
         usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
@@ -106,10 +108,8 @@ def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
     asked = read_json(folder / "search.json", "search")
-    try:
+    with told_of("RESUME"):
         named = named_by_user(str(asked.get("ENV_NAME")), given.get("ENV_NAME"), "ENV_NAME={}")
-    except ConfigError as error:
-        raise ConfigError(f"RESUME: {error}") from error
     return {**asked, "ENV_NAME": named}
 
 
@@ -138,12 +138,8 @@ def search(
         config, algorithm, settings["SEEDS"], settings["POPULATION"]
     )
     batch_rows = -(-members * settings["SEEDS"] // devices) * devices
-    try:
+    with told_of(f"{batch_rows // devices} runs at a time, CHUNK * SEEDS"):
         check_sizes({**config, "NUM_SEEDS": batch_rows // devices})
-    except ConfigError as error:
-        raise ConfigError(
-            f"{batch_rows // devices} runs at a time, CHUNK * SEEDS: {error}"
-        ) from error
     task = make_task(settings, config, space)
     fresh_seeds = range(config["seed"], config["seed"] + settings["REPORT_SEEDS"])
     if fresh_seeds.stop > 2**32:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import LARGEST_INT, Key, Keys, check_known, check_values, defaults, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_values, defaults, read_value
 from trxl.environments import located
 from trxl.errors import ConfigError, shortened
 from trxl.training import Algorithm
@@ -157,16 +157,14 @@ def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, A
 
     Args:
       given: the trainer's keys with values, or texts as on the command line; settings of the search
-        are ignored.
+        are ignored, and all others are known.
       keys: of the trainer.
 
     Raises:
-      ConfigError: a key is unknown, or a text is no value, range or choices of its key.
+      ConfigError: a text is no value, range or choices of its key.
     """
     dimensions, fixed = [], {}
-    known = {**keys, **SEARCH_KEYS}
     for name, value in given.items():
-        check_known(name, known)
         if name in NOT_SEARCHED:
             raise ConfigError(f"{name} is not a setting of a search")
         if name in SEARCH_KEYS:
