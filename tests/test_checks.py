@@ -1,4 +1,4 @@
-"""Mistakes that are found before anything compiles: environments of one's own, sizes, numbers."""
+"""Mistakes found before anything compiles: custom environments, sizes, numbers."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ from wrappers import make_env
 
 
 class Right(SingleEnvironment):
-    """Three steps; the wrong ones below differ in one thing."""
+    """Environment of three-step episodes; each wrong one below changes one thing."""
 
     action_space = Discrete(2)
     obs_size = 3
@@ -193,7 +193,7 @@ def test_a_metric_named_like_one_of_the_run_is_refused(name, tmp_path, monkeypat
 
 
 def writing(method, write):
-    """`Right`, of which a method writes to the object first."""
+    """Returns a `Right` of which one method first writes to the object."""
 
     def writes(self, *arguments):
         write(self, arguments[0])
@@ -253,7 +253,7 @@ def test_a_constant_may_be_made_in_the_first_call():
 
 
 def observing(**attributes):
-    """An environment of nine observations, one after the other, the first of them `obs[0]`."""
+    """Returns an environment of nine given observations in turn, `obs[0]` at reset."""
 
     class Observing(SingleEnvironment):
         obs_size = attributes["obs"].shape[-1]
@@ -277,7 +277,7 @@ GRID = {"grid": Grid(1, 2, 1, ((2,), (1,))), "num_binary": 8}
 CELLS = jnp.zeros((9, 8))
 MASKED = {"action_space": Discrete(2, masked=True), "num_binary": 2}
 CHOICES = {"action_space": MultiDiscrete((2, 3), masked=True), "num_binary": 6}
-THIRD = jnp.zeros((9, 8)).at[:, 2].set(1)  # an option that the first choice has not
+THIRD = jnp.zeros((9, 8)).at[:, 2].set(1)  # the first choice has no third option
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_values_that_are_not_as_declared_are_named(attributes, message):
         {"obs": ONES / 2},
         {"num_binary": 4, "obs": ONES.at[:, 4:].set(0.2)},
         {**GRID, "obs": CELLS.at[:, 1:3].set(jnp.eye(2)[jnp.arange(9) % 2])},
-        {**MASKED, "obs": ONES.at[8, :2].set(0)},  # where the episode ends
-        {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 1, :2].set(0)},  # who is out
+        {**MASKED, "obs": ONES.at[8, :2].set(0)},  # at the episode's end
+        {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 1, :2].set(0)},  # inactive
         {**CHOICES, "obs": ONES},
         {"action_space": Box((0.0,), (1.0,), masked=True), "num_binary": 1, "obs": CELLS},
     ],
@@ -478,7 +478,7 @@ def test_the_bytes_of_a_state_and_of_a_rollout_are_counted(algorithm, changes):
     assert 0 < total - sum(state) < 20  # the key of the permutations
     obs = shapes.rollout_state.obs
     layer_inputs = QUICK["num_layers"] * QUICK["EMBED_SIZE"] * obs.size // obs.shape[-1]
-    stored = min(obs.size // 32, 10**3)  # of binary entries, a bit each
+    stored = min(obs.size // 32, 10**3)  # binary entries are stored as bits
     assert QUICK["NUM_STEPS"] * 4 * (layer_inputs + stored) < rollout < 10**7
 
 

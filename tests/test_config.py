@@ -1,4 +1,4 @@
-"""What a config may be, and that a wrong one is one line that says what to change."""
+"""Configs: accepted values, and one line per mistake that says what to change."""
 
 from types import SimpleNamespace
 
@@ -78,6 +78,12 @@ WRONG = [
     ({"ENV_NAME": None}, "ENV_NAME must be a text, not None"),
     ({"ACTIVATION": "gelu"}, "ACTIVATION must be one of relu, tanh, not 'gelu'"),
     ({"RESET_STRATEGY": "never"}, "RESET_STRATEGY must be one of auto, optimistic, pool"),
+    ({"VALUE_BINS": 1}, "VALUE_BINS must be from 2 to 1000000, not 1"),
+    (
+        {"VALUE_BINS": 51, "NORMALIZE_VALUE": False},
+        "VALUE_BINS=51 needs NORMALIZE_VALUE=True, not False",
+    ),
+    ({"VALUE_BINS": 51, "CLIP_VALUE": True}, "VALUE_BINS=51 needs CLIP_VALUE=False, not True"),
     ({"num_heads": 3}, "num_heads must divide qkv_features: 3 does not divide 64"),
     ({"EMBED_SIZE": 33}, "must divide EMBED_SIZE: 2 does not divide 33"),
     ({"WINDOW_GRAD": 50}, "WINDOW_GRAD must divide NUM_STEPS: 50 does not divide 64"),

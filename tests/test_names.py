@@ -1,4 +1,4 @@
-"""From a name to an environment, without importing other suites; environments of one's own."""
+"""Names import only their own suite; custom environments load from files."""
 
 import importlib.util
 import re
@@ -128,7 +128,7 @@ class Coin(SingleEnvironment):
 
 @pytest.fixture
 def toy_suite(tmp_path, monkeypatch):
-    """A file `coins.py` in a folder that is one of the package's."""
+    """Adds a suite `coins.py` to the package."""
     (tmp_path / "coins.py").write_text(A_SUITE)
     monkeypatch.setattr(environments, "__path__", [*environments.__path__, str(tmp_path)])
     yield
@@ -211,12 +211,12 @@ class Wide(Walk):
 
 
 def test_a_file_imports_those_beside_it(tmp_path, monkeypatch):
-    for folder in ("one", "two"):  # modules of the same names
+    for folder in ("one", "two"):  # same module names
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "near.py").write_text(f"{CORRIDOR}\nFOLDER = {folder!r}\n")
         text = "from .near import FOLDER, Corridor as Near\n\n\nclass Corridor(Near):\n"
         (tmp_path / folder / "own.py").write_text(f"{text}    folder = FOLDER\n")
-        monkeypatch.syspath_prepend(tmp_path)  # so that what the import adds is undone
+        monkeypatch.syspath_prepend(tmp_path)  # undoes the import's own change
         own = make_own(f"{tmp_path}/{folder}/own.py:Corridor", {})
         assert type(own.env).folder == folder
 

@@ -1,4 +1,4 @@
-"""Errors in one line: what a config must change, and what nothing foresaw."""
+"""Errors explained in one line."""
 
 import difflib
 import os
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. Its message is one line that says what to change."""
+    """Config that can't be run. The message is one line that says what to change."""
 
 
 @contextmanager
 def told_of(what: str, hint: str = "") -> Iterator[None]:
-    """Begins the line of a `ConfigError` with what it is of, and ends it with a hint."""
+    """Adds a start and a hint to the line of a `ConfigError`."""
     try:
         yield
     except ConfigError as error:
@@ -25,22 +25,22 @@ def told_of(what: str, hint: str = "") -> Iterator[None]:
 
 
 def shortened(value: Any, length: int = 80) -> str:
-    """A value as an error line shows it, cut where it is long."""
+    """Formats a value for an error message, in one line of at most `length` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4,300 digits
+    except ValueError:  # Python refuses integers of more than 4,300 digits
         text = "a number of thousands of digits"
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def shown_path(path: Path) -> str:
-    """A path as an error line shows it, cut where it is long."""
+    """Returns a path for an error line, cut to 200 characters."""
     return " ".join(str(path)[:200].split("\n"))
 
 
 def did_you_mean(word: Any, candidates: Iterable[Any]) -> str:
-    """A clause that names the candidates close to `word`, empty where there are none."""
+    """Returns a clause with the candidates close to `word`, empty if there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(str(word).lower(), by_lower_case, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
@@ -52,11 +52,11 @@ OUT_OF_MEMORY = (
 
 
 class RunError(Exception):
-    """A run that ended by an error; its message is one line that says where what is."""
+    """Error that ended a run. The message is one line, with the files to look at."""
 
 
 class Saved(Protocol):
-    """The part of a record that `explained` reads."""
+    """Fields of a run's record that `explained` reads."""
 
     folder: Path
     updates: int
@@ -65,9 +65,9 @@ class Saved(Protocol):
 
 
 def explained(error: Exception, record: Saved | None = None) -> str:
-    """Explains an error in one line; the traceback goes to `error.txt` in the run's folder.
+    """Explains an error in one line, and saves its traceback.
 
-    Without a run that has done something, that file is a temporary one.
+    The traceback is in the run's folder, `error.txt`, or in a temporary file before update 1.
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
@@ -86,9 +86,9 @@ def explained(error: Exception, record: Saved | None = None) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's kind and message in one line, and where the user's own file raised it."""
+    """Returns the type, the message and the line of the user's file of an error, in one line."""
     kind, words = type(error).__name__, cause(str(error)).split()
-    if not words and isinstance(error, NotImplementedError):  # of which method
+    if not words and isinstance(error, NotImplementedError):  # name the method
         words = [traceback.extract_tb(error.__traceback__)[-1].name]
     message = TRACED.get(kind) or bearable(" ".join(words))
     lines = [
@@ -111,11 +111,11 @@ TRACED = {
     "ConcretizationTypeError": "Python needs a value that JAX traces; use jnp or jax.lax",
     "TracerArrayConversionError": "NumPy gets an array that JAX traces; use jnp",
 }
-"""What JAX says in a page, by the kind of its error."""
+"""Short messages for errors that JAX explains at length, by type."""
 
 
 def bearable(text: str, length: int = 250) -> str:
-    """Returns a text of at most this length: its first sentences, or its first words and dots."""
+    """Shortens a text to `length` characters: its first sentences, or its first words and dots."""
     text = text.rstrip(".")
     if len(text) <= length:
         return text
@@ -124,26 +124,26 @@ def bearable(text: str, length: int = 250) -> str:
 
 
 def out_of_memory_text(text: str) -> str:
-    """Explains a failed allocation, with its size where the message has one."""
+    """Explains a failed allocation, with its size if the message has one."""
     size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
     asked = f"no {int(size[1]) / 1e9:.1f} GB more: " if size else ""
     return asked + OUT_OF_MEMORY
 
 
 RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)")
-"""The exception's line of a traceback within a message, as that of an error in a callback."""
+"""Exception line of a traceback within a message, as errors in callbacks have."""
 
 
 def cause(text: str) -> str:
-    """Returns what was raised by the last traceback within a message, else the message."""
+    """Returns the exception line of the last traceback within a message, else the message."""
     return (RAISED.findall(text) or [text])[-1]
 
 
 def write_traceback(error: Exception, folder: Path | None) -> Path | None:
-    """Writes it to the folder, else to a temporary file.
+    """Writes a traceback to the folder, else to a temporary file.
 
     Returns:
-      the file, None where no disk takes it.
+      the file; None if neither can be written.
     """
     text = "".join(traceback.format_exception(error))
     for place in (folder, Path(tempfile.gettempdir())):

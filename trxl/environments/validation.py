@@ -1,4 +1,4 @@
-"""Checks of an environment, in shapes and in a short play, before a run is compiled."""
+"""Checks of an environment before a run is compiled, by shapes and by random play."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,28 +32,28 @@ A_COUNT = "a whole number of at least 1"
 RESULTS = ("obs", "state", "reward", "terminated", "truncated", "info")
 
 STEPS_PLAYED = 100
-"""How many steps `check_values` plays."""
+"""Number of steps that `check_values` plays."""
 
 
 def check_environment(name: str, env: SingleEnvironment, own: Any = None) -> dict[str, Any]:
-    """Sees that an environment is what `SingleEnvironment` says; traces `reset` and `step` once.
+    """Checks that an environment follows `SingleEnvironment`, by tracing `reset` and `step`.
 
     Args:
-      name: how a message calls the environment.
-      own: the user's object, to which `reset` and `step` may not write.
+      name: name of the environment in messages.
+      own: the user's object, to which `reset` and `step` must not write.
 
     Returns:
-      the info of a step, in shapes.
+      the info of a step, as shapes.
 
     Raises:
-      ConfigError: it is not; one line names the attribute or the method, and what was expected.
+      ConfigError: an attribute or a method is wrong. One line says what was expected.
     """
     check_attributes(name, env)
     return check_shapes(name, env, own)
 
 
 def check_attributes(name: str, env: SingleEnvironment) -> None:
-    """Raises a ConfigError where a space or a size makes no sense."""
+    """Raises a ConfigError if a space or a size is invalid."""
     space = getattr(env, "action_space", None)
     kinds = "action_space must be a Discrete, MultiDiscrete or Box of `environments`"
     require(name, isinstance(space, ActionSpace), kinds, shortened(space))
@@ -79,7 +79,7 @@ def check_attributes(name: str, env: SingleEnvironment) -> None:
 
 
 def check_action_space(name: str, space: Any) -> None:
-    """Raises a ConfigError where it has no action, or bounds that are none."""
+    """Raises a ConfigError if the space has no actions, or invalid bounds."""
     match space:
         case Discrete(n=n):
             require(name, is_count(n), f"action_space.n must be {A_COUNT}", shortened(n))
@@ -97,10 +97,10 @@ def check_action_space(name: str, space: Any) -> None:
 
 
 def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
-    """Raises a ConfigError where `reset` or `step` does not give what it should, or raises.
+    """Traces the methods, and raises a ConfigError for wrong results or exceptions.
 
     Returns:
-      the info of a step, in shapes.
+      the info of a step, as shapes.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs_size = () if env.num_agents is None else (env.num_agents,)
@@ -144,7 +144,7 @@ def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
 
 
 def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
-    """An action as `step` gets it."""
+    """Returns shape and dtype of the action that `step` receives."""
     agents = () if env.num_agents is None else (env.num_agents,)
     match env.action_space:
         case Discrete():
@@ -156,10 +156,10 @@ def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
 
 
 def traced(name: str, method: Callable, arguments: tuple[Any, ...]) -> Any:
-    """Traces a method: its result in shapes.
+    """Traces a method; returns its result as shapes.
 
     Raises:
-      ConfigError: it raises.
+      ConfigError: the method raises an exception.
     """
     outputs = []
 
@@ -181,12 +181,12 @@ def traced(name: str, method: Callable, arguments: tuple[Any, ...]) -> Any:
 
 
 def without_writing(name: str, call: Callable, own: Any) -> Any:
-    """Returns a call's result; calls twice if it writes to the user's object.
+    """Returns a call's result, and checks that the call does not write to the user's object.
 
-    What the first call alone writes is a constant that it keeps.
+    If it does, it is called again: a cached constant is only written in the first call.
 
     Raises:
-      ConfigError: it writes in every call, or a value that is known only in a step.
+      ConfigError: the call writes every time, or writes a traced value.
     """
     for again in (False, True):
         before = dict(contents(own))
@@ -204,12 +204,12 @@ def without_writing(name: str, call: Callable, own: Any) -> Any:
 
 
 def contents(own: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes of an object and its classes, and entries of containers, by name."""
+    """Yields the attributes of an object and its classes by name, and entries of containers."""
     attributes: dict[str, Any] = {}
     for owner in (*reversed(type(own).__mro__), own):
         attributes |= getattr(owner, "__dict__", {})
     left = [(f".{name}", x) for name, x in attributes.items()]
-    for name, x in left:  # grows meanwhile
+    for name, x in left:  # grows in the loop
         if isinstance(x, dict):
             left += [(f"{name}[{key!r}]", entry) for key, entry in x.items()]
         elif isinstance(x, list | tuple):
@@ -224,7 +224,7 @@ def is_same(x: Any, y: Any) -> bool:
 
 
 def flat(info: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the arrays of info by name, that of an inner dict with a `/`."""
+    """Returns the arrays of info by name, with `/` between the names of nested dicts."""
     leaves = jax.tree.leaves_with_path(info)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
@@ -235,14 +235,14 @@ def is_number(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def check_values(name: str, env: SingleEnvironment) -> None:
-    """Plays a little, if entries are declared binary, and sees that they are.
+    """Checks binary entries, the grid and the action mask by random play.
 
     Args:
-      env: checked in shapes.
+      env: after `check_environment`.
 
     Raises:
-      ConfigError: an entry is neither 0 nor 1, cells of the grid are not as it says, or no action
-        is legal.
+      ConfigError: a binary entry is neither 0 nor 1, the grid's groups are wrong, or no action is
+        legal.
     """
     if not env.num_binary:
         return
@@ -278,8 +278,8 @@ def play(env: SingleEnvironment, key: jax.Array) -> tuple[jax.Array, ...]:
     """Plays random legal actions in one environment, S steps of A agents.
 
     Returns:
-      the observations (S, A, obs_size) before each step, which agents were active (S, A), all
-      observations (N, obs_size), and the same after they were stored.
+      the observations (S, A, obs_size) before each step, active agents (S, A) bool, all
+      observations (N, obs_size), and the same packed and unpacked.
     """
     agents, space = env.num_agents or 1, obs_space(env)
 
@@ -338,14 +338,14 @@ def check_obs(name: str, obs: Any, shape: tuple[int, ...]) -> None:
 def check_array(
     name: str, what: str, x: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], dtype: str
 ) -> None:
-    """Raises a ConfigError where `x` has another shape, or a type that is none of the kinds."""
+    """Raises a ConfigError if `x` has another shape, or a dtype of none of the kinds."""
     right = isinstance(x, jax.ShapeDtypeStruct) and x.shape == shape
     right = right and any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
     require(name, right, f"{what} must be {dtype} of shape {shape}", described(x))
 
 
 def check_same_state(name: str, before: Any, after: Any) -> None:
-    """Raises a ConfigError where a state has other arrays than the first one."""
+    """Raises a ConfigError if two states differ in structure, shapes or dtypes."""
     old_structure, new_structure = map(str, map(jax.tree.structure, (before, after)))
     what = f"state must have the structure of reset's, {old_structure[:80]}"
     require(name, old_structure == new_structure, what, new_structure[:80])
@@ -357,19 +357,19 @@ def check_same_state(name: str, before: Any, after: Any) -> None:
 
 
 def require(name: str, condition: Any, what: str, found: str) -> None:
-    """Raises a ConfigError where a condition does not hold.
+    """Raises a ConfigError if a condition is not met.
 
     Args:
-      name: what is checked.
-      what: it must be.
-      found: instead.
+      name: name of what is checked.
+      what: expected state.
+      found: actual state.
     """
     if not condition:
         raise ConfigError(f"{name}: {what}, not {found}")
 
 
 def is_count(x: Any, low: int = 1) -> bool:
-    """Returns whether x is an integer of at least `low` that an array can have."""
+    """Returns whether x is an integer from `low` to 2**31 - 1."""
     whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
     return whole and low <= int(x) < 2**31
 

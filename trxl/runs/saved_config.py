@@ -1,4 +1,4 @@
-"""The config of a run beside its checkpoints, `run.json`, and what a resumed run may change."""
+"""Config of a run in `run.json`, and its overrides in a resumed run."""
 
 import json
 import os
@@ -20,14 +20,14 @@ def save_run_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def as_saved(value: Any) -> Any:
-    """Returns a config or a value as JSON has it: tuples and NumPy's arrays are lists.
+    """Converts a value to JSON's types; tuples and NumPy arrays become lists.
 
     Raises:
-      ConfigError: JSON has nothing like it.
+      ConfigError: a part can't be converted.
     """
 
     def plain(x: Any) -> Any:
-        if hasattr(x, "tolist"):  # an array or a scalar of NumPy's or JAX's
+        if hasattr(x, "tolist"):  # an array or scalar of NumPy or JAX
             return x.tolist()
         raise ConfigError(
             f"{shortened(x)} can't be saved with the run; use numbers, texts, lists and dicts"
@@ -42,11 +42,11 @@ def as_saved(value: Any) -> Any:
 
 
 def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm) -> dict[str, Any]:
-    """The config of the run in `folder`, with the overrides of the command line.
+    """Returns the config of the run in `folder`, with the overrides of the command line.
 
     Raises:
-      ConfigError: there is no run, or one of another algorithm, or an override that would change
-        the meaning of its state, or its environment is a file that the overrides don't name.
+      ConfigError: there is no run, it is of another algorithm, an override is not resumable, or the
+        environment is a file that the overrides don't name.
     """
     saved = read_run_config(folder)
     trained_by = saved.pop("ALGORITHM", "PPO")
@@ -89,15 +89,15 @@ def check_saved(saved: dict[str, Any], algorithm: Algorithm, where: str) -> dict
 
 
 def how_to_go_on(folder: Path, env_name: str) -> str:
-    """The line that a run leaves which was stopped; a file of one's own has to be named again."""
+    """Returns the line that says how to resume; the user's own file must be named again."""
     return f"go on with RESUME={folder}" + (f" ENV_NAME={env_name}" if is_own(env_name) else "")
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
-    """Reads what `save_run_config` wrote.
+    """Reads the config of `save_run_config`.
 
     Raises:
-      ConfigError: it wrote nothing there, or what is there is broken.
+      ConfigError: the file is missing or broken.
     """
     path = folder / "run.json"
     if os.path.isdir(folder) and not path.exists() and any(folder.glob("*_params.npy")):

@@ -1,4 +1,4 @@
-"""A search from the command line to its report."""
+"""Search of hyperparameters, from the command line to the report."""
 
 import os
 import sys
@@ -37,23 +37,23 @@ from trxl.search.strategies import (
 from trxl.training import Algorithm
 
 Trainers = Mapping[str, tuple[Algorithm, dict[str, Any]]]
-"""By an algorithm's name: the algorithm, and the config of its entry script."""
+"""Algorithms by name, with the configs of their entry scripts."""
 
 GENERATIONS_OF_EVOSAX = 10
-"""How many there are where BUDGET says nothing; of `halving` and `pbt` one."""
+"""Default number of generations of an evosax algorithm; `halving` and `pbt` have 1."""
 
 COMPARED_AFTER = 10
-"""Updates that members train at least before `halving` compares them."""
+"""Minimum number of updates before `halving` compares members."""
 
 
 def main(config: dict[str, Any], trainers: Trainers) -> None:
-    """Reads the overrides, searches, and writes the report.
+    """Runs the entry script: reads the overrides, searches, and writes the report.
+
+    Exits as `run_script` does.
 
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
-      trainers: what can be searched.
-
-    Exits as `run_script` does.
+      trainers: choices of ALGORITHM.
     """
     run_script(lambda: start(config, trainers, sys.argv[1:]))
 
@@ -62,10 +62,10 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     """Reads the command line and searches.
 
     Returns:
-      the number of the signal that stopped it, None where it came to its end.
+      the number of the signal that stopped the search; None if it finished.
 
     Raises:
-      ConfigError: the search can't be run.
+      ConfigError: a setting is invalid.
     """
     words = [word for word in arguments if word not in ("-h", "--help")]
     given = dict(names_and_texts(words))
@@ -91,7 +91,7 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     if settings["TRAIN"] == "evolution":
         from trxl.search.evolution import evolve
 
-        # The ranges of the script mean nothing here; one that was asked for is refused.
+        # Ignore the script's ranges; `evolve` refuses ranges of the command line.
         ranges = {k for k, v in config.items() if ".." in str(v) and k not in given}
         asked = {k: v for k, v in asked.items() if k not in ranges}
         return evolve(asked, settings, algorithm, base, folder)
@@ -99,11 +99,11 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
 
 
 def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what the search in a folder was asked for.
+    """Returns the settings of the search in a folder.
 
     Raises:
-      ConfigError: there is none, or it is to be another one now, or its environment is a file that
-        the command line does not name.
+      ConfigError: the folder has no search, other settings are given, or the environment is a file
+        that the command line does not name.
     """
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
@@ -124,7 +124,7 @@ def search(
 
     Args:
       asked: the search's settings, and the trainer's keys with values, ranges or choices.
-      resumed: folder of a search to go on with; None for a new one.
+      resumed: folder of a search to resume; None for a new one.
     """
     space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
@@ -144,7 +144,7 @@ def search(
     fresh_seeds = range(config["seed"], config["seed"] + settings["REPORT_SEEDS"])
     if fresh_seeds.stop > 2**32:
         raise ConfigError("seed + REPORT_SEEDS must not exceed 2**32; lower seed")
-    next(run_search(name, task, fresh_seeds))  # where it can't be there is no folder
+    next(run_search(name, task, fresh_seeds))  # raises before a folder is made
     of_report = len(fresh_seeds) * (3 if name == "pbt" else 2)  # at most
     runs = settings["SEEDS"] * cost(name, task, task.generations) + of_report
     steps = runs * config["TOTAL_TIMESTEPS"]
@@ -171,10 +171,10 @@ def search(
 
 
 def make_task(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Search:
-    """Returns what the strategy starts from, with as many generations as BUDGET has room for.
+    """Makes the inputs of the strategy, with as many generations as fit in BUDGET.
 
     Raises:
-      ConfigError: it has room for none.
+      ConfigError: no generation fits.
     """
     strategy = settings["STRATEGY"]
     task = Search(
