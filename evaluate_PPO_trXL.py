@@ -1,9 +1,10 @@
 """Plays episodes with a saved agent: `python evaluate_PPO_trXL.py FOLDER [KEY=VALUE ...]`.
 
-FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symbolic-v1.
+FOLDER is the folder of a run, such as results_craftax/1e7_steps/Craftax-Symbolic-v1, or its
+`<seed>_params.npy`.
 """
 
-import trxl  # noqa: F401  # isort: skip, first: Ctrl-C while the rest is imported
+import trxl  # noqa: F401  # isort: skip, first: handles Ctrl-C during the other imports
 
 import os
 import sys
@@ -20,16 +21,16 @@ from trxl.runs.evaluation import MAX_STEPS, OF_A_TRIAL, enough_episodes, play, p
 from trxl.runs.parameters import saved_seeds
 from trxl.runs.pictures import check_attention, check_gif, check_writable, draw, record, save_gif
 from trxl.runs.run import run_script
-from trxl.training import Algorithm
+from trxl.training import Algorithm, Start, TrainState
 
 from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
 OPTIONS = {
-    "seed": Key(None, "of the agent; None: all that are there", type=int, low=0, high=2**32 - 1),
+    "seed": Key(None, "seed of the agent; None: all saved", type=int, low=0, high=2**32 - 1),
     "EPISODES": Key(
         None,
-        "complete episodes; None: 1,000, of trials the least number of hundreds that has as many",
+        "complete episodes; None: 1,000, or the smallest multiple of 100 trials that has as many",
         type=int,
         low=1,
         high=10**8,
@@ -39,39 +40,32 @@ OPTIONS = {
         "`sampled`, `greedy`, or `random`: uniform over the actions",
         choices=("sampled", "greedy", "random"),
     ),
-    "EVAL_SEED": Key(0, "of the environments and of the sampled actions", low=0, high=2**32 - 2),
+    "EVAL_SEED": Key(0, "seed of environments and sampled actions", low=0, high=2**32 - 2),
     "ENV_NAME": Key(
         None,
-        "`<file.py>:<class>`, where the agent's environment is a file of your own",
+        "`<file.py>:<class>`, if the agent's environment is a file of your own",
         type=str,
     ),
-    "GIF": Key(
-        "", "where to write a film of one more episode, or trial, `<file>.gif`; empty: nowhere"
-    ),
+    "GIF": Key("", "`<file>.gif` for an animation of one more episode or trial; empty: none"),
     "ATTENTION": Key(
         "",
-        "where to draw what one more episode attends to, `<file>.png` or, as a film, `<file>.gif`;"
-        " empty: nowhere",
+        "`<file>.png` or `<file>.gif` for the attention in one more episode; empty: none",
     ),
     "SPLIT": Key(
         None,
-        "of trials whose rulesets are partly held out: `train` or `held_out`; None: as trained",
+        "split of the rulesets, `train` or `held_out`; None: as trained",
         type=str,
         choices=("train", "held_out"),
     ),
     "PLOT": Key(
         "",
-        "where to draw a trial's return by the episode's number, of both splits if there are two,"
-        " `<file>.png`; empty: nowhere",
+        "`<file>.png` for the return by the episode's number in its trial, of both splits if any;"
+        " empty: none",
     ),
-    "TRIAL_MEMORY": Key(
-        True, "whether in trials the memory outlasts an episode; False: emptied at each one's end"
-    ),
-    "MAX_STEPS": Key(
-        MAX_STEPS, "of an episode; one that has not ended by then is taken for endless", low=1
-    ),
+    "TRIAL_MEMORY": Key(True, "whether memory lasts for a trial; False: reset after each episode"),
+    "MAX_STEPS": Key(MAX_STEPS, "steps after which an episode counts as endless, an error", low=1),
 }
-"""The settings of the command line."""
+"""Settings of the command line."""
 
 
 ALGORITHMS = {algorithm.name: algorithm for algorithm in (PPO, MUESLI)}
@@ -85,24 +79,62 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """Loads the agent that a run saved, see `trxl.runs.agent.load_agent`."""
+    """Loads the agent of a run.
+
+    Args:
+      folder: folder of the run, or its `<seed>_params.npy`.
+      seed: seed of the agent; None: the lowest.
+      greedy: take the most probable action instead of sampling.
+      algorithm: algorithm of the run; None: the one of `ALGORITHMS` with the saved name.
+      environment: `<file.py>:<class>`, if the agent's environment is a file. A run's files may be
+        untrusted, so no other file is executed.
+
+    Raises:
+      ConfigError: the agent is missing, its files are broken or inconsistent, or `environment` does
+        not name its environment's file.
+    """
     return agents.load_agent(folder, ALGORITHMS, seed, greedy, algorithm, environment)
 
 
+def make_agent(
+    config: dict[str, Any],
+    train_state: TrainState,
+    greedy: bool = False,
+    algorithm: Algorithm = PPO,
+) -> Agent:
+    """Makes an agent of the train state that `make_train` returned.
+
+    Args:
+      config: config of `make_train`.
+      train_state: `out["runner_state"].train_state`, of one seed.
+      greedy: take the most probable action instead of sampling.
+      algorithm: algorithm of the run.
+
+    Raises:
+      ConfigError: the train state has another config's shapes, or is of several seeds.
+    """
+    start = Start(algorithm.behaviour_params(train_state), train_state.normalizer)
+    misfit = (
+        "the train state does not fit the config; of several seeds take one, such as"
+        " jax.tree.map(lambda x: x[0], train_state)"
+    )
+    return agents.make_agent(algorithm.check(config), start, algorithm, greedy, misfit)
+
+
 def main() -> None:
-    """Reads the command line, plays, and prints the report."""
+    """Runs the script, see `start`."""
     run_script(start)
 
 
 def start() -> None:
-    """Reads the command line, and plays with the agent of every seed that is asked for."""
+    """Reads the command line, and evaluates the agents of the chosen seeds."""
     arguments = sys.argv[1:]
     values = defaults(OPTIONS)
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {sys.argv[0]} FOLDER [KEY=VALUE ...]\n\n{key_lines(OPTIONS, values)}")
         return
     folder = os.path.expanduser(arguments[0]) if arguments else ""
-    if not os.path.isdir(folder) and (not folder or "=" in folder or folder.startswith("-")):
+    if not os.path.exists(folder) and (not folder or "=" in folder or folder.startswith("-")):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
     chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)
     if chosen["seed"] is not None:
@@ -110,19 +142,19 @@ def start() -> None:
         return
     first, *others = saved_seeds(Path(folder))
     evaluate(folder, {**chosen, "seed": first})
-    for seed in others:  # what is drawn is drawn of the first
+    for seed in others:  # pictures show the first seed alone
         print()
         evaluate(folder, {**chosen, "seed": seed, "GIF": "", "PLOT": "", "ATTENTION": ""})
 
 
 def evaluate(folder: str, chosen: dict[str, Any]) -> None:
-    """Plays with the agent in a folder and prints the report.
+    """Plays with the agent of a folder, and prints the report.
 
     Args:
       chosen: checked values of `OPTIONS`.
 
     Raises:
-      ConfigError: it can't be done; if it can be told before, nothing was played.
+      ConfigError: an option does not suit the agent; as a rule before any episode is played.
     """
     greedy = chosen["POLICY"] == "greedy"
     agent = load_agent(folder, chosen["seed"], greedy, environment=chosen["ENV_NAME"])
@@ -131,7 +163,7 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
     if not chosen["TRIAL_MEMORY"]:
         agent = agent._replace(config={**agent.config, "TRIAL_MEMORY": False})
     splits = {split: of_split(agent, split) for split in splits_to_play(agent, chosen)}
-    agent = next(iter(splits.values()))  # that is drawn
+    agent = next(iter(splits.values()))  # for the pictures
     gif, plot, attention = (
         Path(chosen[key]) if chosen[key] else None for key in ("GIF", "PLOT", "ATTENTION")
     )
@@ -168,11 +200,11 @@ def evaluate(folder: str, chosen: dict[str, Any]) -> None:
 
 
 def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
-    """Returns the splits of SPLIT, by default the trained one; with PLOT both if some are held out.
+    """Returns the splits to play: SPLIT, with PLOT both, else the trained one.
 
     Raises:
-      ConfigError: the agent's environment has no trials, none of its rulesets is held out, or there
-        is nothing to plot.
+      ConfigError: the agent's environment has no trials, no held-out rulesets, or no metrics to
+        plot.
     """
     env = agent.environment()
     kwargs = agent.config["ENV_KWARGS"]
@@ -191,7 +223,7 @@ def splits_to_play(agent: Agent, chosen: dict[str, Any]) -> list[str]:
 
 
 def of_split(agent: Agent, split: str) -> Agent:
-    """The agent in trials of that part of the rulesets."""
+    """Returns the agent with an environment of that split of the rulesets."""
     kwargs = agent.config["ENV_KWARGS"]
     if kwargs.get("split", "train") == split:
         return agent

@@ -8,18 +8,18 @@ from trxl.runs.run import main
 from trainer_Muesli_trXL import MUESLI
 
 config = {
-    "ENV_NAME": "MemoryChain-bsuite",  # <suite>/<name>, or the name where one suite alone has it
-    "ENV_KWARGS": {},  # overrides of its parameters, such as {"memory_length": 20}
-    "TOTAL_TIMESTEPS": 500_000,  # environment steps of all environments together
+    "ENV_NAME": "MemoryChain-bsuite",  # <suite>/<name>, or a name that only one suite has
+    "ENV_KWARGS": {},  # parameters of the environment, such as {"memory_length": 20}
+    "TOTAL_TIMESTEPS": 500_000,  # environment steps, summed over environments
     "NUM_ENVS": 64,  # environments in parallel
     "NUM_STEPS": 64,  # steps of each environment per update
     "LR": 5e-4,  # learning rate of Adam
     "GAMMA": 0.99,  # discount
-    "EMBED_SIZE": 64,  # width of the transformer's stream
+    "EMBED_SIZE": 64,  # width of the residual stream
     "num_layers": 2,  # transformer layers
     "WINDOW_MEM": None,  # steps of memory; None: half of NUM_STEPS
     "seed": 0,
-    "NUM_SEEDS": 1,  # seeds trained at once, from `seed` on
+    "NUM_SEEDS": 1,  # seeds trained in parallel: seed, seed + 1, ...
 }
 
 if __name__ == "__main__":

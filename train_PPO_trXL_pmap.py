@@ -8,19 +8,19 @@ from trxl.runs.run import main
 from trainer_PPO_trXL import PPO
 
 config = {
-    "ENV_NAME": "Craftax-Symbolic-v1",  # <suite>/<name>, or the name where one suite alone has it
-    "RESET_STRATEGY": "pool",  # new worlds for NUM_ENVS / RESET_RATIO environments at a time
-    "TOTAL_TIMESTEPS": 1_000_000_000,  # environment steps of all environments together
-    "NUM_ENVS": 1024,  # environments in parallel, on all devices together
+    "ENV_NAME": "Craftax-Symbolic-v1",  # <suite>/<name>, or a name that only one suite has
+    "RESET_STRATEGY": "pool",  # generates NUM_ENVS / RESET_RATIO levels at a time
+    "TOTAL_TIMESTEPS": 1_000_000_000,  # environment steps, summed over environments
+    "NUM_ENVS": 1024,  # environments in parallel, summed over devices
     "NUM_STEPS": 128,  # steps of each environment per update
     "LR": 2e-4,  # learning rate of Adam
     "GAMMA": 0.999,  # discount
     "ENT_COEF": 0.002,  # weight of the entropy bonus
-    "NORMALIZE_VALUE": False,  # values are returns, not in their own scale
-    "EMBED_SIZE": 256,  # width of the transformer's stream
-    "qkv_features": 256,  # width of queries, keys and values, all heads together
+    "NORMALIZE_VALUE": False,  # the critic predicts unnormalised returns
+    "EMBED_SIZE": 256,  # width of the residual stream
+    "qkv_features": 256,  # width of queries, keys and values, summed over heads
     "num_heads": 8,  # attention heads
-    "hidden_layers": 256,  # width of the actor's and the critic's layers
+    "hidden_layers": 256,  # width of the actor's and the critic's hidden layers
     "num_layers": 2,  # transformer layers
     "WINDOW_MEM": 128,  # steps of memory
     "seed": 0,

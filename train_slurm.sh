@@ -1,35 +1,36 @@
 #!/usr/bin/env bash
-# Trains on every GPU of several nodes, from the repository's folder:
+# Trains on all GPUs of several nodes. Run it in the repository's folder:
 #
 #   sbatch train_slurm.sh [KEY=VALUE ...]
 #   SCRIPT=train_Muesli_trXL.py sbatch train_slurm.sh ALL_DEVICES=True [KEY=VALUE ...]
 #
-# The settings are those of the script, train_PPO_trXL_pmap.py where none is named; NUM_ENVS counts
-# all GPUs of all nodes. A job that is preempted, runs out of time, loses a node or fails to reach one
-# goes back to the queue, at most MOST_RESTARTS times, and resumes from its last checkpoint; what
-# another start would meet again, such as a bad config or a diverged agent, ends the job. The results
-# are in RESULTS_DIR/<job>/, runs/slurm/<job>/ where none is named, or with RESUME=<folder> in that
-# folder, on a file system that all nodes share.
+# SCRIPT defaults to train_PPO_trXL_pmap.py. NUM_ENVS is summed over all GPUs of all nodes. Results
+# are in RESULTS_DIR/<job>/, by default runs/slurm/<job>/, or with RESUME=<folder> in that folder. All
+# nodes must share its file system.
+#
+# A job is requeued, at most MOST_RESTARTS times, and resumes from its last checkpoint if it is
+# preempted, runs out of time, or loses or can't reach a node. Other errors, such as a bad config or a
+# diverged agent, end the job.
 
 #SBATCH --job-name=trxl
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1     # one process per node, which takes all of its GPUs
+#SBATCH --ntasks-per-node=1     # one process per node, which uses all its GPUs
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=32
 #SBATCH --time=12:00:00
 #SBATCH --requeue               # after a node failure or a preemption
-#SBATCH --signal=TERM@180       # 3 minutes before the time is up: stop, save, go back to the queue
+#SBATCH --signal=TERM@180       # 3 minutes before the time limit: stop, save, requeue
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append      # one log for all restarts
-# Partition and account are your cluster's: add them here or to the sbatch command.
+# Add your cluster's partition and account here or to the sbatch command.
 
 set -u
 MOST_RESTARTS=20
 
-# The environment that the requirements were installed in, if it is not active already.
+# Activate the environment of the requirements, if there is one.
 if [[ -f .venv/bin/activate ]]; then source .venv/bin/activate; fi
 
-# A requeued job keeps its number, and so finds what it did before; RESUME says where that is.
+# A requeued job keeps its number, so its folder may have a checkpoint to resume.
 results=runs/slurm resumes=
 for setting in "$@"; do
     case $setting in
@@ -46,17 +47,17 @@ if [[ -z $resumes ]]; then
     if [[ -n $checkpoint ]]; then settings+=("RESUME=$(dirname "$(dirname "$checkpoint")")"); fi
 fi
 
-# SLURM may send the SIGTERM to this shell too, which must live until the processes have saved.
+# SLURM may send SIGTERM to this shell too, which must wait until the processes have saved.
 trap : TERM
-# Each process finds the others by SLURM's variables.
+# The processes connect by SLURM's variables.
 srun python "${SCRIPT:-train_PPO_trXL_pmap.py}" "${settings[@]}"
 status=$?
 
 case $status in
     143) again=yes ;;       # stopped by SIGTERM, saved
-    134 | 137) again=yes ;; # a process was lost, and JAX ended the others
-    75) again=yes ;;        # a process never appeared, or an exchange with one failed
-    *) again=no ;;          # done, a bad config, a diverged agent or a mistake in the program
+    134 | 137) again=yes ;; # a process was lost, and JAX aborted the others
+    75) again=yes ;;        # a process did not connect, or communication failed
+    *) again=no ;;          # finished, bad config, diverged agent or bug
 esac
 if [[ $again == yes && ${SLURM_RESTART_COUNT:-0} -lt $MOST_RESTARTS ]]; then
     scontrol requeue "$SLURM_JOB_ID"

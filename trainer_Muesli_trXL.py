@@ -1,9 +1,10 @@
-"""Muesli with a gated Transformer-XL: regularised policy optimisation with a learnt model.
+"""Muesli with a gated Transformer-XL: targets, loss, update, and `make_train`.
 
 Hessel et al. 2021, "Muesli: Combining Improvements in Policy Optimization" (arXiv 2104.06159), with
-the Transformer-XL as in AdA (arXiv 2301.07608). Pure functions of JAX: no files, no printing.
-Letters as in rollout.py; W = WINDOW_GRAD, K = MODEL_STEPS, N = CMPO_SAMPLES. The trained parameters
-are theta; theta', their moving average, acts and gives prior, values and action values.
+a Transformer-XL as in AdA (arXiv 2301.07608). Pure functions: no files, no printing.
+
+The trained parameters are theta. Their moving average theta' acts, and gives the prior, values and
+action values. Letters as in rollout.py; W = WINDOW_GRAD, K = MODEL_STEPS, N = CMPO_SAMPLES.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ import optax
 from trxl import training
 from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
 from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network, with_shared
+from trxl.distributions import Bins
 from trxl.muesli import (
-    Bins,
     Imagined,
     ModelNetwork,
     PolicyTarget,
@@ -55,20 +56,26 @@ KEYS = with_shared(
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
         "NUM_MINIBATCHES": minibatches(32),
         "REPLAY_SHARE": Key(
-            0.75, "of a minibatch that is of the rollouts kept, in [0, 1)", low=0, high=0.99
+            0.75, "share of replayed rollouts in a minibatch, in [0, 1)", low=0, high=0.99
         ),
         "REPLAY_ROLLOUTS": Key(
-            8, "how many of the newest are kept for that", low=1, resumable=False
+            8, "number of newest rollouts in the replay", low=1, resumable=False
         ),
         "RETRACE_LAMBDA": Key(0.95, "decay of Retrace's traces", low=0, high=1, traced=True),
         "TARGET_EMA_RATE": Key(
-            0.1, "how far the acting parameters move per gradient step", low=0, high=1, traced=True
+            0.1,
+            "step of the target parameters towards the trained ones, per gradient step",
+            low=0,
+            high=1,
+            traced=True,
         ),
-        "CMPO_CLIP": Key(1.0, "clipping of the advantages in CMPO", low=0, traced=True),
-        "CMPO_SAMPLES": Key(16, "actions from the prior where they are not all tried", low=1),
-        "EXACT_ACTIONS": Key(64, "up to so many `Discrete` actions all of them are tried", low=0),
+        "CMPO_CLIP": Key(1.0, "clipping range of the advantages in CMPO", low=0, traced=True),
+        "CMPO_SAMPLES": Key(16, "actions sampled from the prior where CMPO is not exact", low=1),
+        "EXACT_ACTIONS": Key(
+            64, "largest number of `Discrete` actions for which CMPO is exact", low=0
+        ),
         "ADVANTAGE_DECAY": Key(
-            0.99, "what the advantages' variance keeps per gradient step", low=0, high=1
+            0.99, "decay of the advantages' variance per gradient step", low=0, high=1
         ),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR._replace(default=0.1),
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1, high=1000),
@@ -76,14 +83,16 @@ KEYS = with_shared(
         "VALUE_BINS": network(101, "bins of values and rewards", low=2, high=LARGEST_WIDTH),
         "VALUE_LIMIT": Key(
             20.0,
-            "the largest of them, squashed: a return of 422",
+            "largest bin, in squashed units; 20 is a return of 422",
             "Network",
             low=1e-3,
             resumable=False,
         ),
         "PG_COEF": Key(1.0, "weight of the policy gradient", low=0, traced=True),
         "CMPO_COEF": Key(1.0, "weight of KL(CMPO || policy)", low=0, traced=True),
-        "MODEL_COEF": Key(1.0, "weight of the same for the model's policies", low=0, traced=True),
+        "MODEL_COEF": Key(
+            1.0, "weight of KL(CMPO || policy) of the model's policies", low=0, traced=True
+        ),
         "REWARD_COEF": Key(1.0, "weight of the rewards' cross-entropy", low=0, traced=True),
         "VF_COEF": Key(0.25, "weight of the values' cross-entropy", low=0, traced=True),
         "ENT_COEF": Key(0.0, "weight of the entropy bonus, per nat", low=0, traced=True),
@@ -93,65 +102,65 @@ KEYS = with_shared(
 
 
 class Batch(NamedTuple):
-    """A rollout as the loss reads it, one row per environment."""
+    """Input of the loss, with a row for each environment."""
 
     obs: StoredObs  # (B, T, obs_size)
     action: jax.Array  # (B, T), (B, T, choices) or (B, T, action_size)
-    log_prob: jax.Array  # (B, T), of those who acted
+    log_prob: jax.Array  # (B, T), of the policy that acted
     reward: jax.Array  # (B, T)
     terminated: jax.Array  # (B, T) bool
     truncated: jax.Array  # (B, T) bool
-    final_value: jax.Array  # (B, T), where truncated
+    final_value: jax.Array  # (B, T), valid where truncated
     last_value: jax.Array | None  # (B,)
     has_return: jax.Array  # (B, T) bool, False where a replayed row would need an old value
     reach: jax.Array  # (B, T)
-    memory: jax.Array  # (B, M+T-W, L, E)
-    active: jax.Array | None  # (B, T) bool; None where all are
+    memory: jax.Array  # (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1
+    active: jax.Array | None  # (B, T) bool; None: all active
 
 
 class Learner(NamedTuple):
-    """Muesli's state besides theta."""
+    """State of Muesli beside theta."""
 
     target: Any  # theta'
-    advantages: Moments
+    advantages: Moments  # variance around 0
 
 
 class Targets(NamedTuple):
-    """Targets that theta' gives for a batch, (B, T) each."""
+    """Targets of a batch under theta', (B, T) each."""
 
     value: jax.Array  # v
     returns: jax.Array  # G
-    advantage: jax.Array  # (G - v) / deviation
+    advantage: jax.Array  # (G - v) / standard deviation
     policy: PolicyTarget
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
-    """A whole training run as one function, see `trainer_PPO_trXL.make_train`."""
+    """Makes a whole training run one function, see `trainer_PPO_trXL.make_train`."""
     return training.make_train(config, MUESLI, axis_name)
 
 
 def make_network(
     config: dict[str, Any], action_space: ActionSpace, space: ObsSpace
 ) -> ModelNetwork:
-    """Returns the network of a checked config."""
+    """Makes the network of a checked config."""
     body, make_head = make_body(config, space)
     return ModelNetwork(
         body,
         action_space,
         make_head,
         config["MODEL_SIZE"],
-        Bins(config["VALUE_BINS"], config["VALUE_LIMIT"]),
+        Bins(config["VALUE_BINS"], config["VALUE_LIMIT"], squashed=True, sigma=0),
         jnp.dtype(config["COMPUTE_DTYPE"]),
     )
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """Returns Adam's direction, clipped to +-1; all parameters are one vector to it."""
+    """Makes Adam without a learning rate, clipped to +-1, on parameters flattened to one vector."""
     return optax.flatten(optax.chain(optax.scale_by_adam(), optax.clip(1.0)))
 
 
 def init(config: Config, params: Any) -> TrainState:
-    """The train state of fresh parameters; theta' starts as theta."""
+    """Makes the train state of fresh parameters; theta' starts as theta."""
     del config
     return training.fresh_train_state(
         params, make_optimizer(), Learner(params, init_decaying_moments())
@@ -168,7 +177,14 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Runs UPDATE_EPOCHS epochs of NUM_MINIBATCHES gradient steps each.
 
-    Each step joins replayed rows to fresh ones; its targets are of the theta' of that moment.
+    Each step joins replayed rows to fresh ones, and computes its targets with the current theta'.
+
+    Args:
+      collected: leaves (T, B, ...).
+      key: differs between devices.
+
+    Returns:
+      the train state, and metrics {name: ()}; loss metrics are means over gradient steps.
     """
     batch = make_batch(config, collected)
     replay: Replay | None = collected.replay
@@ -211,11 +227,11 @@ def update(
 
 
 def make_batch(config: Config, collected: Rollout) -> Batch:
-    """A rollout, row by row."""
+    """Makes a batch, (B, T, ...), of a rollout."""
     trajectory = collected.trajectory
     final_value, last_value = trajectory.final_value, collected.last_value
     active = trajectory.active
-    if active is not None:  # an agent that is out earns what its team does, as it comes
+    if active is not None:  # agents that have left the episode bootstrap from 0
         final_value = jnp.where(active, final_value, 0)
         assert collected.last_active is not None
         last_value = jnp.where(collected.last_active, last_value, 0)
@@ -231,7 +247,7 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
 
 
 def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> Replay | None:
-    """The replay with one more rollout; None where nothing is replayed."""
+    """Adds a rollout to the replay; returns None if REPLAY_SHARE replays no rows."""
     if not num_replayed(config, config["NUM_ENVS"]):
         return None
     fresh = make_batch(config, collected)
@@ -241,21 +257,21 @@ def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> 
 
 
 def without_old_values(batch: Batch) -> Batch:
-    """Returns replayed rows without the returns that need a value of when they were played.
+    """Clears `has_return` where a replayed return would need a value of the time of play.
 
-    As in the paper, all values of a replayed sequence are today's. The observations behind its last
-    step and behind a truncated one are not part of it, so that it bootstraps from the value of that
-    step, which has no return of its own.
+    As in the paper, all values of a replayed sequence are current. The observations after its last
+    and its truncated steps are not stored, so these steps have no return. Earlier steps bootstrap
+    from their values.
     """
     last = jnp.arange(batch.reward.shape[1]) == batch.reward.shape[1] - 1
     needs_value = batch.truncated | (last & ~batch.terminated)
     if batch.active is not None:
-        needs_value &= batch.active  # nothing is bootstrapped for an agent that is out
+        needs_value &= batch.active  # agents that have left the episode bootstrap from 0
     return batch._replace(has_return=~needs_value)
 
 
 def num_replayed(config: Config, fresh: int) -> int:
-    """Returns how many replayed rows join `fresh` new ones."""
+    """Returns the number of replayed rows that join `fresh` new ones."""
     share = config["REPLAY_SHARE"]
     return round(fresh * share / (1 - share))
 
@@ -268,7 +284,14 @@ def make_targets(
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[Targets, Moments]:
-    """Computes a minibatch's targets with theta', and updates the advantages' moments."""
+    """Computes a minibatch's targets with theta', and updates the advantages' moments.
+
+    Args:
+      key: samples CMPO's actions.
+
+    Returns:
+      the targets, and the updated moments.
+    """
 
     def call(method: str, *args: Any) -> Any:
         return network.apply(learner.target, *args, method=method)
@@ -320,7 +343,7 @@ def make_targets(
 
 
 def tries_all(config: Config, space: ActionSpace) -> bool:
-    """Returns whether CMPO is exact: over all actions."""
+    """Returns whether CMPO is exact, over all actions."""
     return isinstance(space, Discrete) and space.n <= config["EXACT_ACTIONS"]
 
 
@@ -332,7 +355,11 @@ def loss(
     targets: Targets,
     axis_name: str | None,
 ) -> tuple[jax.Array, Metrics]:
-    """Policy gradient, CMPO, and the model's losses (equation 10 and section 4.5)."""
+    """Computes policy gradient, CMPO and model losses (equation 10 and section 4.5).
+
+    Returns:
+      the weighted sum (), and metrics {name: ()}.
+    """
 
     def call(method: str, *args: Any) -> Any:
         return network.apply(params, *args, method=method)
@@ -392,31 +419,31 @@ def loss(
 class Ahead(NamedTuple):
     """Targets of the model's k-th latent after each step, (B, T) each."""
 
-    action: jax.Array  # that leads to it
+    action: jax.Array  # leads to the latent
     reward: jax.Array
     value: jax.Array
     obs: StoredObs
     policy: PolicyTarget
-    sees_reward: jax.Array  # bool, whether there is a target
-    sees_value: jax.Array
-    sees_policy: jax.Array
+    sees_reward: jax.Array  # bool, whether the target exists
+    sees_value: jax.Array  # bool
+    sees_policy: jax.Array  # bool
 
 
 def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
-    """Targets of the latents k = 1 .. `count` after each step t.
+    """Makes the targets of latents k = 1 .. `count` after each step t.
 
-    Latent k follows from the action of step j = t + k - 1. After a termination rewards and values
-    are 0, the end absorbs; there is no policy any more. After a truncation, and after the last step
-    of the rollout, the first latent's value is that of the observation that was seen then, in
-    replayed rows it has no target; later latents have none.
+    Latent k follows the action of step j = t + k - 1. From a termination on, values and later
+    rewards are 0 (absorbing), and policies have no target. If step j is truncated or the rollout's
+    last, the value target is the bootstrap value, which replayed rows lack. Later latents have no
+    target.
     """
     length = batch.reward.shape[1]
     assert batch.last_value is not None
     after = jnp.concatenate([targets.returns[:, 1:], batch.last_value[:, None]], axis=1)
     after = jnp.where(batch.truncated, batch.final_value, after)
-    after = jnp.where(batch.terminated, 0.0, after)  # value of what each step led to
-    running = jnp.ones(batch.reward.shape, bool)  # nothing has ended before step j
-    absorbed = jnp.zeros(batch.reward.shape, bool)  # a termination has
+    after = jnp.where(batch.terminated, 0.0, after)  # value after each step
+    running = jnp.ones(batch.reward.shape, bool)  # no end before step j
+    absorbed = jnp.zeros(batch.reward.shape, bool)  # a termination before step j
     result = []
     for k in range(1, count + 1):
         shift = partial(later, steps=k - 1)
@@ -442,7 +469,7 @@ def look_ahead(batch: Batch, targets: Targets, count: int) -> list[Ahead]:
 
 
 def later(x: jax.Array, steps: int) -> jax.Array:
-    """(B, T, ...) so many steps later; beyond the end the beginning, which counts for nothing."""
+    """Shifts (B, T, ...) by `steps`, wrapping at the end; callers mask the wrapped part."""
     return jnp.roll(x, -steps, axis=1)
 
 

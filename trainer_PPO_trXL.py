@@ -2,7 +2,7 @@
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347) and 2016, "High-
 Dimensional Continuous Control Using Generalized Advantage Estimation" (arXiv 1506.02438). Pure
-functions of JAX: no files, no printing. Letters as in rollout.py, and W = WINDOW_GRAD.
+functions: no files, no printing. Letters as in rollout.py, and W = WINDOW_GRAD.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,12 @@ from trxl.collectives import (
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, Key, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
 from trxl.statistics import (
+    Moments,
     Scale,
     absorb_scale,
     init_decaying_moments,
@@ -51,78 +52,86 @@ KEYS = with_shared(
         "GAE_LAMBDA": Key(
             0.8, "decay of the advantage estimate per step", low=0, high=1, traced=True
         ),
-        "CLIP_EPS": Key(0.2, "clipping of the ratio, and of the value", low=0, traced=True),
+        "CLIP_EPS": Key(
+            0.2, "clipping range of the probability ratio and of the value", low=0, traced=True
+        ),
         "CLIP_VALUE": Key(
             None,
-            "whether the value loss is clipped to CLIP_EPS around the rollout's value; None: only"
-            " without NORMALIZE_VALUE",
+            "whether values are clipped to CLIP_EPS around the rollout's in the value loss; None:"
+            " only without NORMALIZE_VALUE",
             type=bool,
             derive=lambda config, _: not config["NORMALIZE_VALUE"],
         ),
         "NORMALIZE_VALUE": Key(
             True,
-            "whether the critic predicts returns normalised by their moments (PopArt)",
+            "whether the critic predicts returns normalised by running moments (PopArt)",
             resumable=False,
         ),
-        "POPART_DECAY": Key(
-            0.95, "what NORMALIZE_VALUE keeps of its moments per update", low=0, high=1
+        "VALUE_BINS": network(
+            None,
+            "bins of a critic that classifies (HL-Gauss), say 51, up to 10 standard deviations from"
+            " the mean return; None: the critic predicts a number",
+            type=int,
+            low=2,
+            high=LARGEST_WIDTH,
+            needs=(("NORMALIZE_VALUE", True), ("CLIP_VALUE", False)),
         ),
+        "POPART_DECAY": Key(0.95, "decay of PopArt's moments per update", low=0, high=1),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),
-        "ADAM_EPSILON": Key(
-            1e-5, "what Adam adds to a gradient's root mean square", low=0, traced=True
-        ),
+        "ADAM_EPSILON": Key(1e-5, "epsilon of Adam", low=0, traced=True),
     }
 )
 """PPO's settings."""
 
 
 class Batch(NamedTuple):
-    """A rollout as the loss reads it, one row per environment."""
+    """Input of the loss, with a row for each environment."""
 
     obs: StoredObs  # (B, T, obs_size)
     action: jax.Array  # (B, T), (B, T, choices) or (B, T, action_size)
-    log_prob: jax.Array  # (B, T)
+    log_prob: jax.Array  # (B, T), of the rollout's policy
     value: jax.Array  # (B, T)
     advantage: jax.Array  # (B, T)
     returns: jax.Array  # (B, T)
     reach: jax.Array  # (B, T)
-    memory: jax.Array  # (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1
-    weight: jax.Array | None  # (B, T) float32, 0 for agents that have left the episode, else 1;
-    # None: all 1. In a minibatch divided by its mean.
+    memory: jax.Array  # (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1
+    # (B, T) float32: 0 for agents that have left the episode, else 1. None: all 1. In minibatches
+    # divided by the mean.
+    weight: jax.Array | None
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
-    """A whole training run as one function, PureJaxRL's contract.
+    """Makes a whole training run one function, as in PureJaxRL.
 
     Args:
-      config: as in the entry scripts; a missing key takes its default. Left unchanged. The float
-        hyperparameters may be traced values.
-      axis_name: of the `jax.pmap` over all devices that the function will run under.
+      config: as in the entry scripts; missing keys take their defaults. Not modified. Keys with
+        `Key.traced` may be traced values.
+      axis_name: of the `jax.pmap` over all devices around `train`.
 
     Returns:
-      train(rng) -> {"runner_state": RunnerState, "metrics": {name: (NUM_UPDATES,)}}, for `jax.jit`,
-      for `jax.vmap` over seeds, and for `jax.pmap` with the same rng on every device.
+      `train(rng)`, for `jax.jit`, for `jax.vmap` over seeds, and for `jax.pmap` with the same rng
+      on every device. It returns a dict with `runner_state`, a `RunnerState`, and `metrics`, a dict
+      of arrays (NUM_UPDATES,).
 
     Raises:
-      config.ConfigError: the config can't be run.
+      ConfigError: a key or value is invalid, or the environment can't be made.
     """
     return training.make_train(config, PPO, axis_name)
 
 
 def init(config: Config, params: Any) -> TrainState:
-    """The train state of fresh parameters."""
-    return_moments = init_decaying_moments() if config["NORMALIZE_VALUE"] else None
+    """Makes the train state of fresh parameters."""
+    return_moments = init_decaying_moments() if predicts_normalized(config) else None
     return training.fresh_train_state(params, make_optimizer(config), return_moments)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns Adam's direction of clipped gradients.
+    """Makes Adam without a learning rate, on clipped gradients.
 
-    All parameters are one vector to it, so that a GPU launches a few kernels and not some for each
-    array.
+    Parameters are flattened to one vector, so that a GPU launches few kernels.
     """
     clip = optax.clip_by_global_norm(config["MAX_GRAD_NORM"])
     return optax.flatten(optax.chain(clip, optax.scale_by_adam(eps=config["ADAM_EPSILON"])))
@@ -139,14 +148,14 @@ def update(
     """Runs the gradient steps on one rollout.
 
     Args:
-      collected: leaves (T, B, ...), values in the critic's units.
+      collected: leaves (T, B, ...), values as the critic predicts them.
       key: differs between devices.
 
     Returns:
-      the train state, and metrics {name: ()}; those of the loss are means over gradient steps.
+      the train state, and metrics {name: ()}; loss metrics are means over gradient steps.
     """
     # CALCULATE ADVANTAGES
-    if config["NORMALIZE_VALUE"]:
+    if predicts_normalized(config):
         collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
@@ -177,20 +186,23 @@ def update_network(
     Args:
       floor: (), see `normalize_advantages`.
       key: shuffles the environments.
+
+    Returns:
+      the train state, and metrics {name: ()}.
     """
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer(config)
     all_rows = minibatch_rows(
         key, len(batch.value), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
     )
-    # All minibatches are normalised before the loop, in which devices then only average gradients.
+    # Normalised before the loop, in which devices then exchange gradients alone.
     normalize = jax.vmap(jax.vmap(partial(normalize_advantages, floor=floor, axis_name=axis_name)))
     weight = None if batch.weight is None else batch.weight[all_rows]
     normalized = normalize(batch.advantage[all_rows], weight)
 
     def minibatch_step(train_state: TrainState, inputs):
         rows, (advantage, weight) = inputs
-        # Rows are taken here, one minibatch at a time, so that no epoch copies the whole batch.
+        # Rows are read per minibatch, so that no epoch copies the whole batch.
         minibatch: Batch = jax.tree.map(lambda x: x[rows], batch)
         minibatch = minibatch._replace(advantage=advantage, weight=weight)
         loss = partial(ppo_loss, config, network, batch=minibatch)
@@ -200,11 +212,16 @@ def update_network(
         return jax.lax.scan(minibatch_step, train_state, inputs)
 
     train_state, metrics = jax.lax.scan(epoch, train_state, (all_rows, normalized))
-    return train_state, mean_metrics(metrics, rate, train_state.params)
+    return train_state, mean_metrics(metrics, rate, train_state.params["params"])
+
+
+def predicts_normalized(config: Config) -> bool:
+    """Returns whether the network's values are normalised: with bins they are taken back."""
+    return config["NORMALIZE_VALUE"] and config["VALUE_BINS"] is None
 
 
 def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
-    """Returns a rollout whose values are in units of the return."""
+    """Converts the values of a rollout to units of the return."""
     trajectory = collected.trajectory
     value, final_value = scale.denormalize((trajectory.value, trajectory.final_value))
     trajectory = trajectory._replace(value=value, final_value=final_value)
@@ -216,32 +233,34 @@ def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
 def rescale(
     config: Config, train_state: TrainState, batch: Batch, axis_name: str | None
 ) -> tuple[TrainState, Batch]:
-    """Updates the moments of the returns, and the critic so that its predictions stay.
+    """Updates the moments of the returns (PopArt), and preserves the critic's predictions.
+
+    A critic that classifies needs no correction. Its bins move with the moments, and the gradient
+    steps fit it to returns in the new scale, whose distribution over the bins is nearly the same.
 
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
     """
-    old = value_scale(train_state.algorithm_state)
-    seen = update_return_moments(
-        train_state.algorithm_state,
-        batch.returns,
-        batch.weight,
-        config["POPART_DECAY"],
-        axis_name,
+    params, moments = train_state.params, train_state.algorithm_state
+    classifies = config["VALUE_BINS"] is not None
+    if classifies:
+        moments = Moments(**params["return_moments"])
+    old = value_scale(moments)
+    moments = update_return_moments(
+        moments, batch.returns, batch.weight, config["POPART_DECAY"], axis_name
     )
-    new = value_scale(seen)
-    params = with_last_layer(
-        config, train_state.params, lambda layer: preserve_outputs(layer, old, new)
-    )
+    new = value_scale(moments)
+    if classifies:
+        train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
+    else:
+        params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
+        train_state = train_state._replace(params=params, algorithm_state=moments)
     value, returns = new.normalize((batch.value, batch.returns))
-    return (
-        train_state._replace(params=params, algorithm_state=seen),
-        batch._replace(value=value, returns=returns),
-    )
+    return train_state, batch._replace(value=value, returns=returns)
 
 
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
-    """Returns the parameters with the critic's last layer changed."""
+    """Returns the parameters with `change` applied to the critic's last layer."""
     network = dict(params["params"])
     name = OUTPUT_LAYER[config["HEADS"]]
     network["critic"] = network["critic"] | {name: change(network["critic"][name])}
@@ -249,8 +268,8 @@ def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
 
 
 def saved_params(config: Config, train_state: TrainState) -> Any:
-    """Returns the parameters with a critic that predicts returns, whatever NORMALIZE_VALUE is."""
-    if not config["NORMALIZE_VALUE"]:
+    """Returns the parameters with a critic that predicts unnormalised returns."""
+    if not predicts_normalized(config):
         return train_state.params
     scale = value_scale(train_state.algorithm_state)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
@@ -258,21 +277,20 @@ def saved_params(config: Config, train_state: TrainState) -> Any:
 
 @jax.named_scope("advantages")
 def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) -> jax.Array:
-    """GAE(lambda) with the values of final observations where an episode was truncated.
+    """Computes GAE(lambda), bootstrapping truncated episodes from their final observations.
 
-    delta_t = r_t + gamma (1 - terminated_t) V'_t - V_t, V'_t the value of the observation that step
-    t led to (Pardo et al. 2018, arXiv 1712.00378, "partial-episode bootstrapping"), and
+    delta_t = r_t + gamma (1 - terminated_t) V'_t - V_t, where V'_t is the value of the observation
+    after step t (Pardo et al. 2018, arXiv 1712.00378, "partial-episode bootstrapping"), and
     A_t = delta_t + gamma lambda (1 - done_t) A_{t+1} (Schulman et al. 2016, equation 16).
 
-    The value of an agent that has left its team's episode is not learnt: A_t is 0 and V_t is
-    replaced by r_t + gamma V_{t+1}, the rewards still to come in the rollout. At the rollout's end
-    and at a truncation such an agent bootstraps with 0.
+    For an agent that has left its team's episode A_t is 0 and V_t is r_t + gamma V_{t+1}. At
+    truncations and at the rollout's end such an agent bootstraps from 0.
 
     Args:
-      collected: with values in units of the return.
+      collected: leaves (T, B, ...), values in units of the return.
 
     Returns:
-      A, (T, B).
+      A (T, B) float32, in units of the return.
     """
     trajectory = collected.trajectory
     last_value = collected.last_value
@@ -307,7 +325,7 @@ def generalized_advantages(collected: Rollout, gamma: float, gae_lambda: float) 
 
 @jax.named_scope("advantages")
 def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batch:
-    """A rollout and its advantages (T, B), row by row."""
+    """Makes a batch, (B, T, ...), of a rollout and its advantages (T, B)."""
     trajectory = collected.trajectory
     value, active = trajectory.value, trajectory.active
     return Batch(
@@ -330,15 +348,13 @@ def normalize_advantages(
     floor: jax.Array | float,
     axis_name: str | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Returns a minibatch's advantages, standardised, and its weights with mean 1.
-
-    Mean and standard deviation are over all devices.
+    """Standardises a minibatch's advantages over all devices, and scales its weights to mean 1.
 
     Args:
-      advantage: (rows, T).
-      weight: (rows, T), 1 where a step counts; None where all do.
-      floor: (), minimum divisor. Without it, advantages that are only noise are scaled up to unit
-        variance and still move the policy at full strength.
+      advantage: (rows, T) float32.
+      weight: (rows, T), 1 or 0; None: all 1.
+      floor: (), minimum divisor. Without it, noise is scaled up to unit variance once all episodes
+        are perfect.
     """
     if weight is not None:
         weight = normalize_weight(weight, axis_name)
@@ -350,20 +366,28 @@ def normalize_advantages(
 def ppo_loss(
     config: Config, network: ActorCriticTransformer, params: Any, batch: Batch
 ) -> tuple[jax.Array, Metrics]:
-    """The clipped surrogate, the value loss and the entropy bonus.
+    """Computes L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equation 9).
 
-    L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equation 9), of a batch whose
-    advantages and weights are normalised.
+    Args:
+      batch: with normalised advantages and weights.
+
+    Returns:
+      L (), and metrics {name: ()}.
     """
     inputs = batch.obs, batch.memory, batch.reach, config["WINDOW_GRAD"]
-    outputs: Any = network.apply(params, *inputs, method="unroll_windows")
-    policy, value = outputs
+    outputs: Any = network.apply(params, *inputs, method="unroll_heads")
+    policy, prediction = outputs
     clip_eps, weight = config["CLIP_EPS"], batch.weight
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, weight)
     ratio = jnp.exp(log_ratio)
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
-    old_value = batch.value if config["CLIP_VALUE"] else None
-    value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
+    if network.bins is not None:
+        cross_entropy = network.bins.cross_entropy(prediction, where_counted(batch.returns, weight))
+        value_loss = weighted_mean(cross_entropy, weight)
+    else:
+        value = jnp.squeeze(prediction, axis=-1)
+        old_value = batch.value if config["CLIP_VALUE"] else None
+        value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
     return loss, {
@@ -379,7 +403,7 @@ def ppo_loss(
 def clipped_surrogate(
     ratio: jax.Array, advantage: jax.Array, clip_eps: float, weight: jax.Array | None
 ) -> jax.Array:
-    """-mean(min(r A, clip(r, 1 - eps, 1 + eps) A)) (Schulman et al. 2017, equation 7)."""
+    """Computes -mean(min(r A, clip(r, 1 - eps, 1 + eps) A)) (Schulman et al. 2017, equation 7)."""
     clipped_ratio = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
     return -weighted_mean(jnp.minimum(ratio * advantage, clipped_ratio * advantage), weight)
 
@@ -391,9 +415,10 @@ def squared_value_loss(
     clip_eps: float,
     weight: jax.Array | None,
 ) -> jax.Array:
-    """mean(max((v - R)^2, (v_clip - R)^2)) / 2, v_clip at most clip_eps from the rollout's value.
+    """Computes mean(max((v - R)^2, (v_clip - R)^2)) / 2 (Engstrom et al. 2020, section 2).
 
-    Engstrom et al. 2020 (arXiv 2005.12729), section 2. Without an `old_value`, mean((v - R)^2) / 2.
+    v_clip is v clipped to clip_eps around `old_value` (arXiv 2005.12729). Without an `old_value`
+    the loss is mean((v - R)^2) / 2.
     """
     squares = where_counted(value - returns, weight) ** 2
     if old_value is not None:
@@ -403,7 +428,7 @@ def squared_value_loss(
 
 
 def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
-    """Returns 1 - Var(R - V) / Var(R) of the rollout's values, 0 where all returns are equal."""
+    """Computes 1 - Var(R - V) / Var(R) of the rollout's values, 0 if all returns are equal."""
     weight = None if batch.weight is None else normalize_weight(batch.weight, axis_name)
     _, error_variance = moments(batch.returns - batch.value, weight, axis_name)
     _, variance = moments(batch.returns, weight, axis_name)

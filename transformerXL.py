@@ -1,21 +1,22 @@
 """Gated Transformer-XL (GTrXL) in Flax Linen.
 
-Dai et al. 2019, "Transformer-XL" (arXiv 1901.02860) gives the relative attention over a memory;
-Parisotto et al. 2019, "Stabilizing Transformers for Reinforcement Learning" (arXiv 1910.06764)
-the pre-norm order and the gates.
+Relative attention over a memory: Dai et al. 2019, "Transformer-XL" (arXiv 1901.02860). Pre-norm
+order and gates: Parisotto et al. 2019, "Stabilizing Transformers for Reinforcement Learning"
+(arXiv 1910.06764).
 
-One set of parameters is run in two ways that compute the same function. They are equal with the
-rollout's parameters; later gradient steps read the memory as the rollout stored it.
+Two forms compute the same function of the same parameters:
 
-- `step`, in the rollout: one token per environment against cached keys and values. The parameters
-  do not change during a rollout, so a token's keys and values are computed once.
-- `unroll_windows`, in the loss: W tokens at a time with gradient, after the M cached layer inputs.
+- `step`, in the rollout: one token per environment against cached keys and values.
+- `unroll_windows`, in the loss: W tokens at a time with gradient, after M cached layer inputs.
+
+They agree on the parameters of the rollout. Later gradient steps still read the memory that the
+rollout stored.
 
 Letters: B environments, T rollout steps, W = window_grad, M = window_mem, K = T / W windows,
 L layers, E = embed_size, H heads, D = qkv_features / H.
 
-A step attends to itself and to its `reach` newest predecessors, 0 <= reach <= M: the number of
-steps, at most M, since the last memory boundary. This one integer is the whole attention mask.
+A step attends to itself and to the `reach` steps before it. `reach` is the number of steps since
+the last memory boundary, at most M. This integer is the whole attention mask.
 """
 
 from collections.abc import Callable
@@ -27,28 +28,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trxl.distributions import make_policy
+from trxl.distributions import Bins, make_policy
 from trxl.encoders import FeatureEncoder, LinearEncoder
 from trxl.layers import Dense, GRULayer, LayerNormParams, MLPHead, ResidualHead, layer_norm
 from trxl.spaces import ActionSpace, Box, Obs, ObsSpace
+from trxl.statistics import Moments, init_decaying_moments, value_scale
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer's last M + 1 steps, as a ring.
 
-    Step t, counted from the rollout's first, is written to slot t mod (M + 1); the memory of age d,
-    d = 1 .. M steps before the first, starts in slot -d mod (M + 1).
+    Rollout step t is written to slot t mod (M + 1). The memory entry d = 1 .. M steps before the
+    rollout starts in slot -d mod (M + 1).
     """
 
     keys: jax.Array  # (B, H, M+1, D)
     values: jax.Array  # (B, H, M+1, D)
-    positions: (
-        jax.Array
-    )  # (H, 2(M+1), D), entry i is p_d, d = -i mod (M+1): any rotation is a slice
+    # (H, 2(M+1), D): entry i is p_d, d = -i mod (M+1). Stored twice, so any rotation is a slice.
+    positions: jax.Array
 
 
 def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
-    """R_d = [sin(d f), cos(d f)], f_i = 10000^(-2i/E): (N,) distances to (N, E).
+    """Embeds distances (N,) as R_d = [sin(d f), cos(d f)], f_i = 10000^(-2i/E): (N, E).
 
     Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, in the order of Transformer-XL's code.
     """
@@ -60,7 +61,7 @@ def sinusoid(distances: jax.Array, embed_size: int) -> jax.Array:
 def slot_of_age(t: jax.Array, slots: int) -> jax.Array:
     """Returns the ring slots (M+1,) of the steps of age 0 .. M, at step t.
 
-    (t - i) mod (M+1) is its own inverse, so this is also the age of each slot.
+    (t - i) mod (M+1) is its own inverse, so these are also the ages of slots 0 .. M.
     """
     return (t - jnp.arange(slots, dtype=jnp.int32)) % slots
 
@@ -72,20 +73,20 @@ def relative_shift(by_distance: jax.Array) -> jax.Array:
       by_distance: (..., W, M+1); entry [i, r] belongs to query i and distance M - r.
 
     Returns:
-      (..., W, M+W); entry [i, j] belongs to query i and key j, j = M + i being the query's own
-      step. Where the distance is not in 0..M it is -inf, which makes the attention causal.
+      (..., W, M+W); entry [i, j] belongs to query i and key j; key M + i is the query's own step.
+      Entries at distances outside 0..M are -inf, which makes the attention causal.
     """
     *batch, window, num_distances = by_distance.shape
     width = num_distances + window - 1  # M+W
     pad = [(0, 0)] * (by_distance.ndim - 1) + [(0, window)]
     padded = jnp.pad(by_distance, pad, constant_values=-jnp.inf)  # (..., W, M+W+1)
-    # Row i starts at i (M+W+1) of the flat array; cut into rows of M+W, that is i places right.
+    # In the flat array row i starts at i (M+W+1). Cut into rows of M+W, it moves i places right.
     flat = padded.reshape(*batch, window * (width + 1))[..., : window * width]
     return flat.reshape(*batch, window, width)
 
 
 def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -> jax.Array:
-    """(H, B, S, D) to (H, B, count, length, D): window k starts at step k * stride."""
+    """Cuts (H, B, S, D) into (H, B, count, length, D); window k starts at step k * stride."""
 
     def cut(start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(sequence, start, length, axis=2)
@@ -118,7 +119,7 @@ class Gate(nn.Module):
 
 
 class TransformerXLLayer(nn.Module):
-    """A layer: relative attention over [memory; x], then the MLP, each joined to x by a gate."""
+    """Relative attention over [memory; x] and an MLP, each followed by a gate."""
 
     embed_size: int
     num_heads: int
@@ -126,7 +127,7 @@ class TransformerXLLayer(nn.Module):
     window_mem: int
     gating: bool
     gating_bias: float
-    dtype: Any = jnp.float32  # of products; norms, softmax and the stream stay float32
+    dtype: Any = jnp.float32  # of matrix products; norms, softmax and the stream stay float32
 
     def setup(self):
         dense = partial(Dense, dtype=self.dtype)
@@ -147,9 +148,9 @@ class TransformerXLLayer(nn.Module):
             self.mlp_gate = Gate(self.gating_bias, self.dtype)
 
     def init_cache(self, memory: jax.Array) -> LayerCache:
-        """Projects a rollout's memory once. memory: (B, M, E), oldest first."""
+        """Projects the memory (B, M, E), oldest first, to the cache of a rollout."""
         keys, values = self._keys_and_values(layer_norm(memory))  # (B, M, H, D)
-        # Age M .. 1 belongs in slot 1 .. M, so slot 0 is the one the first step writes.
+        # Ages M .. 1 go to slots 1 .. M. The first step writes slot 0.
         empty_first_slot = ((0, 0), (1, 0), (0, 0), (0, 0))
         keys, values = (jnp.swapaxes(jnp.pad(x, empty_first_slot), 1, 2) for x in (keys, values))
         slots = self.window_mem + 1
@@ -166,15 +167,15 @@ class TransformerXLLayer(nn.Module):
         write = jax.lax.dynamic_update_index_in_dim
         keys = write(cache.keys, key, slot, axis=2)
         values = write(cache.values, value, slot, axis=2)
-        # Slot s holds age (t - s) mod (M+1), a rotation of p.
+        # Slot s has age (t - s) mod (M+1), a rotation of p.
         positions = jax.lax.dynamic_slice_in_dim(cache.positions, slots - slot, slots, axis=1)
         logits = einsum32("bhd,bhsd->bhs", content_query, keys)
-        # Asked for (B, H, M+1), einsum would take the slots first and transpose.
+        # For an output (B, H, M+1), einsum puts the slots first and transposes.
         logits += jnp.swapaxes(einsum32("bhd,hsd->hbs", position_query, positions), 0, 1)
         ages = slot_of_age(t, slots)
         visible = ages <= reach[:, None]  # (B, M+1)
         logits = jnp.where(visible[:, None], logits, -jnp.inf)
-        # By age, (B, H, M+1); recorded only where "intermediates" is mutable.
+        # By age, (B, H, M+1). Recorded only if "intermediates" is mutable.
         self.sow("intermediates", "attention", jax.nn.softmax(logits)[..., ages])
         attended = attend("bhs,bhsd->bhd", logits, values)
         return self._join(x, attended), cache._replace(keys=keys, values=values)
@@ -184,23 +185,23 @@ class TransformerXLLayer(nn.Module):
         return x
 
     def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
+        """Runs T steps in windows of W: x (B, T, E), reach (B, T) -> output (B, T, E).
 
-        memory: (B, M+T-W, E), this layer's cached inputs at the steps -M .. T-W-1; window k sees
-        the M before step k W.
+        `memory` is (B, M+T-W, E), this layer's cached inputs at steps -M .. T-W-1. Window k attends
+        to the M entries before step k W.
         """
         batch, steps = reach.shape
         count = steps // window_grad
         by_window = (batch, count, window_grad)
 
         def cut(x: jax.Array) -> jax.Array:
-            """(B, T, H, D) to (H, B, K, W, D)."""
+            """Cuts (B, T, H, D) into (H, B, K, W, D)."""
             return heads_first(x).reshape(self.num_heads, *by_window, -1)
 
         n = layer_norm(x)
         content_query, position_query = map(cut, self._queries(n))
 
-        # Windows overlap in the memory, so it is projected before it is cut.
+        # Windows share memory entries, so the memory is projected before it is cut.
         past = (
             sliding_windows(heads_first(part), count, window_grad, self.window_mem)
             for part in self._keys_and_values(layer_norm(memory))
@@ -222,7 +223,7 @@ class TransformerXLLayer(nn.Module):
         return self._join(x, attended.reshape(batch, steps, *attended.shape[3:]))
 
     def _queries(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(..., E) standardised inputs -> (q + u) / sqrt(D) and (q + w) / sqrt(D), (..., H, D)."""
+        """Returns (q + u) / sqrt(D) and (q + w) / sqrt(D), (..., H, D), of normed n (..., E)."""
         query = self._split_heads(self.query(n, self.attention_norm()))
         scale = query.shape[-1] ** -0.5
         biases = self.content_bias, self.position_bias
@@ -233,16 +234,16 @@ class TransformerXLLayer(nn.Module):
         return features.reshape(*features.shape[:-1], self.num_heads, size)
 
     def _keys_and_values(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(..., E) standardised inputs -> keys and values, (..., H, D) each."""
+        """Returns keys and values, (..., H, D) each, of normed n (..., E)."""
         keys, values = jnp.split(self.key_value(n, self.attention_norm()), 2, axis=-1)
         return self._split_heads(keys), self._split_heads(values)
 
     def _position_terms(self, distances: jax.Array) -> jax.Array:
-        """p_d = Wp R_d: (N,) -> (N, H, D)."""
+        """Returns p_d = Wp R_d (N, H, D) of distances (N,)."""
         return self._split_heads(self.position(sinusoid(distances, self.embed_size)))
 
     def _join(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """The layer after its attention: x (..., E), attended heads (..., H, D) -> (..., E)."""
+        """Completes the layer after attention: x (..., E), heads (..., H, D) -> (..., E)."""
         a = self.attention_out(attended.reshape(*attended.shape[:-2], self.qkv_features))
         y = self.attention_gate(x, nn.relu(a)) if self.gating else x + a
         f = self.mlp_out(nn.gelu(self.mlp_in(layer_norm(y), self.mlp_norm())))
@@ -255,22 +256,25 @@ def einsum32(subscripts: str, *operands: jax.Array) -> jax.Array:
 
 
 def attend(subscripts: str, logits: jax.Array, values: jax.Array) -> jax.Array:
-    """softmax(logits) times values as an einsum, normalised after it: D columns are fewer."""
+    """Computes softmax(logits) times values as an einsum.
+
+    The division follows the product, where it is over D columns in place of all keys.
+    """
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     attended = einsum32(subscripts, weights.astype(values.dtype), values)
     return attended / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def heads_first(x: jax.Array) -> jax.Array:
-    """(B, N, H, D) to (H, B, N, D)."""
+    """Transposes (B, N, H, D) to (H, B, N, D)."""
     return jnp.moveaxis(x, 2, 0)
 
 
 class TransformerXL(nn.Module):
-    """Encoder and L layers, no activation or norm after either; without layers the encoder alone.
+    """Encoder and L layers, without an activation or a norm after either.
 
     With `embeds` a dense layer projects the encoder's F features to E; otherwise F = E. With `skip`
-    the output is the features and the last layer's output, F + E numbers in place of E.
+    the output is the features beside the last layer's output, (..., F+E).
     """
 
     num_layers: int
@@ -288,19 +292,21 @@ class TransformerXL(nn.Module):
         self.layers = [self.make_layer() for _ in range(self.num_layers)]
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
-        """memory: (B, M, L, E) layer inputs, oldest first -> one cache per layer."""
+        """Makes one cache per layer from layer inputs (B, M, L, E), oldest first."""
         return tuple(
             layer.init_cache(memory[:, :, index]) for index, layer in enumerate(self.layers)
         )
 
-    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
+    def step(
+        self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, ...], jax.Array]:
         """Runs one step: obs (B, obs_size), t (), reach (B,).
 
         Returns:
           output (B, E or F+E), caches, and the memory entry (B, L, E) of this step.
         """
         features, x = self._encode(obs)
-        # Of a network without layers there are none.
+        # An empty start, so that a network without layers can concatenate.
         layer_inputs = [jnp.zeros((len(x), 0, self.embed_size), jnp.float32)]
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -310,15 +316,20 @@ class TransformerXL(nn.Module):
             x = output
         return self._output(features, x), tuple(new_caches), jnp.concatenate(layer_inputs, axis=1)
 
-    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """obs (B, T, obs_size), memory (B, M+T-W, L, E), reach (B, T) -> (B, T, E or F+E)."""
+    def unroll_windows(
+        self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int
+    ) -> jax.Array:
+        """Runs T steps: obs (B, T, obs_size), reach (B, T) -> (B, T, E or F+E).
+
+        `memory` is (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1.
+        """
         features, x = self._encode(obs)
         for index, layer in enumerate(self.layers):
             x = layer.unroll_windows(x, memory[:, :, index], reach, window_grad)
         return self._output(features, x)
 
     def _encode(self, obs: Obs) -> tuple[jax.Array, jax.Array]:
-        """Features (..., F) and the stream (..., E) that starts from them."""
+        """Returns the features (..., F) and the first layer's input (..., E)."""
         features = self.encoder(obs)
         return features, self.embedding(features).astype(jnp.float32) if self.embeds else features
 
@@ -327,20 +338,33 @@ class TransformerXL(nn.Module):
 
 
 class ActorCriticTransformer(nn.Module):
-    """A policy and a value on top of a `TransformerXL`.
+    """Policy and value heads on a `TransformerXL`.
 
-    `distributions.make_policy` makes the policy of the actor's outputs; the log standard deviation
-    of real-valued actions does not depend on the state.
+    `distributions.make_policy` makes the policy from the actor's outputs. The log standard
+    deviation of real-valued actions does not depend on the state.
+
+    With `bins` the critic's outputs are logits of (R - mu) / sigma, R the return. Mu and sigma come
+    from the collection `return_moments`, so values are in units of the return.
     """
 
     transformer: TransformerXL
     action_space: ActionSpace
-    make_head: Callable[..., nn.Module]  # of outputs and gain
+    make_head: Callable[..., nn.Module]  # takes outputs and gain
+    bins: Bins | None = None  # of a critic that classifies; None: it predicts a number
 
     def setup(self):
         outputs = self.action_space.num_outputs
         self.actor = self.make_head(outputs=outputs, gain=0.01)
-        self.critic = self.make_head(outputs=1, gain=1.0)
+        if self.bins is None:
+            self.critic = self.make_head(outputs=1, gain=1.0)
+        else:
+            self.critic = self.make_head(outputs=self.bins.number, gain=0.01)
+            # Beside the parameters, so that it is saved with them; no gradient reaches it.
+            moments = {
+                name: self.variable("return_moments", name, jnp.float32, start).value
+                for name, start in init_decaying_moments()._asdict().items()
+            }
+            self.return_moments = Moments(**moments)
         real_valued = isinstance(self.action_space, Box)
         self.log_std = (
             self.param("log_std", nn.initializers.zeros, (outputs,), jnp.float32)
@@ -349,41 +373,63 @@ class ActorCriticTransformer(nn.Module):
         )
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
-        """Makes of the memory (B, M, L, E) what `step` needs, say keys and values."""
+        """Makes the caches of `step` from the memory (B, M, L, E)."""
         return self.transformer.init_cache(memory)
 
-    def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
+    def step(
+        self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array
+    ) -> tuple[distrax.Distribution, jax.Array, tuple[Any, ...], jax.Array]:
         """Runs a step of a rollout.
 
         Args:
           obs: (B, obs_size), or as stored.
-          caches: from `init_cache` or from the step before.
-          t: (), steps since the rollout's start.
-          reach: (B,), how many of the steps before this one it may attend to, 0..M.
+          caches: from `init_cache` or the previous step.
+          t: () int32, steps since the rollout's start.
+          reach: (B,) int32, number of previous steps to attend to, 0..M.
 
         Returns:
-          policy over (B,), values (B,), caches, layer inputs (B, L, E) for the memory.
+          policy over (B,), values (B,) float32, caches, memory entries (B, L, E) float32.
         """
         x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
-        return *self._heads(x, obs), caches, layer_inputs
+        policy, outputs = self._heads(x, obs)
+        return policy, self._value(outputs), caches, layer_inputs
 
-    def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """A whole rollout, in windows of W = `window_grad` steps that carry the gradient.
+    def unroll_windows(
+        self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int
+    ) -> tuple[distrax.Distribution, jax.Array]:
+        """Runs a whole rollout in windows of W = `window_grad` steps that carry the gradient.
 
         Args:
           obs: (B, T, obs_size), or as stored.
-          memory: (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1, oldest first.
-          reach: (B, T).
+          memory: (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1, oldest first.
+          reach: (B, T) int32.
           window_grad: W, divides T.
 
         Returns:
-          policy over (B, T), values (B, T).
+          policy over (B, T), values (B, T) float32.
         """
+        policy, outputs = self.unroll_heads(obs, memory, reach, window_grad)
+        return policy, self._value(outputs)
+
+    def unroll_heads(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
+        """Runs `unroll_windows`, but returns the critic's outputs (B, T, 1 or bins) as values."""
         return self._heads(self.transformer.unroll_windows(obs, memory, reach, window_grad), obs)
 
     def _heads(self, x: jax.Array, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:
-        policy = make_policy(self.action_space, self.actor(x), obs, self.log_std)
-        return policy, jnp.squeeze(self.critic(x), axis=-1)
+        return make_policy(self.action_space, self.actor(x), obs, self.log_std), self.critic(x)
+
+    def _value(self, outputs: jax.Array) -> jax.Array:
+        """Values (...) of the critic's outputs (..., 1 or bins)."""
+        if self.bins is None:
+            return jnp.squeeze(outputs, axis=-1)
+        return value_scale(self.return_moments).denormalize(self.bins.mean(outputs))
+
+
+VALUE_LIMIT = 10.0
+"""The outermost bins of a critic that classifies, in standard deviations of the returns."""
+
+TARGET_SIGMA = 0.75
+"""Standard deviation of its targets in bin widths, as Farebrother et al. 2024 recommend."""
 
 
 def make_network(
@@ -392,19 +438,21 @@ def make_network(
     space: ObsSpace,
     layer: type = TransformerXLLayer,
 ) -> ActorCriticTransformer:
-    """The network of a checked config.
+    """Makes the network of a checked config.
 
     Args:
-      layer: of MEMORY=transformer, this one or another class with the same interface.
+      layer: class of the layers with MEMORY=transformer.
     """
     body, make_head = make_body(config, space, layer)
-    return ActorCriticTransformer(body, action_space, make_head)
+    number = config.get("VALUE_BINS")  # PPO's
+    bins = number and Bins(number, VALUE_LIMIT, squashed=False, sigma=TARGET_SIGMA)
+    return ActorCriticTransformer(body, action_space, make_head, bins)
 
 
 def make_body(
     config: dict[str, Any], space: ObsSpace, layer: type = TransformerXLLayer
 ) -> tuple[TransformerXL, Callable[..., nn.Module]]:
-    """Returns the parts of any algorithm's network: the body, and a function that makes heads."""
+    """Returns the body of any algorithm's network, and a function that makes its heads."""
     dtype = jnp.dtype(config["COMPUTE_DTYPE"])
     width = config["EMBED_SIZE"]
     make_layer = (

@@ -1,19 +1,21 @@
-"""Batched environments: `make_env`, reset strategies, logging, and what the agent observes.
+"""Batched environments: `make_env`, reset strategies, logging, and wrappers of observations.
 
-A `SingleEnvironment`, a suite's adapter or one of your own, does not reset itself. The reset
-strategies turn it into B environments in which a finished one starts its next episode in that very
-step:
+A reset strategy turns a `SingleEnvironment`, which does not reset itself, into B environments. They
+start the next episode in the step that ends one:
 
     reset(keys) -> (obs, state)
     step(keys, state, action) -> (obs, state, reward, done, info)
 
-with `info["terminated"]`, `info["truncated"]` and `info["final_observation"]`, the step's
-observation before the reset. Keys are (B,), one per
-environment, so that an environment's random stream does not depend on which others run beside it.
+Keys are (B,), one per environment, so that random streams do not depend on B. Entries of info:
 
-Optional entries of info, (B,) bool, `done` where they are missing: `memory_boundary`, where the
-agent's memory is reset, and `returned_episode`, where `episode_metrics` have values. With several
-agents, `agents_active(state)` says which rows count (`FlattenAgents`).
+| entry | content |
+| --- | --- |
+| `terminated`, `truncated` | (B,) bool |
+| `final_observation` | (B, obs_size) float32, the observation before the reset |
+| `memory_boundary` | (B,) bool, whether the agent's memory is reset; optional, default `done` |
+| `returned_episode` | (B,) bool, whether `episode_metrics` are valid; optional, default `done` |
+
+With several agents, `agents_active(state)` tells which rows count (`FlattenAgents`).
 """
 
 from collections.abc import Callable
@@ -34,13 +36,13 @@ from trxl.spaces import Box, encode_action, mask_size
 
 
 class Wrapper:
-    """Passes on whatever it does not define itself."""
+    """Wrapper that forwards missing attributes to the wrapped environment."""
 
     def __init__(self, env):
         self._env = env
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet, as in copy or pickle
+        if name.startswith("_"):  # before __init__, in copy and pickle
             raise AttributeError(name)
         return getattr(self._env, name)
 
@@ -52,11 +54,11 @@ class EpisodeLogState(NamedTuple):
 
 
 class LogWrapper(Wrapper):
-    """Adds `returned_episode_returns` and `returned_episode_lengths` of the episodes that finished.
+    """Adds `returned_episode_returns` and `returned_episode_lengths` to info.
 
-    Both are (B,) and mean something where `done`; they stand first among `episode_metrics`, the
-    names of everything in info that is to be averaged over finished episodes. The return of several
-    agents is the mean of theirs.
+    Both are (B,) and valid where `done`. They come first in `episode_metrics`, the names of the
+    entries of info that are averaged over finished episodes. With several agents, the return is
+    their mean.
     """
 
     def __init__(self, env):
@@ -85,18 +87,17 @@ class LogWrapper(Wrapper):
         return obs, state, reward, done, info
 
     def single_states(self, state: EpisodeLogState) -> Any:
-        """The single environments' own states in `state`, leaves (B, ...)."""
+        """Returns the states of the single environments, leaves (B, ...)."""
         return self._env.single_states(state.env_state)
 
 
 class FlattenAgents(Wrapper):
-    """Makes each of several agents a row: N environments of A agents are B = N A rows.
+    """Flattens N environments of A agents to B = N A rows.
 
-    The environment below it has an axis of the agents behind that of the environments in
-    observations, actions and rewards, one end for all of them, and `agents_done(state)` (A,), which
-    agents have left the episode, though it goes on. Every row repeats the ends of its environment,
-    which uses the key of its first row. `agents_active` says which rows have a part in a step. An
-    episode is logged once, in the row of the first agent.
+    The wrapped environment has observations, actions and rewards (N, A, ...), one `done` per
+    environment, and `agents_done(state)` (A,) bool: agents that have left the episode. Each row
+    repeats `done` of its environment, which uses the key of its first row. Episodes are logged in
+    the row of the first agent alone.
     """
 
     def __init__(self, env):
@@ -120,7 +121,7 @@ class FlattenAgents(Wrapper):
         return self._rows(obs), state, self._rows(reward), done, rows
 
     def agents_active(self, state: Any) -> jax.Array:
-        """Returns (B,) bool, which rows have a part in the step from `state`."""
+        """Returns (B,) bool, which rows take part in the step from `state`."""
         return ~self._rows(jax.vmap(self._env.agents_done)(self.single_states(state)))
 
     def _rows(self, x: jax.Array) -> jax.Array:
@@ -128,17 +129,17 @@ class FlattenAgents(Wrapper):
 
 
 class PreviousActionReward(Wrapper):
-    """Adds the step before to the observation: its action, encoded, and its reward.
+    """Adds the previous action, encoded, and the previous reward to the observation.
 
-    Both are 0 at the start and after a memory boundary. The action goes in front, behind the mask
-    where there is one, and the reward at the end.
+    Both are 0 at the start and after a memory boundary. The action comes first, after the mask if
+    there is one. The reward comes last.
     """
 
     def __init__(self, env):
         super().__init__(env)
         outputs = env.action_space.num_outputs
         self.obs_size = env.obs_size + outputs + 1
-        if isinstance(env.action_space, Box):  # numbers stand before what was binary
+        if isinstance(env.action_space, Box):  # its numbers come before the binary entries
             self.num_binary = mask_size(env.action_space)
             self.grid = None
         else:
@@ -164,7 +165,7 @@ class PreviousActionReward(Wrapper):
 
 
 class ResetMemoryEachEpisode(Wrapper):
-    """Hides the boundaries of trials: each episode's end empties the memory and ends the credit."""
+    """Hides trial boundaries, so that each episode's end resets the memory and ends the credit."""
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         obs, state, reward, done, info = self._env.step(keys, state, action)
@@ -173,9 +174,9 @@ class ResetMemoryEachEpisode(Wrapper):
 
 
 class AppendLastObservation(Wrapper):
-    """The last observation of an episode beside the first of the next one of the same trial.
+    """Appends an episode's last observation to the first one of the next episode in the trial.
 
-    Beside every other observation there are zeros, with TRIAL_MEMORY=False beside all. A mask of
+    To every other observation, with TRIAL_MEMORY=False to all, zeros are appended. A mask of
     actions is not repeated.
     """
 
@@ -202,7 +203,7 @@ class AppendLastObservation(Wrapper):
 
 
 class TerminalStepState(NamedTuple):
-    """The state of a `TerminalStep`."""
+    """State of a `TerminalStep`."""
 
     env_state: Any
     obs: jax.Array  # (obs_size,), the newest
@@ -211,11 +212,10 @@ class TerminalStepState(NamedTuple):
 
 
 class TerminalStep(SingleEnvironment):
-    """A step between two episodes of a trial, from the last observation to the next first one.
+    """Extra step between two episodes of a trial, in which the agent observes the last observation.
 
-    Its action changes nothing and its reward is 0; it counts as the first of the next episode.
-    Between two trials there is none. Since an episode builds on the one before, RESET_STRATEGY is
-    auto, the default of a `SingleEnvironment`.
+    Its action has no effect and its reward is 0. It counts as the first step of the next episode.
+    Since each episode continues the previous one, RESET_STRATEGY is auto.
     """
 
     def __init__(self, env: SingleEnvironment):
@@ -258,10 +258,10 @@ class TerminalStep(SingleEnvironment):
 
 
 class BatchedReset(Wrapper):
-    """Base of the reset strategies: steps B environments and reports how they ended.
+    """Base of the reset strategies: steps B environments without resetting them.
 
-    A step's key is split as Gymnax's and Craftax's own auto-reset do it, into one for the step and
-    one for the reset, so that equal keys give equal transitions.
+    Subclasses split keys into step and reset keys like the auto-reset of Gymnax and Craftax. So
+    equal keys lead to equal transitions.
     """
 
     def __init__(self, env, num_envs: int):
@@ -272,11 +272,11 @@ class BatchedReset(Wrapper):
         return self._start(self._env.reset, keys)
 
     def single_states(self, state: Any) -> Any:
-        """The single environments' own states in `state`, leaves (B, ...)."""
+        """Returns the states of the single environments, leaves (B, ...)."""
         return state
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a single environment's state to its picture (height, width, 3), uint8."""
+        """Returns a function from a single environment's state to (height, width, 3) uint8."""
         with self._precision():
             render = self._env.renderer()
 
@@ -287,7 +287,7 @@ class BatchedReset(Wrapper):
         return render_state
 
     def _precision(self) -> AbstractContextManager:
-        """Turns JAX_ENABLE_X64 off for a suite's environment: Craftax, for one, fails with it."""
+        """Turns JAX_ENABLE_X64 off for suites that fail with it, such as Craftax."""
         return nullcontext() if self._env.float64 else jax.enable_x64(False)
 
     def _start(self, start: Callable, *arguments: jax.Array):
@@ -315,7 +315,7 @@ class BatchedReset(Wrapper):
 class AutoReset(BatchedReset):
     """A reset per environment per step, used where the environment finished.
 
-    What Gymnax and Craftax do by themselves. Right where a reset costs no more than a step.
+    Gymnax and Craftax do the same. Use it if a reset costs no more than a step.
     """
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
@@ -328,11 +328,10 @@ class AutoReset(BatchedReset):
 
 
 class OptimisticReset(BatchedReset):
-    """B / ratio resets per step, shared by the environments that finish in it.
+    """B / ratio resets per step, shared by the environments that finish in the step.
 
-    The strategy of Craftax Baselines (Matthews et al. 2024). The i-th environment to finish in a
-    step takes world i mod (B / ratio): while there are as many worlds as finishing environments no
-    two get the same one, beyond that they share them.
+    The strategy of Craftax Baselines (Matthews et al. 2024). The i-th environment to finish takes
+    level i mod (B / ratio). So environments share levels only if more than B / ratio finish.
 
     Args:
       ratio: divides num_envs.
@@ -353,12 +352,12 @@ class OptimisticReset(BatchedReset):
 
 
 class Pool(NamedTuple):
-    """A world for each environment, in which its next episode starts."""
+    """Levels of the next episode of each environment."""
 
     worlds: Any  # (B, ...) (obs, state)
-    used: jax.Array  # (B,) bool, the world was taken and is not replaced yet
+    used: jax.Array  # (B,) bool, whether the level was used and not yet replaced
     keys: jax.Array  # (B,)
-    episode: jax.Array  # (B,) int32, the number of the episode that the world is for
+    episode: jax.Array  # (B,) int32, number of the episode that the level is for
 
 
 class PoolState(NamedTuple):
@@ -367,20 +366,17 @@ class PoolState(NamedTuple):
 
 
 class ResetPool(BatchedReset):
-    """A pool with the next world of every environment, refilled in batches.
+    """Pool with the next level of every environment, refilled in batches.
 
-    World generation in Craftax costs about 20 times a step. Here a world is generated once per
-    episode, from a key that depends on its environment's reset key and the episode's number alone:
-    no world is ever played twice, and which one comes next depends neither on the environments
-    beside it nor on the batch size.
+    Generating a level of Craftax takes as long as about 20 steps. The pool generates one level per
+    episode, from the environment's reset key and the episode's number. So no level is played
+    twice, and levels depend neither on other environments nor on the batch size.
 
-    Used worlds are replaced when `batch` of them have gathered, in one vectorised call. An
-    environment that finishes again before that has no fresh world in the pool: then the pool
-    generates a batch at once, and so on until all who finish in this step have theirs. Running dry
-    costs time, never a repeated world.
+    Used levels are replaced in one vectorised call, once `batch` of them have gathered. If an
+    environment finishes before that and finds its level used, the pool is refilled immediately.
 
     Args:
-      batch: worlds generated per call, at most num_envs.
+      batch: levels generated per call, at most num_envs.
     """
 
     def __init__(self, env, num_envs: int, batch: int):
@@ -390,7 +386,7 @@ class ResetPool(BatchedReset):
     def reset(self, keys: jax.Array):
         first_keys, world_keys = split_keys(keys, 2)
         episode = jnp.ones(self.num_envs, jnp.int32)
-        # All in one call: world generation takes long to compile.
+        # One call, since level generation is slow to compile.
         all_keys = jnp.concatenate([first_keys, self._episode_keys(world_keys, episode)])
         generated = self._start(self._env.reset, all_keys)
         obs, running = jax.tree.map(lambda x: x[: self.num_envs], generated)
@@ -416,10 +412,10 @@ class ResetPool(BatchedReset):
 
     @jax.named_scope("worlds")
     def _refill(self, pool: Pool, needed: jax.Array) -> Pool:
-        """Replaces worlds while a whole batch is used, or one is that is needed now.
+        """Replaces used levels while they fill a batch, or while one of them is needed now.
 
-        Under vmap over seeds what one of them needs replaces the used worlds of all: early, and
-        with the worlds that they would get later.
+        Under vmap over seeds, a refill for one seed refills all of them. The others then receive
+        the same levels earlier.
         """
 
         def due(pool: Pool):
@@ -443,7 +439,7 @@ class ResetPool(BatchedReset):
 
     @jax.named_scope("resets")
     def _take(self, done: jax.Array, running: Any, worlds: Any):
-        """`running` with the rows that are done replaced, a batch at a time: the rows are large."""
+        """Replaces the rows of `running` that are done, a batch at a time, since rows are large."""
 
         def copy(carry):
             running, left = carry
@@ -455,7 +451,7 @@ class ResetPool(BatchedReset):
 
 
 def select(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """Selects between two trees with leaves (..., *), `mask` being (...)."""
+    """Selects between two trees with leaves (..., *) by `mask` (...)."""
 
     def where(a, b):
         return jnp.where(mask.reshape(*mask.shape, *(1,) * (b.ndim - mask.ndim)), a, b)
@@ -464,33 +460,33 @@ def select(mask: jax.Array, if_true: Any, if_false: Any) -> Any:
 
 
 def read_rows(tree: Any, rows: jax.Array) -> Any:
-    """Reads the rows; one past the end reads the last."""
+    """Reads rows; indices past the end read the last row."""
     return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), tree)
 
 
 def write_rows(tree: Any, rows: jax.Array, values: Any) -> Any:
-    """Writes `values` at `rows`; rows past the end are dropped."""
+    """Writes `values` at `rows`; indices past the end are dropped."""
     return jax.tree.map(lambda x, v: x.at[rows].set(v, mode="drop"), tree, values)
 
 
-def make_env(config: dict[str, Any], num_envs: int):
+def make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     """Makes the batched environment of a checked config.
 
     Args:
-      config: of it `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `EPISODE_END`,
-        `TRIAL_MEMORY`, `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO` are used.
-      num_envs: how many environments run here: NUM_ENVS, or one device's share.
+      config: uses `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `EPISODE_END`, `TRIAL_MEMORY`,
+        `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO`.
+      num_envs: NUM_ENVS, or one device's share.
 
     Returns:
-      An environment as the head of wrappers.py describes it, with the attributes of a
-      `SingleEnvironment` and `num_rows`, B: `num_envs` times the number of agents.
+      An environment as in this module's docstring, with the attributes of a `SingleEnvironment`
+      and `num_rows`: B, `num_envs` times the number of agents.
 
     Raises:
-      ConfigError: an unknown environment, one that can't be made or has actions of no supported
-        kind, an unknown name in ENV_KWARGS.
+      ConfigError: the environment is unknown or can't be made, its actions are of no supported
+        kind, or ENV_KWARGS has an unknown name.
     """
     make = making(config["ENV_NAME"], config["ENV_KWARGS"])
-    # A suite is imported where it is first used; its constants must not be of a trace then.
+    # The first use imports the suite, possibly within a trace; its constants must be concrete.
     with jax.ensure_compile_time_eval():
         return make(lambda: _make_env(config, num_envs))
 
@@ -516,10 +512,10 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
 
 
 def with_resets(single: SingleEnvironment, config: dict[str, Any], num_envs: int) -> BatchedReset:
-    """The environment in a batch that resets itself by the config's strategy.
+    """Batches an environment with the config's reset strategy.
 
     Raises:
-      ConfigError: the strategy is not for this environment, or not for so many.
+      ConfigError: the strategy does not suit the environment or the number of environments.
     """
     strategy = config["RESET_STRATEGY"] or single.default_reset_strategy
     ratio = config["RESET_RATIO"]

@@ -1,6 +1,6 @@
-"""Checks that imports run one way: `trxl` imports no module of the root, and no module itself.
+"""Checks that `trxl` imports no module of the root, and that imports have no cycles.
 
-Imports within functions count. Exits with a line for each that breaks a rule.
+Imports within functions count. Exits with a line for each violation.
 """
 
 import ast
@@ -29,10 +29,10 @@ def imports_of(path: Path, modules: set[str]) -> set[str]:
 
 
 def circle_through(start: str, graph: dict[str, set[str]]) -> list[str]:
-    """Returns the modules of a shortest circle through `start`; empty if there is none."""
+    """Returns the modules of a shortest cycle through `start`, empty if there is none."""
     paths = [[start]]
     seen: set[str] = set()
-    for path in paths:  # grows meanwhile
+    for path in paths:  # grows in the loop
         for module in sorted(graph[path[-1]]):
             if module == start:
                 return [*path, start]
@@ -43,7 +43,7 @@ def circle_through(start: str, graph: dict[str, set[str]]) -> list[str]:
 
 
 def broken_rules(graph: dict[str, set[str]]) -> list[str]:
-    """Returns a line for each import of the root by `trxl`, and for each circle."""
+    """Returns a line for each import of the root by `trxl`, and for each cycle."""
     up = [
         f"{module} imports {other}, a module of the root"
         for module, others in graph.items()

@@ -1,10 +1,11 @@
-"""Checks the English of docstrings and pages: `python .ci/check_style.py`.
+"""Checks the English of docstrings, comments and pages: `python .ci/check_style.py`.
 
-A docstring starts with a verb or a noun, not with a word of `NOT_FIRST`. A sentence of a docstring
-or a page has at most 40 words.
+Docstrings must not start with a word of `NOT_FIRST`. Sentences of docstrings, comments and pages
+have at most `MOST_WORDS` words.
 """
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -19,23 +20,28 @@ NOT_FIRST = re.compile(
     r"|every|all|nothing|not)\b",
     re.IGNORECASE,
 )
-"""Words that begin a noun phrase without a noun, or that point nowhere."""
+"""Words that begin a phrase without a noun or verb."""
 
 MOST_WORDS = 40
-"""Words of a sentence."""
+"""Largest number of words in a sentence."""
 
 
-def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the line and the text of every docstring of a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield node.body[0].lineno, text
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
+    """Yields line and text of every docstring, those of constants included."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Expr(ast.Constant(str(text))):
+                yield node.lineno, inspect.cleandoc(text)
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """Yields the first line and the text of every block of comment lines."""
+    for block in re.finditer(r"^ *# .*(\n *# .*)*", source, re.MULTILINE):
+        yield source[: block.start()].count("\n") + 1, re.sub(r"^ *# ", "", block[0], flags=re.M)
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yields the sentences of Markdown or of a docstring, without code, tables and lists."""
+    """Yields the sentences of Markdown or of a docstring, without code and tables."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.))", text):
         if not paragraph.lstrip().startswith(("|", "#", "<")):
@@ -43,28 +49,25 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def too_long(text: str) -> list[str]:
-    """Returns the sentences that have too many words."""
+    """Returns the sentences with too many words."""
     return [s for s in sentences(text) if len(s.split()) > MOST_WORDS]
 
 
 def complaints() -> Iterator[str]:
-    """Yields a line for whatever breaks a rule."""
+    """Yields a line for each violation."""
     listed = subprocess.run(
         ["git", "ls-files", "*.py", "*.md"], cwd=REPOSITORY, capture_output=True, text=True
     )
     for name in listed.stdout.split():
         path = REPOSITORY / name
-        if path.suffix == ".md":
-            found = [(0, s) for s in too_long(path.read_text())]
-        elif name.startswith("tests/"):
-            continue
-        else:
-            found = []
-            for line, text in docstrings(path):
+        source = path.read_text()
+        texts = [(0, source)]
+        if path.suffix == ".py":
+            texts = [*docstrings(source), *comments(source)]
+            for line, text in docstrings(source):
                 if NOT_FIRST.match(text):
                     yield f"{name}:{line}: a docstring starts with {text.split()[0]!r}"
-                found += [(line, s) for s in too_long(text)]
-        for line, sentence in found:
+        for line, sentence in ((line, s) for line, text in texts for s in too_long(text)):
             start = " ".join(sentence.split()[:8])
             yield f"{name}:{line}: a sentence has {len(sentence.split())} words: {start} ..."
 

@@ -3,17 +3,17 @@
 MODE is one of
 
     check     compares the network with its NumPy oracle, the ratio before the first gradient step
-              with 1, and a resumed run with an uninterrupted one. Exits with 1 if one is too far.
-              The last needs XLA_FLAGS=--xla_gpu_deterministic_ops=true on a GPU.
+              with 1, and a resumed run with an uninterrupted one. Exits with 1 if an error is too
+              large. On a GPU, resuming needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.
     speed     times the environment, the rollout and the whole update, by environments and dtype.
-              NUM_ENVS or COMPUTE_DTYPE measures that one alone.
+              With NUM_ENVS or COMPUTE_DTYPE, times only that value.
     profile   lists the kernels of an update and the gaps before them.
     launches  counts the kernels of the compiled update by its parts. Needs no GPU: XLA's CUDA
               plugin, `pip install "jax[cuda13]"`, compiles for a described H100.
 
 SCRIPT is the entry script whose config is measured, train_PPO_trXL_pmap.py by default, on one
-device. Each result is printed at once. Compiled programs are cached, so a second call goes on
-quickly where the first was stopped.
+device. Each result is printed at once. Compiled programs are cached, so a second call soon reaches
+the point where the first was stopped.
 """
 
 import gzip
@@ -68,7 +68,7 @@ PRECISIONS = {
 """COMPUTE_DTYPE and JAX's precision of float32 products, by name."""
 
 TOLERANCES = {"float32": 1e-4, "TF32": 2e-2, "bfloat16": 2e-1}
-"""Largest errors of outputs of order 1, from products with 23, 10 and 7 bits of fraction."""
+"""Tolerated errors of outputs of order 1, from products with 23, 10 and 7 bits of fraction."""
 
 TOP = 20  # kernels and gaps that a profile lists
 PROFILED_UPDATES = 2
@@ -86,11 +86,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-# ------------------------------------------------------------------ is it right there?
+# ------------------------------------------------------------------ correctness
 
 
 def check(arguments: list[str]) -> None:
-    """Prints the largest error of each test; exits with status 1 if one is beyond its tolerance."""
+    """Prints the largest error of each test; exits with status 1 if one exceeds its tolerance."""
     if arguments:
         raise ConfigError(f"check takes no argument: {arguments[0]}")
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -108,7 +108,7 @@ def check(arguments: list[str]) -> None:
 
 
 def oracle_error(dtype: str) -> float:
-    """Returns the relative error of the step form's values, everything random."""
+    """Returns the relative error of the step form's values, with random parameters and inputs."""
     from support import from_equations, make_step_form, random_case, reach_of
 
     case = random_case({"EMBED_SIZE": 64, "qkv_features": 64, "COMPUTE_DTYPE": dtype})
@@ -127,7 +127,7 @@ def ratio_error(dtype: str) -> float:
 
 
 def resume_error(dtype: str) -> float:
-    """Returns the largest difference between the parameters of the two runs."""
+    """Returns the largest parameter difference between a resumed run and an uninterrupted one."""
     from support import SMALL, resumed_config, run
 
     config = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "COMPUTE_DTYPE": dtype}
@@ -136,7 +136,7 @@ def resume_error(dtype: str) -> float:
         run({**config, "RESULTS_DIR": f"{folder}/whole"})
         run({**config, "RESULTS_DIR": f"{folder}/half", "TOTAL_TIMESTEPS": 2048})
         (half,) = Path(folder, "half").iterdir()
-        run(resumed_config(half, {"TOTAL_TIMESTEPS": 4096}))  # into a folder behind that one
+        run(resumed_config(half, {"TOTAL_TIMESTEPS": 4096}))  # its folder sorts after half's
         files = (sorted(Path(folder, x).glob("*/0_params.npy"))[-1] for x in ("whole", "half"))
         ours, theirs = (jax.tree.leaves(load_results(file)) for file in files)
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
@@ -215,16 +215,16 @@ def profile(arguments: list[str]) -> None:
 
 
 class Profile(NamedTuple):
-    """The kernels of a trace, in microseconds, by name."""
+    """Kernels of a trace, in microseconds, by name."""
 
     busy: Counter[str]
     counts: Counter[str]
-    gaps: Counter[str]  # in which nothing ran, by the kernel that came next
+    gaps: Counter[str]  # idle time by the next kernel
     span: float
 
     @property
     def idle_share(self) -> float:
-        """The share of the time in which nothing ran."""
+        """Share of the time in which no kernel ran."""
         return self.gaps.total() / self.span if self.span else 0.0
 
 
@@ -232,8 +232,8 @@ def kernels_and_gaps(events: list[dict[str, Any]]) -> Profile:
     """Finds the kernels of a trace and the gaps between them.
 
     Args:
-      events: of a Chrome trace. Kernels are the events of processes named after a GPU, and where
-        there is none, as on a CPU, all that name an operation of XLA.
+      events: those of a Chrome trace. Kernels are the events of processes named after a GPU;
+        without a GPU, all events that name an operation of XLA.
     """
     gpus = {
         event["pid"]
@@ -267,13 +267,13 @@ H100 = """gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""The device to compile for, as XLA reads it; from NVIDIA's data sheet."""
+"""Description of the device to compile for, from NVIDIA's data sheet."""
 
 SCOPES = (
     *("agent", "game", "worlds", "resets", "logging", "keys", "bootstrap", "statistics"),
     *("storage", "advantages", "gradients", "metrics"),
 )
-"""Names that `jax.named_scope` gives parts of an update; of nested ones the innermost counts."""
+"""Parts of an update named by `jax.named_scope`; of nested ones the innermost counts."""
 
 NOT_LAUNCHED = {
     *("parameter", "get-tuple-element", "tuple", "constant", "bitcast", "after-all"),
@@ -284,7 +284,7 @@ WORLDS_EVERY = 19  # steps of Craftax with RESET_RATIO=16, whose episodes last s
 
 def launches(arguments: list[str]) -> None:
     """Prints the kernels of an update compiled for a described H100, by part."""
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # checks the driver
     jax.config.update("jax_platforms", "cuda,cpu")
     config, algorithm = read_config(arguments, "train_PPO_trXL_pmap.py")
     compiled = compile_for_gpu(config, algorithm)
@@ -321,7 +321,7 @@ def compile_for_gpu(config: Config, algorithm: Algorithm) -> Any:
 def launches_by_part(program: str) -> Counter[str]:
     """Counts the kernels of one run of a compiled program, by the scope they were traced in.
 
-    Loops of unknown length count once, but for the pool's that makes worlds.
+    Loops of unknown length count once, except the loop in which the pool makes worlds.
     """
     return count(
         program,
@@ -331,7 +331,7 @@ def launches_by_part(program: str) -> Counter[str]:
 
 
 class Op(NamedTuple):
-    """An operation of a compiled program."""
+    """Operation of a compiled program."""
 
     shape: str
     kind: str
@@ -352,11 +352,11 @@ def count(
 
     Args:
       program: `compiled.as_text()`.
-      value: (operation, the scope it was traced in) -> what it counts for.
-      unknown_trips: scope -> how often a loop whose length the compiler does not know runs.
+      value: (operation, the scope it was traced in) -> the numbers to sum.
+      unknown_trips: scope -> iterations of a loop whose length the compiler does not know.
 
     Returns:
-      The sum: loops as often as they run, of a conditional the branch with the larger sum.
+      The sum: a loop's times its iterations, a conditional's from the branch with the larger sum.
     """
     computations: dict[str, list[Op]] = {}
     for line in re.sub(r"/\*.*?\*/", "", program).splitlines():

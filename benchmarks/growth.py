@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(config: Config) -> tuple[float, float, float, int]:
-    """Returns us per step of rollout, reading and update, and the bytes that the update needs."""
+    """Returns microseconds per step of rollout, cache read and update, and an update's bytes."""
     init, compiled = compile_update(config, PPO)
     in_update, state = median_seconds(compiled, init(), CALLS)
     in_rollout, state = median_seconds(make_rollout(config), state, CALLS)

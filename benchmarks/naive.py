@@ -27,7 +27,7 @@ from transformerXL import (
 
 
 class NaiveLayer(TransformerXLLayer):
-    """`TransformerXLLayer`, step for step as the papers write it; its "cache" is the memory."""
+    """Layer with `TransformerXLLayer`'s parameters, written as in the papers."""
 
     def setup(self):
         dense = partial(nn.Dense, dtype=self.dtype)
@@ -47,17 +47,17 @@ class NaiveLayer(TransformerXLLayer):
             self.mlp_gate = Gate(self.gating_bias, self.dtype)
 
     def init_cache(self, memory: jax.Array) -> jax.Array:
-        """memory (B, M, E), oldest first, as it is."""
+        """Returns memory (B, M, E), oldest first, unchanged."""
         return memory
 
     def step(self, x: jax.Array, memory: jax.Array, t: jax.Array, reach: jax.Array):
-        """x (B, E), memory (B, M, E), reach (B,) -> output (B, E), the memory rolled by one."""
+        """Maps x (B, E), memory (B, M, E), reach (B,) to output (B, E) and the rolled memory."""
         tokens = jnp.concatenate([memory, x[:, None]], axis=1)
         output = self._layer(tokens, reach[:, None])
         return output[:, 0], tokens[:, 1:]
 
     def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """x (B, T, E), memory (B, M+T-W, E), reach (B, T) -> output (B, T, E)."""
+        """Maps x (B, T, E), memory (B, M+T-W, E), reach (B, T) to output (B, T, E)."""
         outputs = []
         for start in range(0, x.shape[1], window_grad):
             now = slice(start, start + window_grad)
@@ -67,7 +67,7 @@ class NaiveLayer(TransformerXLLayer):
         return jnp.concatenate(outputs, axis=1)
 
     def _layer(self, tokens: jax.Array, reach: jax.Array) -> jax.Array:
-        """tokens (B, M+W, E), reach (B, W) of the last W of them -> their output (B, W, E)."""
+        """Maps tokens (B, M+W, E), reach (B, W) of the last W of them to their output (B, W, E)."""
         window = reach.shape[1]
         n = self.attention_norm(tokens)
         query = self._split_heads(self.query(n[:, -window:]))  # (B, W, H, D)
@@ -93,6 +93,6 @@ class NaiveLayer(TransformerXLLayer):
 
 
 make_naive_network = partial(make_network, layer=NaiveLayer)
-"""`network.make_network` with naive layers; the parameters are interchangeable."""
+"""Network of naive layers, with the same parameters as `make_network`'s."""
 
 NAIVE_PPO = PPO._replace(make_network=make_naive_network)

@@ -1,10 +1,9 @@
-"""Craftax as written and elementwise, the same game? `python benchmarks/same_game.py [STEPS]`.
+"""Compares Craftax as written with its elementwise form: `python benchmarks/same_game.py [STEPS]`.
 
 Plays STEPS random steps (102,400) of either game in both forms, from the same worlds and with the
-same keys, on all floors at once, an ended episode followed by a fresh world. Compares rewards, ends
-and observations (of some environments all, of the others their sums), and the whole states after
-every 100 steps. Then prints the time of a step. The process exits with status 1 if anything
-differs.
+same keys, on all floors at once; an ended episode is followed by a fresh world. Compares rewards,
+ends and observations (of 8 environments all, of the others their sums), and the whole states after
+every 100 steps. Prints the time of a step. Exits with status 1 if anything differs.
 """
 
 import sys
@@ -26,7 +25,7 @@ NUM_ENVS, CHUNK = 128, 100
 
 
 def play(env: Any, step: Callable, state: Any, key: jax.Array):
-    """CHUNK steps of all environments: the states after them, and what was seen."""
+    """Plays CHUNK steps of all environments; returns the states after them, and the results."""
 
     def one(key: jax.Array, state: Any):
         step_key, reset_key, action_key = jax.random.split(key, 3)
@@ -43,7 +42,7 @@ def play(env: Any, step: Callable, state: Any, key: jax.Array):
 
 
 def new_worlds(env: Any, keys: jax.Array) -> Any:
-    """States of fresh episodes, the players where the game has floors spread over all of them."""
+    """Returns states of fresh episodes, players spread over all floors if the game has floors."""
     _, state = jax.vmap(env.reset)(keys)
     if hasattr(state, "player_level"):
         floors = jnp.arange(NUM_ENVS) % state.map.shape[1]
@@ -52,7 +51,7 @@ def new_worlds(env: Any, keys: jax.Array) -> Any:
 
 
 def renew(env: Any, state: Any, done: jax.Array, keys: jax.Array) -> Any:
-    """Fresh worlds where an episode ended within the chunk."""
+    """Replaces the worlds in which an episode ended within the chunk."""
     fresh = new_worlds(env, keys)
     ended = jnp.any(done, axis=0)
 
@@ -63,7 +62,7 @@ def renew(env: Any, state: Any, done: jax.Array, keys: jax.Array) -> Any:
 
 
 def plain(tree: Any) -> list[np.ndarray]:
-    """The leaves as NumPy arrays, keys as their numbers."""
+    """Returns the leaves as NumPy arrays, keys as their numbers."""
     is_key = jax.dtypes.prng_key
     leaves = jax.tree.leaves(tree)
     return [
@@ -72,7 +71,7 @@ def plain(tree: Any) -> list[np.ndarray]:
 
 
 def differences(name: str, steps: int) -> int:
-    """Returns how many arrays differed; prints what was compared and the times."""
+    """Returns how many arrays differ; prints what was compared and the times."""
     env = craftax.make(name, {})
     written = env._step_as_written
     forms = {"as written": written, "elementwise": elementwise(written)}

@@ -1,10 +1,9 @@
 """Trains on 1, 2, 4 ... devices: `python benchmarks/scaling.py [SCRIPT] [KEY=VALUE ...]`.
 
 SCRIPT and the overrides are those of throughput.py. Strong scaling spreads NUM_ENVS over the
-devices, weak scaling gives each NUM_ENVS of its own. Without GPUs it takes 8 virtual devices, which
-share the cores of the CPU: compared with one device that has as many environments, they show what
-the exchange and the uneven work cost. What the devices exchange is counted from the compiled
-update.
+devices, weak scaling gives each device NUM_ENVS. Without GPUs it uses 8 virtual devices, which
+share the CPU's cores: compared with one device of as many environments, they show the cost of
+communication and of uneven work. Communication is counted from the compiled update.
 """
 
 import math
@@ -45,7 +44,7 @@ def main() -> None:
         envs = config["NUM_ENVS"]
         counts = [2**i for i in range(jax.device_count().bit_length())]
         for number in counts:
-            PPO.check(config, number)  # rather than after minutes
+            PPO.check(config, number)  # before minutes of measurements
         rows = [(envs * number, 1) for number in counts]
         rows += [(envs, number) for number in counts[1:]]
         rows += [(envs * number, number) for number in counts[1:]]
@@ -58,14 +57,14 @@ def main() -> None:
 
 
 def measure(config: Config, envs: int, devices: int) -> tuple[float, int, int]:
-    """Times updates of so many environments on so many devices.
+    """Times updates of this many environments on this many devices.
 
     Returns:
-      Environment steps per second of all devices, and of an update the number of all-reduces and
-      the bytes that go into them on each device.
+      Environment steps per second of all devices; an update's number of all-reduces, and the bytes
+      that each device puts in.
 
     Raises:
-      ConfigError: the environments can't be spread over so many devices.
+      ConfigError: the environments can't be spread over the devices.
     """
     progress(f"{envs} environments on {devices} devices")
     total = max(config["TOTAL_TIMESTEPS"], envs * config["NUM_STEPS"])

@@ -127,7 +127,7 @@ def compile_update(config: Config, algorithm: Algorithm) -> tuple[Callable, Any]
     """Compiles a run's programs.
 
     Returns:
-      () -> the first state, and the compiled update, which takes its state's buffers.
+      () -> the first state; and the compiled update, which donates its state.
     """
     init, update, key = make_programs(config, algorithm)
     first = jax.jit(init).lower(key).compile()
@@ -136,17 +136,17 @@ def compile_update(config: Config, algorithm: Algorithm) -> tuple[Callable, Any]
 
 
 def make_rollout(config: Config) -> Callable:
-    """Returns state -> (state, what was collected), a rollout of PPO's, jitted."""
+    """Returns a jitted rollout of PPO, state -> (state, trajectories)."""
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space, obs_space(env))
     return jax.jit(partial(collect, config, env, network, PPO))
 
 
 def make_environment_run(config: Config) -> tuple[Callable, Any]:
-    """Returns a rollout's steps of all environments with random actions, and a first carry.
+    """Makes a rollout without a network: random actions in all environments.
 
     Returns:
-      carry -> (carry, what a rollout would store), jitted, and the carry.
+      carry -> (carry, what a rollout would store), jitted; and a first carry.
     """
     env = make_env(config, config["NUM_ENVS"])
 
@@ -155,7 +155,7 @@ def make_environment_run(config: Config) -> tuple[Callable, Any]:
         keys, action_keys, step_keys = split_keys(keys, 3)
         action = sample_uniformly(env.action_space, obs, action_keys)
         obs, state, reward, _, info = env.step(step_keys, state, action)
-        # Results of a jitted function: XLA can't leave them uncomputed.
+        # As results of a jitted function they can't be optimised away.
         return (keys, state, obs), (obs, reward, {name: info[name] for name in env.episode_metrics})
 
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, config["NUM_STEPS"]))
@@ -171,14 +171,14 @@ def median_seconds(function: Callable, carry: Any, calls: int = CALLS) -> tuple[
 
 
 def seconds_in_turns(parts: list[tuple[Callable, Any]], calls: int) -> list[tuple[float, Any]]:
-    """Times functions that take turns, so that a machine that slows down slows all of them.
+    """Times functions in turns, so that a machine that slows down slows all of them.
 
     Args:
-      parts: of each the function carry -> (carry, ...), and its first carry.
-      calls: of each function, after `WARM_UP_CALLS` that are not timed.
+      parts: for each function, carry -> (carry, ...), and its first carry.
+      calls: timed calls of each function, after `WARM_UP_CALLS` others.
 
     Returns:
-      Of each the median time of a call, and the last carry.
+      For each function, the median time of a call and the last carry.
     """
     functions, carries = map(list, zip(*parts, strict=True))
     seconds: list[list[float]] = [[] for _ in parts]
@@ -192,7 +192,7 @@ def seconds_in_turns(parts: list[tuple[Callable, Any]], calls: int) -> list[tupl
 
 
 def memory_bytes(compiled: Any) -> int:
-    """Returns what a compiled update needs on its device, its state included."""
+    """Returns the bytes that a compiled update needs on its device, state included."""
     analysis = compiled.memory_analysis()
     return (
         analysis.argument_size_in_bytes
@@ -215,7 +215,7 @@ def device_name() -> str:
 
 
 def progress(text: str) -> None:
-    """Prints what is under way, on stderr."""
+    """Prints the current step on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -319,10 +319,9 @@ def product_flops(size: int) -> float:
 def flops_per_step(config: Config, obs_size: int, outputs: int) -> float:
     """Returns floating-point operations that the algorithm needs per environment step.
 
-    Counted from the equations, products alone, two operations per multiplication: a token's way
-    through the network once in the rollout (keys and values cached), and in every epoch forward,
-    and backward at twice that. A gradient with respect to an input is not needed for observations,
-    hidden states in the memory, and sinusoids.
+    Counts the equations' products, two operations per multiplication. A token passes the network
+    once in the rollout (keys and values cached), and in every epoch forward, and backward at twice
+    the cost. Observations, hidden states in the memory and sinusoids need no gradient.
     """
     width, heads = config["EMBED_SIZE"], config["qkv_features"]
     hidden, layers = config["hidden_layers"], config["num_layers"]
@@ -386,7 +385,7 @@ def compile_twice(config: Config) -> tuple[dict[str, float], Callable, Any]:
 
 
 def peak_bytes(device: jax.Device) -> int:
-    """Returns the most memory that was in use, on a CPU by the whole process."""
+    """Returns the peak memory of the device, on a CPU of the whole process."""
     stats = device.memory_stats() or {}
     return stats.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

@@ -18,14 +18,14 @@ from trainer_PPO_trXL import PPO  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "keys.md"
 MARKER = "<!-- keys -->\n"
-"""Line of the page behind which the tables are written."""
+"""Line of the page after which the tables are written."""
 
 
 def markdown_table(keys: Keys, scripts: Mapping[str, Mapping[str, Any]] = {}) -> str:
     """Returns a table of keys: default, what scripts set, and whether RESUME may change it.
 
     Args:
-      scripts: heading of a column -> what that script's config sets.
+      scripts: column heading -> what that script's config sets.
     """
     headings = ["key", "default", *scripts, "`RESUME`", "what it is, and its unit"]
     rows = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
@@ -35,7 +35,8 @@ def markdown_table(keys: Keys, scripts: Mapping[str, Mapping[str, Any]] = {}) ->
             given = config.get(name, key.default)
             values.append("" if given == key.default else f"`{given!r}`")
         may_change = "may change" if key.resumable else ""
-        rows.append(f"| {' | '.join([f'`{name}`', *values, may_change, key.help])} |")
+        text = key.help.replace("|", "\\|")
+        rows.append(f"| {' | '.join([f'`{name}`', *values, may_change, text])} |")
     return "\n".join(rows)
 
 

@@ -56,9 +56,9 @@ def improvement(ours: Scores, theirs: Scores) -> float:
 def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, float]:
     """Returns the ends of a statistic's 95 % interval by stratified bootstrap.
 
-    Each task's seeds are drawn anew, with replacement. The variance of their means is too small by
-    (n - 1) / n, so that the interval is widened by the root of n / (n - 1), n the fewest seeds of a
-    task. With one seed there is no interval: NaN.
+    Each task's seeds are drawn anew, with replacement. Their means vary too little, by (n - 1) / n,
+    so the interval is widened by the root of n / (n - 1), n the fewest seeds of a task. With one
+    seed there is no interval: NaN.
     """
     seeds = min(len(x) for scores in models for x in scores.values())
     if seeds < 2:
@@ -107,7 +107,7 @@ def over_all(models: dict[str, Scores]) -> str:
 
 
 def describe(values: np.ndarray) -> str:
-    """Returns mean and standard error, of one seed the value."""
+    """Returns mean and standard error, for one seed its value."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
     error = values.std(ddof=1) / np.sqrt(len(values))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 from experiments.study import parts_of  # noqa: E402
 
 Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]
-"""task: {model: (environment steps, returns) of each seed}."""
+"""Mapping from task to model to (environment steps, returns) of each seed."""
 
 
 def read_curves(lines: Iterable[str]) -> Curves:
@@ -73,7 +73,7 @@ def draw(curves: Curves, columns: int = 3) -> Figure:
 def first_above(steps: np.ndarray, returns: np.ndarray, threshold: float) -> tuple[str, str]:
     """Returns the steps of the first point above the threshold, and of the first above to the end.
 
-    Points of NaN do not count; a dash means that there is no such point.
+    Points of NaN do not count. A dash stands for no such point.
     """
     steps, is_above = steps[~np.isnan(returns)], returns[~np.isnan(returns)] > threshold
     to_the_end = np.logical_and.accumulate(is_above[::-1])[::-1]

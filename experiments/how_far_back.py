@@ -22,10 +22,10 @@ from experiments import compare  # noqa: E402
 from experiments.curves import band  # noqa: E402
 
 Returns = dict[str, dict[int, list[float]]]
-"""model: {length: the return of each seed}."""
+"""Mapping from model to length to each seed's return."""
 
 SOLVED = 0.9
-"""The least return of any seed where a length is solved, of at most 1."""
+"""Minimum return of every seed at a solved length; the maximum is 1."""
 
 
 def read_returns(text: str) -> Returns:

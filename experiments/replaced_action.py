@@ -1,8 +1,8 @@
-"""Does an agent go by its own actions? `python experiments/replaced_action.py FOLDER STEP [SEED]`.
+"""Tests reliance on own actions: `python experiments/replaced_action.py FOLDER STEP [SEED]`.
 
-Plays 32 environments twice with the same keys, the second time with another action in the place of
-the agent's at step STEP, from 0, of an environment with one discrete action. Prints for the steps
-around it in how many of them the reward is positive.
+Plays 32 environments twice with the same keys. The second time, the agent's action at step STEP,
+from 0, is replaced by another; the action space is one discrete choice. For the steps around STEP,
+prints in how many environments the reward is positive.
 """
 
 import sys
@@ -27,7 +27,7 @@ AFTER = 8  # steps that are shown after the one replaced
 
 
 def replacing(agent: Agent, at: int, num_actions: int) -> Agent:
-    """The agent that takes at step `at` the next action by number in the place of its own."""
+    """Returns an agent whose action at step `at` is replaced by the next one by number."""
 
     def initial_memory(batch: int):
         return jnp.int32(0), agent.initial_memory(batch)
@@ -42,7 +42,7 @@ def replacing(agent: Agent, at: int, num_actions: int) -> Agent:
 
 
 def rewards(agent: Agent, steps: int, at: int = -1) -> np.ndarray:
-    """The rewards (steps, ENVS) of an agent whose action is replaced at step `at`; -1 for none.
+    """Returns the rewards (steps, ENVS) of an agent whose action at `at` is replaced, -1 for none.
 
     Raises:
       ConfigError: the actions are not single numbers.

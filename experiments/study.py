@@ -2,15 +2,15 @@
 
 STUDY is a text file. It is read again whenever a run ends, so lines may be added meanwhile:
 
-    common KEY=VALUE ...            of all lines below it
-    seeds 100 101 102               of all lines below it
-    script train_Muesli_trXL.py     of all lines below it; before it train_PPO_trXL.py
+    common KEY=VALUE ...            applies to all lines below
+    seeds 100 101 102               apply to all lines below
+    script train_Muesli_trXL.py     applies to all lines below; default train_PPO_trXL.py
     <name> [KEY=VALUE ...]          a run for each seed
 
 Runs start in the order of the file. Each run has the folder OUT/<name>/<seed> and, when it ends, a
-line in OUT/results.jsonl (with NUM_SEEDS one for each seed). Started again, the study skips what is
-finished and resumes what was stopped. Ctrl-C, or SIGTERM to its process group, stops the runs too,
-which save; SIGTERM to the study alone lets them end and starts no more.
+line in OUT/results.jsonl (with NUM_SEEDS one line per seed). A restarted study skips finished runs
+and resumes stopped ones. Ctrl-C, or SIGTERM to its process group, saves and stops the runs too.
+SIGTERM to the study alone lets them end and starts no more.
 """
 
 import json
@@ -36,7 +36,7 @@ from trxl.results import load_results  # noqa: E402
 
 
 class Run(NamedTuple):
-    """A run: a line of a study with one seed."""
+    """Line of a study with one seed."""
 
     name: str
     seed: int
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     script: str
 
     def folder(self, out: Path) -> Path:
-        """Returns the folder in which its results folder is made."""
+        """Returns the folder in which the run's results folder is made."""
         return out / self.name / str(self.seed)
 
 
@@ -79,10 +79,10 @@ def command(run: Run, out: Path) -> list[str]:
 
 
 def train(run: Run, out: Path) -> list[dict[str, Any]]:
-    """Trains one run in a process of low priority; its output goes to its folder.
+    """Trains one run in a process of low priority, whose output goes to its folder.
 
     Returns:
-      a line for each seed that left metrics, else one line without.
+      A line for each seed that left metrics, else one line without.
     """
     run.folder(out).mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

@@ -1,11 +1,10 @@
-"""Trains the runs of a study in few programs: `python experiments/sweep.py STUDY OUT [SEED ...]`.
+"""Trains a study's runs in few programs: `python experiments/sweep.py STUDY OUT [SEED ...]`.
 
 STUDY is what study.py reads. Runs that differ only in the seed and in keys that may be traced (LR,
-GAMMA ...; docs/keys.md) are rows of one vmapped program, which a GPU trains in little more than the
+GAMMA ...; docs/keys.md) are rows of one vmapped program. A GPU trains it in little more than the
 time of one run. When a program ends, it adds a line for each run to OUT/results.jsonl, as study.py
 does; finished runs are skipped. Config, metrics and parameters of the given seeds are saved in
-OUT/<name>. Ctrl-C or SIGTERM ends the program after the update, and what there is is saved; the
-status of the lines is then the signal's.
+OUT/<name>. Ctrl-C or SIGTERM stops after the update and saves; the lines' status is the signal's.
 """
 
 import importlib
@@ -33,12 +32,12 @@ from trxl.training import Algorithm, TrainState  # noqa: E402
 
 
 class Trained(NamedTuple):
-    """A trained program."""
+    """Trained program and its metrics."""
 
-    metrics: list[dict[str, np.ndarray]]  # of each row, {name: (updates,)}
+    metrics: list[dict[str, np.ndarray]]  # for each row, {name: (updates,)}
     whole: np.ndarray  # (rows,) bool, whether each has only finite numbers
-    chunk: MemberBatch  # of the rows
-    stopped_by: int  # the signal that ended it, 0 where none did
+    chunk: MemberBatch  # its rows
+    stopped_by: int  # the signal that ended it, else 0
 
 
 def config_of(run: Run) -> tuple[dict[str, Any], Algorithm]:

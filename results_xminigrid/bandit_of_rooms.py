@@ -1,4 +1,4 @@
-"""Trials in which to explore costs in the first episodes and pays in the later ones.
+"""Trials in which exploring costs in the first episodes and pays in the later ones.
 
 `ENV_NAME=results_xminigrid/bandit_of_rooms.py:BanditOfRooms`.
 """
@@ -10,20 +10,20 @@ from trxl.environments import Discrete, SingleEnvironment
 
 
 class BanditOfRooms(SingleEnvironment):
-    """A hall with doors to several rooms, some steps away; an episode ends in a room.
+    """Hall with doors to several rooms, some steps away; an episode ends in a room.
 
-    Behind the first door there is always the same part of a point. Behind one of the others, the
-    same one in all episodes of a trial, there is a whole point, behind the rest nothing. To try one
-    of them in a single episode is worth 1 / (rooms - 1), less than what is sure; an agent that
-    gathers over a trial tries them one after the other and goes back to where the point was.
+    The first room always pays `sure`. One of the others, the same in all episodes of a trial, pays
+    1, the rest pay 0. Within one episode, trying another door is worth 1 / (rooms - 1), less than
+    `sure`. An agent that maximizes the return of a trial tries the doors in turn and goes back to
+    the 1.
 
-    The action is a door, and behind the door any. The observation says where the agent stands.
+    In the hall, the action is a door; later it has no effect. The observation is the agent's place.
 
     Args:
-      rooms: how many.
-      sure: what is behind the first door, more than 1 / (rooms - 1).
-      steps: from the hall to a room.
-      episodes_per_trial: all of them with the point in the same room.
+      rooms: number of rooms.
+      sure: reward of the first room, more than 1 / (rooms - 1).
+      steps: number of steps from the hall to a room.
+      episodes_per_trial: number of episodes with the 1 in the same room.
     """
 
     previous_action_reward = True

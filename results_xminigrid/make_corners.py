@@ -1,9 +1,8 @@
-"""Writes rulesets of a room of 5 x 5 one of whose corners is the goal.
+"""Writes rulesets of a 5 x 5 room with a corner as the goal.
 
-`python results_xminigrid/make_corners.py` writes, beside itself, two_corners.bz2, two rulesets in
-which the corner is given away (a ball lies somewhere in the rooms of the one kind, a square in
-those of the other, whose goal is the corner across: who has come across it once in a trial knows),
-and four_corners.bz2, four rulesets in which only the reward tells.
+Run `python results_xminigrid/make_corners.py`. In two_corners.bz2, of two rulesets, an object in
+the room shows the corner: a ball or a square. In four_corners.bz2, of four rulesets, only the
+reward shows it. Both files are written beside this script.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ NOTHING = TILES_REGISTRY[Tiles.EMPTY, Colors.EMPTY]
 
 
 def write(name, corners, objects):
-    """A file of rulesets: its goal's (row, column) and an object for each."""
+    """Writes a file of rulesets, each with the goal's (row, column) and an object."""
     rulesets = len(corners)
     goals = [AgentOnPositionGoal(position=jnp.array(corner)).encode() for corner in corners]
     content = {

@@ -1,9 +1,9 @@
-"""Writes rulesets whose goal is to stand beside one of the four objects in the room.
+"""Writes rulesets with the goal of standing beside one of the four objects in the room.
 
-`python -m results_xminigrid.make_objects` writes 20,000 of them to objects.bz2, beside itself:
-those of the kind `trivial` (`environments/rulesets.py`) whose goal is AgentNear, one eleventh of
-it, no two with the same goal and the same objects. Which of the four is the goal shows in the
-reward alone.
+`python -m results_xminigrid.make_objects` writes 20,000 of them to objects.bz2, beside this script.
+They are the rulesets of kind `trivial` (`trxl/environments/xminigrid_rulesets.py`) with the goal
+AgentNear, one eleventh of that kind, without duplicates. Only the reward shows which object is the
+goal.
 """
 
 import random

@@ -1,9 +1,9 @@
-"""Wrong input, made at random: `python tests/fuzz.py [how many] [first seed]`.
+"""Feeds random wrong input to the scripts: `python tests/fuzz.py [how many] [first seed]`.
 
-Every case is a command line, and what lies on the disk before it: settings, arguments of
-environments, files of a run, classes of one's own, most of them wrong. A case is made from its seed
-alone. It is handled well if it ends in one line that says what to change, makes no folder and
-changes no file; or if it is accepted and its update can be traced. All others are printed.
+A case is a command line and files on disk, made from its seed alone: settings, arguments of
+environments, files of a run, custom classes, most of them wrong. A case is handled well if it exits
+with one line that says what to change and leaves the disk as it was, or if it is accepted and its
+update can be traced. All other cases are printed.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ from trainer_PPO_trXL import PPO
 SMALL = {**QUICK, "ENV_NAME": "MemoryChain-bsuite", "CHECKPOINT_EVERY": 2}
 
 MEMORY = 2 * 10**8
-"""Bytes that the device is said to have, so that no case takes long."""
+"""Bytes of the pretended device, few so that no case takes long."""
 
 LONGEST = 500
-"""Characters of a line that is still one to read."""
+"""Characters of the longest readable line."""
 
 
 class Case(NamedTuple):
-    """A command, in a folder that `prepare` has filled."""
+    """Command in a folder that `prepare` fills."""
 
     kind: str
     arguments: list[str]
@@ -79,7 +79,7 @@ WORDS = [*NUMBERS, *TEXTS, *THINGS, "{(1,): 2}"]
 
 
 def of_settings(rng: random.Random) -> Case:
-    """Keys with values of another kind or size, misspelt keys, arguments of no form."""
+    """Makes wrong values, misspelt keys and arguments without a key."""
     arguments = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         key, word = rng.choice([*PPO.keys]), rng.choice(WORDS)
@@ -90,7 +90,7 @@ def of_settings(rng: random.Random) -> Case:
 
 
 def misspelt(rng: random.Random, word: str) -> str:
-    """A word with one letter changed, doubled or left out."""
+    """Returns a word with one letter changed, doubled or left out."""
     place = rng.randrange(len(word))
     letter = rng.choice(["", word[place] * 2, rng.choice("abcXYZ_0Ω ")])
     return word[:place] + letter + word[place + 1 :]
@@ -112,7 +112,7 @@ OF_ENVIRONMENTS = {
 
 
 def of_environments(rng: random.Random) -> Case:
-    """Arguments of Gymnax's environments, names that are none."""
+    """Makes wrong arguments and names of environments."""
     name = rng.choice([*OF_ENVIRONMENTS])
     keys = [rng.choice([*OF_ENVIRONMENTS[name], rng.choice(["size", "seed", "x", ""])])]
     kwargs = {key: rng.choice(VALUES) for key in keys}
@@ -164,11 +164,11 @@ state == 3 | False | 1 | 0.5 | None | jnp.zeros(2, bool) | action > 0
 jnp.bool_(False) | False | None | 'no'
 {} | None | {'won': 1.0} | {'memory_boundary': 1.0} | {'x': 'y'} | []
 """
-"""A line for each result of `step`, the right one first."""
+"""Lines of options for each result of `step`, the right one first."""
 
 
 def of_classes(rng: random.Random) -> Case:
-    """Classes of one's own in which a thing or two is not as it should be."""
+    """Makes a custom environment class with a few faults."""
     attributes, resets = dict(RIGHT), RESETS.split(" | ")
     for name in rng.sample([*ATTRIBUTES], rng.choice([0, 0, 1, 2])):
         attributes[name] = rng.choice(ATTRIBUTES[name])
@@ -198,7 +198,7 @@ def write(path: Path, text: str) -> None:
 
 
 def of_files(rng: random.Random, finished: Path) -> Case:
-    """A finished run one of whose files is spoilt, resumed, evaluated or started from."""
+    """Makes a finished run with a spoilt file, to resume, evaluate or start from."""
     spoil, seed = rng.choice([cut, flip, replace, empty, remove, into_folder]), rng.random()
 
     def prepare(folder: Path) -> None:
@@ -257,7 +257,7 @@ def into_folder(rng: random.Random, path: Path) -> None:
 
 
 def cases(finished: Path, first_seed: int) -> Iterator[tuple[int, Case]]:
-    """Endless, each from its own seed."""
+    """Yields cases without end, each made from its own seed."""
     seed = first_seed
     while True:
         rng = random.Random(seed)
@@ -270,11 +270,11 @@ def cases(finished: Path, first_seed: int) -> Iterator[tuple[int, Case]]:
 
 
 class AcceptedError(BaseException):
-    """Stands for a run that would begin now; nothing catches it."""
+    """Stand-in for the start of training; nothing catches it."""
 
 
 def attempt(case: Case, folder: Path) -> str:
-    """Runs a case: "accepted", "one line", or what is wrong with how it ended."""
+    """Runs a case and returns "accepted", "one line", or the fault."""
     case.prepare(folder)
     before = files_of(folder)
     output = io.StringIO()
@@ -290,12 +290,12 @@ def attempt(case: Case, folder: Path) -> str:
     ):
         try:
             case.script()
-            verdict = "accepted"  # --help, say
+            verdict = "accepted"  # such as --help
         except AcceptedError:
             return "accepted"
         except SystemExit as error:
             verdict = judge(error.code)
-        except BaseException as error:  # that is what is looked for
+        except BaseException as error:  # any other exception is a fault
             verdict = f"raises {type(error).__name__}: {str(error)[:200]}"
     if verdict == "one line" and "Traceback" in output.getvalue():
         return f"prints a traceback: {output.getvalue()[-300:]}"
@@ -305,7 +305,7 @@ def attempt(case: Case, folder: Path) -> str:
 
 
 def judge(code: Any) -> str:
-    """What to think of an exit."""
+    """Returns the verdict on an exit code."""
     if not isinstance(code, str):
         return f"exits with {code!r}" if code else "accepted"
     if "the traceback is in" in code:
@@ -316,7 +316,7 @@ def judge(code: Any) -> str:
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    """Every file and folder with its content; locks, which go with their process, left out."""
+    """Returns every file and folder with its content, without locks and bytecode."""
     return {
         path: path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
@@ -339,10 +339,10 @@ def accept(*_: Any) -> None:
 
 
 def fuzz(count: int, first_seed: int) -> tuple[Counter, list[str]]:
-    """Tries so many cases.
+    """Tries this many cases.
 
     Returns:
-      how often each (kind, verdict) was there, "bad" for all that are; and a text on each of those.
+      The number of cases by (kind, verdict), where "bad" is any fault; and a line on each bad case.
     """
     counts: Counter = Counter()
     bad = []

@@ -1,4 +1,4 @@
-"""The network in plain NumPy float64, one environment, with loops over heads, queries and keys.
+"""The network in plain NumPy float64, for one environment, with loops over heads and positions.
 
 Written from the papers' equations alone, for comparison with transformerXL.py.
 """
@@ -25,7 +25,7 @@ def gelu(x):
 
 
 def gate(x, y, params):
-    """GTrXL's gate with Wr, Wz, Wg and Ur, Uz, Ug cut out of the fused matrices."""
+    """Computes GTrXL's gate with Wr, Wz, Wg and Ur, Uz, Ug cut out of the fused matrices."""
     w_r, w_z, w_g = np.split(params["w"]["kernel"], 3, axis=1)
     u_r, u_z = np.split(params["u"]["kernel"], 2, axis=1)
     u_g = params["u_g"]["kernel"]
@@ -42,7 +42,7 @@ def sinusoid(distance, embed_size):
 
 
 def attention(x, memory, boundary, params, heads):
-    """x (T, E), memory (M, E), boundary (M+T,) -> (T, qkv_features)."""
+    """Maps x (T, E), memory (M, E) and boundary (M+T,) to (T, qkv_features)."""
     window_mem, steps = len(memory), len(x)
     n = layer_norm(np.concatenate([memory, x]), params["attention_norm"])
     q = dense(n, params["query"])
@@ -73,16 +73,16 @@ def head(x, params, activation):
 
 
 def forward(params, obs, memory, boundary, heads, gating, activation):
-    """What T steps of one environment give.
+    """Computes T steps of one environment.
 
     Args:
-      params: of `ActorCriticTransformer`, leaves float64.
+      params: those of `ActorCriticTransformer`, leaves float64.
       obs: (T, obs_size).
-      memory: (M, L, E), what each layer saw at the M steps before.
-      boundary: (M+T,) bool, whether the memory is emptied between that step and the next.
+      memory: (M, L, E), each layer's inputs at the M steps before.
+      boundary: (M+T,) bool, whether the memory is reset after that step.
 
     Returns:
-      actor's outputs (T, outputs), values (T,), hidden (T, L, E).
+      The actor's outputs (T, outputs), values (T,), layer inputs (T, L, E).
     """
     params = params["params"]
     transformer = params["transformer"]

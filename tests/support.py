@@ -1,4 +1,4 @@
-"""Small networks, random parameters, and both ways to run them, for the tests."""
+"""Small networks, random parameters, and both forms of the network, for the tests."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ SMALL = {
     "NUM_MINIBATCHES": 2,
     "UPDATE_EPOCHS": 2,
     "TOTAL_TIMESTEPS": 256,
-    "ANNEAL_LR": False,  # else each TOTAL_TIMESTEPS is a program of its own to compile
+    "ANNEAL_LR": False,  # otherwise each TOTAL_TIMESTEPS compiles anew
     "EMBED_SIZE": 16,
     "qkv_features": 16,
     "num_heads": 2,
@@ -32,7 +32,7 @@ SMALL = {
 }
 
 QUICK = {**SMALL, "num_layers": 1}
-"""For what is not about the network: it compiles sooner."""
+"""Config of one layer for tests that are not about the network."""
 
 OBS_SIZE = 3
 
@@ -56,7 +56,7 @@ class Corridor(SingleEnvironment):
         state = state + 1
         return jnp.ones(1), state, action * 1.0, state == 3, jnp.bool_(False), {}
 """
-"""The file of an environment of one's own, `Corridor`, that leaves a file `ran` when it is run."""
+"""Source of a custom environment, `Corridor`, that leaves a file `ran` when it is run."""
 
 
 def small_network(**changes):
@@ -65,7 +65,7 @@ def small_network(**changes):
 
 
 def random_params(params, seed=0, scale=0.4):
-    """Every leaf replaced by normal numbers: biases, u, w and LayerNorm scales included."""
+    """Replaces every leaf by normal numbers, biases, u, w and LayerNorm scales included."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32), params
@@ -88,7 +88,7 @@ def init_random(config, network, obs_size=OBS_SIZE, seed=0):
 
 
 def reach_of(boundary, window_mem):
-    """How far back each of the last T steps sees: (B, M+T) boundaries to (B, T)."""
+    """Returns how many steps back each of the last T steps sees: (B, M+T) boundaries to (B, T)."""
     reach = np.zeros(boundary.shape, int)
     for i in range(1, boundary.shape[1]):
         reach[:, i] = np.where(boundary[:, i - 1], 0, np.minimum(reach[:, i - 1] + 1, window_mem))
@@ -96,7 +96,10 @@ def reach_of(boundary, window_mem):
 
 
 def make_step_form(network):
-    """(params, obs (B, T, .), memory (B, M, L, E), reach (B, T)) -> outputs, values, hidden."""
+    """Returns the jitted step form.
+
+    Maps (params, obs (B, T, .), memory (B, M, L, E), reach (B, T)) to outputs, values, hidden.
+    """
 
     @jax.jit
     def run(params, obs, memory, reach):
@@ -117,7 +120,10 @@ def make_step_form(network):
 
 
 def make_window_form(network, window_grad):
-    """(params, obs (B, T, .), memory (B, M+T-W, L, E), reach (B, T)) -> outputs, values."""
+    """Returns the jitted window form.
+
+    Maps (params, obs (B, T, .), memory (B, M+T-W, L, E), reach (B, T)) to outputs, values.
+    """
 
     @jax.jit
     def run(params, obs, memory, reach):
@@ -130,12 +136,12 @@ def make_window_form(network, window_grad):
 
 
 def whole_checkpoints(folder):
-    """After which updates a run's whole checkpoints were taken."""
+    """Returns the updates after which a run's complete checkpoints were saved."""
     return {int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()}
 
 
 def save_untrained(folder, **changes):
-    """Saves an agent with its first parameters, as a run of `QUICK` and `changes` does."""
+    """Saves an untrained agent, as a run of `QUICK` and `changes` would."""
     config = PPO.check({**QUICK, **changes})
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space, obs_space(env))
@@ -144,22 +150,22 @@ def save_untrained(folder, **changes):
 
 
 def run(config, all_devices=False):
-    """`trxl.runs.run.run` with PPO."""
+    """Calls `trxl.runs.run.run` with PPO."""
     return runs.run(config, PPO, all_devices)
 
 
 def main(config, all_devices=False):
-    """`trxl.runs.run.main` with PPO."""
+    """Calls `trxl.runs.run.main` with PPO."""
     runs.main(config, PPO, all_devices)
 
 
 def resumed_config(folder, overrides):
-    """`saved_config.resumed_config` of a run of PPO."""
+    """Calls `saved_config.resumed_config` with PPO."""
     return saved_config.resumed_config(folder, overrides, PPO)
 
 
 def random_case(changes):
-    """A network with everything random, and several episode ends inside its windows."""
+    """Returns a random network and inputs, with several episode ends inside its windows."""
     config, network = small_network(NUM_MINIBATCHES=1, **changes)
     params = init_random(config, network)
     rng = np.random.default_rng(1)
@@ -169,12 +175,12 @@ def random_case(changes):
     memory = rng.standard_normal(memory_shape).astype(np.float32)
     boundary = rng.random((batch, mem + steps)) < 0.12
     boundary[0, mem + 1 : mem + 6 : 2] = True
-    boundary[-1, : mem + steps - 2] = False  # and one that reaches all the way back
+    boundary[-1, : mem + steps - 2] = False  # one row reaches all the way back
     return config, network, params, obs, memory, boundary
 
 
 def from_equations(config, params, obs, memory, boundary):
-    """Outputs, values and hidden states of every environment in plain NumPy, in float64."""
+    """Returns outputs, values and hidden states of every environment by the NumPy oracle."""
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     return [
         oracle.forward(

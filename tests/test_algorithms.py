@@ -1,4 +1,4 @@
-"""The seam between what algorithms share and what is their own: an algorithm in one file."""
+"""An algorithm in one file trains through the interface that all algorithms share."""
 
 import sys
 
@@ -30,7 +30,7 @@ CHAIN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of the toy that was stopped in the middle and resumed, as its entry script does it."""
+    """Trains the toy algorithm half way, resumes it, and returns the run's folder."""
     root = tmp_path_factory.mktemp("runs")
     half = {**CHAIN, "TOTAL_TIMESTEPS": 20 * 64 * 16, "RESULTS_DIR": str(root)}
     run(half, REINFORCE)

@@ -1,4 +1,4 @@
-"""What stands around the transformer, against NumPy: stored grids, encoder, heads."""
+"""The network around the transformer against NumPy: packed grids, encoder, heads."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ GRIDS = {
 
 
 def random_obs(grid, batch=7, behind=2, real=3, seed=0):
-    """Observations (batch, .) and the cells (batch, rows, columns, channels) that they hold."""
+    """Returns obs (batch, .), their cells (batch, rows, columns, channels), the rest, the space."""
     rng = np.random.default_rng(seed)
     cells = np.zeros((batch, grid.rows, grid.columns, sum(grid.groups)), np.float32)
     for index in np.ndindex(cells.shape[:-1]):
@@ -76,7 +76,7 @@ def test_a_cell_takes_as_few_words_as_its_groups_fill():
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 @pytest.mark.parametrize("few", [1, 3, 1000], ids=["all", "some", "too many"])
 def test_the_product_over_entries_that_appear_is_the_whole_one(grid, few, monkeypatch):
-    """Value and gradient; also where more appear than there is room for."""
+    """The sparse product and its gradient equal the dense ones, also beyond its capacity."""
     monkeypatch.setattr(cells_module, "FEW", few)
     obs, _, _, space = random_obs(grid, batch=2)
     entries = obs[:, grid.start : grid.start + grid.size]
@@ -91,7 +91,7 @@ def test_the_product_over_entries_that_appear_is_the_whole_one(grid, few, monkey
 
 
 def test_runs_side_by_side_take_the_whole_product_together():
-    """Of two batches one has few entries, the other all: both products are right under vmap."""
+    """Products are right under vmap where one batch has few entries and another has all."""
     grid = GRIDS["as Craftax"]
     obs, _, _, space = random_obs(grid, batch=400)
     batches = np.stack([np.broadcast_to(obs[:1], obs.shape), obs])
@@ -185,7 +185,7 @@ def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_pat
     obs = jnp.zeros((1, 3))
     action, _ = agent.act(agent.initial_memory(1), obs, jnp.array([True]), jax.random.key(0))
     assert action.shape == (1,)
-    # The same files with a config from before the keys: the published network, which has others.
+    # A config without these keys stands for the published network, whose parameters differ.
     saved = load_results(folder / "0_config.npy")
     for name in ("NETWORK", "ENCODER", "SKIP", "HEADS"):
         del saved[name]

@@ -1,4 +1,4 @@
-"""What an agent attends to, as it is drawn."""
+"""Attention weights of an agent, recorded and drawn."""
 
 import sys
 
@@ -48,7 +48,7 @@ def test_looking_changes_no_action(folder):
         np.testing.assert_array_equal(action, looked)
         jax.tree.map(np.testing.assert_array_equal, after, memory)
         assert attention.shape == (5, 2, QUICK["num_heads"], 4)
-        if t < 5:  # who starts anew sees itself alone
+        if t < 5:  # after a reset, itself alone
             np.testing.assert_array_equal(attention[t, :, :, 0], 1)
 
 
@@ -66,7 +66,7 @@ def test_ages_become_steps():
 def test_the_answer_looks_back_at_the_cue():
     episode = record(load_agent(SOLVED), jax.random.key(0))
     assert episode.rewards[-1] == 1
-    at_the_cue = episode.attention[:, :, :2].sum(axis=-1)  # (layers, steps), of both that show it
+    at_the_cue = episode.attention[:, :, :2].sum(axis=-1)  # (layers, steps), both steps of the cue
     looks_back = at_the_cue[:, -1] > np.maximum(0.2, 2 * at_the_cue[:, 10:-1].max(axis=1))
     assert looks_back.any()
 

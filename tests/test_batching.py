@@ -1,4 +1,4 @@
-"""What vmapped runs do together, and that none of them notices."""
+"""Vmapped runs share conditionals and loops, and each equals the run alone."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_anywhere_is_one_answer_for_all_that_are_vmapped_over():
 
 
 def equations(jaxpr):
-    """All equations of a program, those within others too."""
+    """Yields all equations of a program, nested ones included."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -42,13 +42,13 @@ def equations(jaxpr):
 
 
 def has_products(closed_jaxpr):
-    """Whether a program multiplies matrices, as the network does."""
+    """Returns whether a program multiplies matrices, as the network does."""
     return "dot_general" in {equation.primitive.name for equation in equations(closed_jaxpr.jaxpr)}
 
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_truncations_of_vmapped_seeds_are_skipped_where_none_has_one(nested):
-    """The traced update has a `cond` on one number for the values of final observations."""
+    """The update has one `cond` on a scalar for the values of final observations."""
     init, update = make_init_and_update(PPO.check(ERRAND), PPO)
     keys = jax.random.split(jax.random.key(0), (2, 2) if nested else 2)
     for _ in range(1 + nested):
@@ -62,7 +62,7 @@ def test_truncations_of_vmapped_seeds_are_skipped_where_none_has_one(nested):
 
 @pytest.mark.slow
 def test_seeds_under_vmap_train_as_each_of_them_alone():
-    """Their environments are cut off at different steps, and their pools run dry at others."""
+    """Seeds equal their runs alone, though truncations and empty pools come at different steps."""
     init, update = make_init_and_update(PPO.check(ERRAND), PPO)
 
     def run(key):

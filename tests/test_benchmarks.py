@@ -1,4 +1,4 @@
-"""The naive network against the fast one, and that the benchmarks report what they say."""
+"""The naive network equals the fast one, and benchmarks print what they measure."""
 
 import json
 import math
@@ -32,7 +32,7 @@ SHORT_EPISODES = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 
 
 def stored_batch(config):
-    """A second rollout as the loss reads it: its memory is not empty; and the parameters."""
+    """Returns environment, parameters and a second rollout's batch, whose memory is not empty."""
     init, update = make_init_and_update(config, PPO)
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space, obs_space(env))
@@ -118,7 +118,7 @@ def test_bfloat16_changes_the_products_and_nothing_else():
 
 
 def test_the_arithmetic_of_a_step():
-    """81 MFLOP for the published network on MemoryChain, of which 73 are the tokens' own."""
+    """The published network takes 81 MFLOP per step on MemoryChain, 73 of them for the tokens."""
     config = PPO.check({**train_PPO_trXL_pmap.config, "NUM_ENVS": 64})
     assert throughput.flops_per_step(config, obs_size=3, outputs=2) == pytest.approx(81e6, rel=0.02)
     no_training = {**config, "UPDATE_EPOCHS": 0}
@@ -132,7 +132,7 @@ def test_the_arithmetic_of_a_step():
 
 
 def set_seconds(monkeypatch, module, *seconds):
-    """Has a benchmark find these median times, one after the other."""
+    """Makes a benchmark measure these median times, one after the other."""
     left = iter(seconds)
     take = lambda function, carry, calls=1: (next(left), function(carry)[0])  # noqa: E731
     monkeypatch.setattr(module, "median_seconds", take)
@@ -140,7 +140,7 @@ def set_seconds(monkeypatch, module, *seconds):
 
 def test_functions_take_turns_and_a_median_is_of_the_calls_behind_the_warm_up(monkeypatch):
     calls = []
-    durations = iter([100.0] * 6 + [1, 7, 5, 8, 2, 9])  # of two functions, three calls each
+    durations = iter([100.0] * 6 + [1, 7, 5, 8, 2, 9])  # two functions, three calls each
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
@@ -160,7 +160,7 @@ def test_functions_take_turns_and_a_median_is_of_the_calls_behind_the_warm_up(mo
 
 def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
     clock = SimpleNamespace(perf_counter=iter([0.0, 8.0, 10.0, 12.0]).__next__)
-    monkeypatch.setattr(throughput, "time", clock)  # of the compilation
+    monkeypatch.setattr(throughput, "time", clock)  # for the compilation
     set_seconds(monkeypatch, throughput, 0.25, 4.0, 2.0, 6.0, 0.5, 1.0)
     settings = [f"{key}={value}" for key, value in QUICK.items()]
     monkeypatch.setattr(sys, "argv", ["throughput.py", "train_PPO_trXL.py", *settings])
@@ -224,7 +224,7 @@ def test_configs_in_turns_have_rates_of_all_seeds_and_their_own_memory(monkeypat
         [f"{2 * STEPS / 4:,.0f}", "1.00"],
     ]
     assert rows[1][0] == f"| `{texts[1]}`"
-    # Two seeds have two states, and Muesli's has a replay.
+    # Two seeds have two states; Muesli's state has a replay.
     one, muesli, two = (float(row[3]) for row in rows)
     assert two > one < muesli
 
@@ -239,7 +239,7 @@ def test_scaling_counts_what_devices_exchange(monkeypatch):
     gradient_steps = config["UPDATE_EPOCHS"] * config["NUM_MINIBATCHES"]
     gradients = 4 * num_params(config, obs_size=3, actions=2)
     losses = 4 * 6
-    # Beside the gradients: mean and variance of the advantages, and the rollout's metrics.
+    # Besides gradients: mean and variance of the advantages, and the rollout's metrics.
     assert gradient_steps < number <= gradient_steps + 6
     exchanged = size - gradient_steps * (gradients + losses)
     assert 0 < exchanged <= 4 * (2 * gradient_steps + 12)

@@ -1,4 +1,4 @@
-"""A run's checkpoints and curves on the disk, by themselves: pruning, kills midway, other names."""
+"""Checkpoints and metric files on disk: pruning, kills while writing, foreign names."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from trxl.runs.metrics import CurveFile
 
 
 def checkpoints_in(folder):
-    """The checkpoints of a run, the function that saves one, and the folder they are in."""
+    """Returns a run's checkpoints, a function that saves one, and their folder."""
     checkpoints = Checkpoints(folder, 2)
     save = lambda updates: checkpoints.save(updates, {"x": jnp.arange(8.0)})  # noqa: E731
     return checkpoints, save, folder / "checkpoints"
@@ -38,7 +38,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 class KilledError(BaseException):
-    """Stands for the end of the process."""
+    """Stand-in for the end of the process."""
 
 
 def test_a_kill_while_one_is_pruned_leaves_nothing_half_empty_that_counts_as_whole(
@@ -57,10 +57,10 @@ def test_a_kill_while_one_is_pruned_leaves_nothing_half_empty_that_counts_as_who
         save(3)
     monkeypatch.undo()
     assert [name for name in names_in(root) if name.isdigit()] == ["2", "3"]
-    assert len(names_in(root)) == 3  # what is left of the first has another name
+    assert len(names_in(root)) == 3  # the rest of the first, renamed
 
-    (root / "7.orbax-checkpoint-tmp").mkdir()  # of a kill while one was written
-    (root / "3_of_mine").mkdir()  # what a user moved away
+    (root / "7.orbax-checkpoint-tmp").mkdir()  # left by a kill while writing
+    (root / "3_of_mine").mkdir()  # moved by a user
     (root / "9").mkdir()
     checkpoints, save, _ = checkpoints_in(tmp_path)
     assert checkpoints.newest() == 3
@@ -100,9 +100,16 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, capfd):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
     np.testing.assert_array_equal(checkpoints.restore(1, shapes)["x"], np.arange(8.0))
+    shorter = {"x": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=sharding)}
+    with pytest.raises(
+        ConfigError, match=r"environment or version \(ValueError: x: \(8,\) there, \(7,\) here"
+    ):
+        checkpoints.restore(1, shorter)
     for file in (root / "1").rglob("d/*"):
         file.write_bytes(b"")
-    with pytest.raises(ConfigError, match="is broken, of another run or of earlier code") as error:
+    with pytest.raises(
+        ConfigError, match="is broken, or of another run, environment or version"
+    ) as error:
         checkpoints.restore(1, shapes)
     assert "\n" not in str(error.value)
     assert "Traceback" not in capfd.readouterr().err
@@ -126,7 +133,7 @@ def test_a_curve_goes_on_after_the_checkpoints_updates(tmp_path):
     for i, value in enumerate(values):
         curve.append({"loss": value, "episodes": np.int32(i)})
     with open(tmp_path / "0_metrics.jsonl", "a") as file:
-        file.write('{"loss": 0.')  # what a kill leaves behind
+        file.write('{"loss": 0.')  # a half-written line
     resumed = CurveFile(tmp_path, 0, 3)
     resumed.cut_off()
     resumed.append({"loss": np.float32(0.7), "episodes": np.int32(9)})

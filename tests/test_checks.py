@@ -1,4 +1,4 @@
-"""Mistakes that are found before anything compiles: environments of one's own, sizes, numbers."""
+"""Mistakes found before anything compiles: custom environments, sizes, numbers."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ from wrappers import make_env
 
 
 class Right(SingleEnvironment):
-    """Three steps; the wrong ones below differ in one thing."""
+    """Environment of three-step episodes; each wrong one below changes one thing."""
 
     action_space = Discrete(2)
     obs_size = 3
@@ -59,8 +59,12 @@ ATTRIBUTES = [
     ({"action_space": Box((0.0,), (float("nan"),))}, "action_space.low must be below .high"),
     ({"action_space": Box((0.0, 0.0), (1.0,))}, "tuples of the same length"),
     ({"action_space": Box((), ())}, "tuples of the same length"),
-    ({"action_space": Discrete(5, masked=True)}, "obs_size must be at least 5, the mask's size"),
-    ({"action_space": Discrete(2, masked=True)}, "num_binary must be at least 2, since the mask"),
+    ({"action_space": Box(-1.0, 1.0)}, "same length, not Box(low=-1.0, high=1.0, masked=False)"),
+    (
+        {"action_space": Discrete(5, masked=True)},
+        "a whole number of at least 5, as the action mask",
+    ),
+    ({"action_space": Discrete(2, masked=True)}, "num_binary must be a whole number from 2 to ob"),
     ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
     ({"episode_metrics": "won"}, "episode_metrics must be a tuple of texts, not 'won'"),
     ({"num_agents": 0}, "num_agents must be None or a whole number of at least 1, not 0"),
@@ -87,7 +91,7 @@ STEPS = [
     ((1, {"s": 1}), "step: state must have the structure of reset's"),
     ((1, None), "step: state must have the structure of reset's"),
     ((2, jnp.zeros(1)), "step: reward must be float32 of shape (), not float32 of shape (1,)"),
-    ((2, "much"), "step must return arrays and numbers, but TypeError"),
+    ((2, "much"), "step must return arrays and numbers, in dicts, NamedTuples or dataclasses of"),
     ((3, jnp.zeros(())), "step: terminated must be bool of shape (), not float32 of shape ()"),
     ((4, jnp.zeros(2, bool)), "step: truncated must be bool of shape (), not bool of shape (2,)"),
     ((5, None), "step: info must be a dict, not None"),
@@ -163,9 +167,11 @@ def test_observations_of_other_types_are_cast():
 
 def test_every_number_of_info_is_a_metric():
     info = {"won": True, "of": {"fuel": 3}, "path": jnp.zeros(2), "memory_boundary": False}
-    info |= {"returned_episode": jnp.zeros(5), "discount": 1.0}
+    info |= {"returned_episode": jnp.zeros(5), "discount": 1.0, "final_observation": 1.0}
     own = type("Own", (Right,), {"change": [(5, info)]})
-    for declared, expected in {(): {"won": 1, "of/fuel": 3}, ("won",): {"won": 1}}.items():
+    numbers = {"won": 1, "of/fuel": 3}
+    for names in ((), ("won",), ("of/fuel",)):
+        declared, expected = names, {name: numbers[name] for name in names or numbers}
         own.episode_metrics = declared
         env = OwnEnvironment(own(), check_environment("own", own()))
         assert set(env.episode_metrics) == set(expected)
@@ -187,7 +193,7 @@ def test_a_metric_named_like_one_of_the_run_is_refused(name, tmp_path, monkeypat
 
 
 def writing(method, write):
-    """`Right`, of which a method writes to the object first."""
+    """Returns a `Right` of which one method first writes to the object."""
 
     def writes(self, *arguments):
         write(self, arguments[0])
@@ -247,7 +253,7 @@ def test_a_constant_may_be_made_in_the_first_call():
 
 
 def observing(**attributes):
-    """An environment of nine observations, one after the other, the first of them `obs[0]`."""
+    """Returns an environment of nine given observations in turn, `obs[0]` at reset."""
 
     class Observing(SingleEnvironment):
         obs_size = attributes["obs"].shape[-1]
@@ -271,7 +277,7 @@ GRID = {"grid": Grid(1, 2, 1, ((2,), (1,))), "num_binary": 8}
 CELLS = jnp.zeros((9, 8))
 MASKED = {"action_space": Discrete(2, masked=True), "num_binary": 2}
 CHOICES = {"action_space": MultiDiscrete((2, 3), masked=True), "num_binary": 6}
-THIRD = jnp.zeros((9, 8)).at[:, 2].set(1)  # an option that the first choice has not
+THIRD = jnp.zeros((9, 8)).at[:, 2].set(1)  # the first choice has no third option
 
 
 @pytest.mark.parametrize(
@@ -305,8 +311,8 @@ def test_values_that_are_not_as_declared_are_named(attributes, message):
         {"obs": ONES / 2},
         {"num_binary": 4, "obs": ONES.at[:, 4:].set(0.2)},
         {**GRID, "obs": CELLS.at[:, 1:3].set(jnp.eye(2)[jnp.arange(9) % 2])},
-        {**MASKED, "obs": ONES.at[8, :2].set(0)},  # where the episode ends
-        {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 1, :2].set(0)},  # who is out
+        {**MASKED, "obs": ONES.at[8, :2].set(0)},  # at the episode's end
+        {**MASKED, "num_agents": 2, "obs": jnp.ones((9, 2, 8)).at[3, 1, :2].set(0)},  # inactive
         {**CHOICES, "obs": ONES},
         {"action_space": Box((0.0,), (1.0,), masked=True), "num_binary": 1, "obs": CELLS},
     ],
@@ -319,7 +325,7 @@ def test_values_that_are_as_declared_are_let_through(attributes):
 
 OWN = """
 import sys
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
 from trxl.environments import Discrete, SingleEnvironment
 
 class Own(SingleEnvironment):
@@ -341,6 +347,8 @@ class Own(SingleEnvironment):
     def step(self, key, state, action):
         if self.where == "line":
             raise ValueError("of two\\nlines")
+        if self.where == "vmap":
+            jax.pure_callback(lambda x: x, state, state)
         if self.where == "if" and state > 3:
             pass
         return jnp.zeros(1), state + 1, jnp.log(1.0 - state), state == 3, jnp.bool_(False), {}
@@ -353,11 +361,14 @@ class Own(SingleEnvironment):
         (
             "if",
             "own.py, Own.step raises TracerBoolConversionError: Python branches on a value that JAX"
-            " traces; use jnp.where or jax.lax.cond in line 25",
+            " traces; use jnp.where or jax.lax.cond in line 27 of own.py",
         ),
-        ("init", "own.py:Own can't be made with {'where': 'init'}: SystemExit"),
-        ("reset", "own.py, Own.reset raises SystemExit in line 16"),
-        ("line", "own.py, Own.step raises ValueError: of two lines in line 24"),
+        (
+            "init",
+            "own.py:Own can't be made with {'where': 'init'}: SystemExit in line 16 of own.py",
+        ),
+        ("reset", "own.py, Own.reset raises SystemExit in line 16 of own.py"),
+        ("line", "own.py, Own.step raises ValueError: of two lines in line 24 of own.py"),
     ],
 )
 def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
@@ -370,9 +381,18 @@ def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
     assert str(error.value) == message
 
 
+def test_an_error_in_a_batch_alone_names_the_line(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = {"ENV_NAME": f"{tmp_path}/own.py:Own", "ENV_KWARGS": {"where": "vmap"}}
+    with pytest.raises(NotImplementedError) as error:
+        Program(PPO.check({**QUICK, **own}), PPO, None).trace_update()
+    assert " in line 26 of own.py; the traceback is in " in explained(error.value)
+
+
 def test_a_file_that_leaves_while_it_is_imported_is_one_line(tmp_path):
-    (tmp_path / "own.py").write_text("import sys\nsys.exit()")
-    with pytest.raises(ConfigError, match="can't be imported: SystemExit"):
+    (tmp_path / "near.py").write_text("import sys\nsys.exit()")
+    (tmp_path / "own.py").write_text("from . import near")
+    with pytest.raises(ConfigError, match=r"be imported: SystemExit in line 2 of near.py$"):
         make_own(f"{tmp_path}/own.py:Own", {})
 
 
@@ -393,15 +413,16 @@ def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
 @pytest.mark.parametrize(
     ("name", "env_kwargs", "message"),
     [
-        ("MemoryChain-bsuite", {"memory_length": -5}, "memory_length is -5, but can't be negative"),
+        ("MemoryChain-bsuite", {"memory_length": -5}, "length is -5, but must be from 0 to"),
         ("MemoryChain-bsuite", {"num_bits": 0}, "with {'num_bits': 0}.step raises IndexError"),
-        ("MemoryChain-bsuite", {"memory_length": 10**12}, "beyond 2**31 - 1"),
-        ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, beyond 2**31 - 1"),
-        ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0: there would be no step"),
+        ("MemoryChain-bsuite", {"memory_length": 10**12}, "must be from 0 to 2**31"),
+        ("MemoryChain-bsuite", {"memory_length": np.arange(3)}, "but must be like 5"),
+        ("DeepSea-bsuite", {"size": 2**31}, "size is 2147483648, but must be"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "is 0, but must be from 1"),
         ("Pendulum-v1", {"dt": 10**400}, "can't be made with"),
         ("CartPole-v1", {"gravity": float("inf")}, "gravity is inf, which is not finite"),
         ("DeepSea-bsuite", {"size": 0}, "can't be made with {'size': 0}: ZeroDivisionError"),
-        ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "can't be negative"),
+        ("Craftax-Classic-Symbolic-v1", {"map_size": [-3, 4]}, "must be from 0"),
     ],
 )
 def test_parameters_beyond_a_suites_own_sense_are_one_line(name, env_kwargs, message):
@@ -457,7 +478,7 @@ def test_the_bytes_of_a_state_and_of_a_rollout_are_counted(algorithm, changes):
     assert 0 < total - sum(state) < 20  # the key of the permutations
     obs = shapes.rollout_state.obs
     layer_inputs = QUICK["num_layers"] * QUICK["EMBED_SIZE"] * obs.size // obs.shape[-1]
-    stored = min(obs.size // 32, 10**3)  # of binary entries, a bit each
+    stored = min(obs.size // 32, 10**3)  # binary entries are stored as bits
     assert QUICK["NUM_STEPS"] * 4 * (layer_inputs + stored) < rollout < 10**7
 
 
@@ -513,8 +534,8 @@ def test_numbers_and_texts_beyond_all_use_are_one_line_of_bearable_length(argume
 
 
 def test_a_long_message_ends_with_a_sentence_or_a_word():
-    assert one_line(ValueError(f"Of one line.\nAnd {'more ' * 50}.")) == "ValueError: Of one line"
-    assert one_line(ValueError("word " * 50)).endswith("word word ...")
+    assert one_line(ValueError(f"Of one line.\nAnd {'more ' * 60}.")) == "ValueError: Of one line"
+    assert one_line(ValueError("word " * 60)).endswith("word word ...")
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 

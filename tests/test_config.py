@@ -1,4 +1,4 @@
-"""What a config may be, and that a wrong one is one line that says what to change."""
+"""Configs: accepted values, and one line per mistake that says what to change."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import OWN_ENVIRONMENT
 
+import trxl.config
 from trxl.config import SETTINGS, check_values, num_updates, of_saved_run, read_overrides
 from trxl.environments import make_single_env
 from trxl.errors import ConfigError
@@ -77,6 +78,12 @@ WRONG = [
     ({"ENV_NAME": None}, "ENV_NAME must be a text, not None"),
     ({"ACTIVATION": "gelu"}, "ACTIVATION must be one of relu, tanh, not 'gelu'"),
     ({"RESET_STRATEGY": "never"}, "RESET_STRATEGY must be one of auto, optimistic, pool"),
+    ({"VALUE_BINS": 1}, "VALUE_BINS must be from 2 to 1000000, not 1"),
+    (
+        {"VALUE_BINS": 51, "NORMALIZE_VALUE": False},
+        "VALUE_BINS=51 needs NORMALIZE_VALUE=True, not False",
+    ),
+    ({"VALUE_BINS": 51, "CLIP_VALUE": True}, "VALUE_BINS=51 needs CLIP_VALUE=False, not True"),
     ({"num_heads": 3}, "num_heads must divide qkv_features: 3 does not divide 64"),
     ({"EMBED_SIZE": 33}, "must divide EMBED_SIZE: 2 does not divide 33"),
     ({"WINDOW_GRAD": 50}, "WINDOW_GRAD must divide NUM_STEPS: 50 does not divide 64"),
@@ -106,13 +113,14 @@ def test_a_wrong_config_is_one_line_that_says_what_to_change(changes, message):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("NUM_ENVS", "'NUM_ENVS' is not of the form KEY=VALUE"),
+        ("NUM_ENVS", "'NUM_ENVS' is not of the form KEY=VALUE; put quotes around a value with sp"),
         ("NUMENVS=3", "did you mean NUM_ENVS"),
         ("NUM_ENVS=many", "NUM_ENVS=many is not a whole number"),
         ("ENV_KWARGS={oops", "ENV_KWARGS={oops is not a dict"),
         ("gating=yes", "gating=yes is not True or False"),
         ("@" + "x" * 400, "no settings '@xxx"),
-        ("@muesli-memory-s8", "@muesli-memory-s8 is for train_Muesli_trXL.py, or search_trXL.py"),
+        ("@muesli-memory-s8", "@muesli-memory-s8: unknown config key 'REWARD_COEF'"),
+        ("@muesli-memory-s8", "@muesli-... is for train_Muesli_trXL.py, or search_trXL.py with"),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message):
@@ -121,13 +129,40 @@ def test_a_wrong_argument_is_one_line_that_says_what_to_change(argument, message
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["NUM_ENVS", "TOTAL_TIMESTEPS", "gating"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ENV_KWARGS={'a: 1}", "No closing quotation"),
+        (b"# \xe9", "'utf-8' codec can't decode"),
+        (b"LR = 1e-3", "'LR' is not of the form KEY=VALUE; put quotes"),
+        (b"ENV_KWARGS={'a': 1}", "'1}' is not of the form KEY=VALUE; put quotes"),
+        (b"LEARNING=1", "unknown config key 'LEARNING'.*; @muesli-... is .* others are for PPO$"),
+    ],
+)
+def test_settings_of_ones_own_are_named_where_they_are_wrong(
+    content, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trxl.config, "SETTINGS", tmp_path)
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^@own: {message}"):
+        read_overrides(["@own"], PPO.keys)
+    (tmp_path / "own.txt").write_text("\ufeff# as Windows writes it\r\nLR=1\r\n", "utf-8")
+    assert read_overrides(["@own"], PPO.keys) == {"LR": 1}
+
+
+@pytest.mark.parametrize("name", ["NUM_ENVS", "TOTAL_TIMESTEPS", "gating", "ENV_KWARGS"])
 def test_what_shapes_the_program_is_not_swept_by_vmap(name):
     def train(value):
-        return make_train({name: value})(jax.random.key(0))
+        given = {"memory_length": value} if name == "ENV_KWARGS" else value
+        return make_train({name: given})(jax.random.key(0))
 
     with pytest.raises(ConfigError, match=f"{name} shapes the program, so jax.vmap can't sweep it"):
         jax.vmap(train)(jnp.arange(2))
+
+
+def test_of_what_is_swept_each_run_has_one_number():
+    with pytest.raises(ConfigError, match="LR must be a number, not VmapTracer"):
+        jax.vmap(lambda rate: make_train({"LR": rate})(jax.random.key(0)))(jnp.ones((2, 3)))
 
 
 def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatch):

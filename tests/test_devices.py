@@ -1,4 +1,4 @@
-"""Training with `jax.pmap`: the result does not depend on how many devices did it."""
+"""Training with `jax.pmap` gives the same result on any number of devices."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from trxl.training import make_init_and_update
 import trainer_PPO_trXL as trainer
 from trainer_PPO_trXL import PPO
 
-# Episodes of four steps, and a learning rate at which wrong gradients show.
+# Short episodes, and a learning rate at which wrong gradients show.
 CONFIG = {
     **QUICK,
     "ENV_KWARGS": {"memory_length": 3},
@@ -46,9 +46,9 @@ KINDS = {
 
 
 def trained(num_devices, kind="one agent"):
-    """Parameters, metrics and last observations of four updates; leaves (devices, ...), NumPy.
+    """Returns parameters, metrics and last observations of four updates, leaves (devices, ...).
 
-    With `num_devices` None the way of `train_PPO_trXL.py`, without `jax.pmap`.
+    `num_devices=None` trains without `jax.pmap`, as `train_PPO_trXL.py` does.
     """
     key, config = jax.random.key(0), CONFIG | KINDS[kind]
     if num_devices is None:
@@ -88,13 +88,13 @@ def without_pmap(kind):
 
 
 def largest_difference(params, others):
-    """Of the parameters of each first device."""
+    """Returns the largest difference between the first devices' parameters."""
     differences = jax.tree.map(lambda x, y: np.abs(x[0] - y[0]).max(), params, others)
     return max(jax.tree.leaves(differences))
 
 
 def assert_alike(tree):
-    """Bit for bit on all devices."""
+    """Asserts that all devices hold the same bits."""
     for leaf in jax.tree.leaves(tree):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
 
@@ -103,7 +103,6 @@ def assert_alike(tree):
 @pytest.mark.parametrize(
     ("num_devices", "kind"),
     [
-        (1, "one agent"),
         (8, "one agent"),
         (2, "a pool, a grid and values in their own scale"),
         (8, "three agents"),
@@ -116,7 +115,7 @@ def test_any_number_of_devices_trains_the_same(num_devices, kind):
     assert largest_difference(params, expected_params) < TOLERANCE
     for name, values in expected_metrics.items():
         np.testing.assert_allclose(metrics[name][0], values[0], rtol=1e-4, atol=1e-4, err_msg=name)
-    # Every environment did the same, action for action.
+    # Equal observations imply equal actions in every environment.
     np.testing.assert_array_equal(obs.reshape(expected_obs.shape), expected_obs)
 
 
@@ -132,7 +131,7 @@ print(tests.largest_difference(params, alone), (obs.reshape(seen.shape) == seen)
 
 @pytest.mark.slow
 def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
-    """Which the other tests switch off."""
+    """Two devices equal one with XLA's optimisations, which other tests switch off."""
     flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     flags["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     tests = Path(__file__).parent
@@ -145,8 +144,11 @@ def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of_gradients", [True, False], ids=["gradients", "advantages"])
-@pytest.mark.parametrize("summed", [True, False], ids=["summed", "not reduced"])
+@pytest.mark.parametrize(
+    ("of_gradients", "summed"),
+    [(True, True), (False, False)],
+    ids=["summed gradients", "advantages of one device"],
+)
 def test_a_wrong_reduction_would_be_seen(of_gradients, summed, monkeypatch):
     right, expected = collectives.mean_over_devices, without_pmap("one agent")
 
@@ -184,7 +186,7 @@ def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
 
 @pytest.mark.slow
 def test_optimistic_resets_share_worlds_among_the_environments_of_one_device():
-    """So a device's rollout is that of its environments without any other device."""
+    """A device's rollout equals the rollout of its environments alone."""
     config = PPO.check({**CONFIG, "RESET_STRATEGY": "optimistic", "RESET_RATIO": 4}, 2)
     devices = jax.devices()[:2]
     init, update = make_init_and_update(config, PPO, "devices", 2)

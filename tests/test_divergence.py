@@ -1,4 +1,4 @@
-"""One seed of several whose agent breaks: it is marked, and the others go on to their end."""
+"""A seed that diverges is marked, and the others train to the end."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ CONFIG = {
 
 @pytest.fixture
 def breaks(monkeypatch):
-    """Makes the parameters of seed i NaN before its update u, for {i: u}."""
+    """Returns a function that makes seed i's parameters NaN before its update u, for {i: u}."""
     compile_update = Program.compile
 
     def breaks(at):
@@ -61,7 +61,7 @@ def breaks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run in which no seed broke."""
+    """Trains a run in which no seed diverges and returns its folder."""
     root = tmp_path_factory.mktemp("whole")
     run({**CONFIG, "RESULTS_DIR": str(root)})
     return root / "MemoryChain-bsuite"
@@ -87,7 +87,7 @@ def resume(folder, updates):
 
 
 def statuses_in_a_study(folder, status):
-    """Of seeds 0 and 1 of a run whose process had this one."""
+    """Returns a study's statuses of seeds 0 and 1 of a process with this exit status."""
     return [study.of_seed(folder / f"{seed}_metrics.npy", status)["status"] for seed in range(2)]
 
 
@@ -153,7 +153,7 @@ def test_when_all_have_diverged_the_run_ends_there(tmp_path, breaks, monkeypatch
     ]
     assert whole_checkpoints(folder) == {4}
     assert not list(folder.glob("*.npy"))
-    # Where it goes on from, seed 1 had not diverged.
+    # At the resumed checkpoint seed 1 had not diverged.
     breaks({})
     with pytest.raises(NotFiniteError, match=r"^seed 0: total_loss is nan after update 3$"):
         resume(folder, 6)

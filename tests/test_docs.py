@@ -1,8 +1,9 @@
-"""README.md, CONTRIBUTING.md and docs/: their Python runs, their commands and links are true."""
+"""Pages and tutorial: Python runs, commands and links are valid."""
 
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -24,7 +25,12 @@ from trainer_PPO_trXL import KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "tutorial.ipynb",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 LINKING = [
     *PAGES,
     REPOSITORY / "CHANGELOG.md",
@@ -40,13 +46,21 @@ def name(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
+def markdown(page: Path) -> str:
+    """Returns the text of a page; of a notebook, its Markdown cells."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(x["source"]) for x in cells if x["cell_type"] == "markdown")
+
+
 def blocks(page: Path, kind: str) -> list[str]:
-    """The code of a page's fences of that kind, such as "python" or "python no-run"."""
-    return [code for info, code in FENCE.findall(page.read_text()) if info == kind]
+    """Returns the code of a page's fences of a kind, such as "python" or "python no-run"."""
+    return [code for info, code in FENCE.findall(markdown(page)) if info == kind]
 
 
 def prose(page: Path) -> str:
-    return FENCE.sub("", page.read_text())
+    return FENCE.sub("", markdown(page))
 
 
 def each_block(kind: str):
@@ -59,7 +73,7 @@ def each_block(kind: str):
 
 @pytest.mark.parametrize("code", each_block("python"))
 def test_its_python_runs(code, tmp_path, monkeypatch):
-    """As after the README's first command, whose run is committed too."""
+    """Python of the pages runs after the README's first command, whose run is committed."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "gymnax").symlink_to(REPOSITORY / "results_gymnax")
     monkeypatch.chdir(tmp_path)
@@ -79,13 +93,13 @@ def test_python_that_needs_a_run_of_the_readers_calls_what_is_there(code):
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every shell command of the pages, in fences and between backticks, cut into words."""
+    """Returns every shell command of the pages, in fences and between backticks, as words."""
     found = []
     for page in [*PAGES, REPOSITORY / "benchmarks" / "README.md"]:
         lines = "".join(blocks(page, "bash")).splitlines()
         lines += re.findall(r"`((?:python|pip|sbatch|\.ci/)[^`]*)`", prose(page))
         for line in lines:
-            line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # variables of the environment
+            line = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line)  # environment variables
             words = shlex.split(re.sub(r"<[^>]*>", "WORD", line), comments=True)
             starts = [0, *(i + 1 for i, word in enumerate(words) if word == "&&"), len(words) + 1]
             found += [(name(page), words[a : b - 1]) for a, b in pairwise(starts)]
@@ -93,7 +107,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def check_settings(script: str, arguments: list[str]) -> None:
-    """Raises where a script of this repository would not read its arguments."""
+    """Raises unless a script of this repository accepts these arguments."""
     if script == "evaluate_PPO_trXL.py":
         folder, *settings = arguments
         committed = REPOSITORY / folder.replace("runs/", "results_")
@@ -143,7 +157,8 @@ def test_its_commands_would_be_understood(page, words):
         else:
             flag, module, *_ = arguments
             assert flag in ("-m", "-c")
-            assert flag == "-c" or find_spec(module) is not None, module
+            of_the_site = module == "zensical"  # in requirements-docs.txt
+            assert flag == "-c" or of_the_site or find_spec(module) is not None, module
     elif program == "pip":
         files = [x for flag, x in pairwise(arguments) if flag == "-r"]
         assert all((REPOSITORY / file).is_file() for file in files)
@@ -158,7 +173,7 @@ def test_the_settings_between_its_backticks_are_read(page):
     for setting in re.findall(r"`([A-Za-z_]+=[^`]+)`", prose(page)):
         key = setting.partition("=")[0]
         of_no_config = key.startswith(("JAX_", "XLA_")) or setting == "KEY=VALUE"
-        if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # or of a function
+        if of_no_config or (key.islower() and key not in TRAINING_KEYS):  # a function's argument
             continue
         known = next(keys for keys in (TRAINING_KEYS, SEARCH_KEYS, OPTIONS) if key in keys)
         try:
@@ -177,7 +192,7 @@ def test_what_it_links_to_is_there(page):
     text = prose(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:
-        if target.startswith(("http", "../../actions/")):  # GitHub's own pages
+        if target.startswith(("http", "../../actions/", "../../deployments/")):  # GitHub's pages
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
@@ -214,3 +229,25 @@ def test_the_page_on_architecture_links_to_functions_that_are_there():
     for function, path in links:
         text = (page.parent / path).read_text()
         assert re.search(rf"^ *(def|class) {function}\b", text, re.MULTILINE), (function, path)
+
+
+def test_the_site_leads_to_every_page():
+    navigation = re.findall(r": (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(name(page) for page in LINKING if page.suffix == ".md")
+
+
+def test_on_the_site_links_to_code_lead_to_github(monkeypatch):
+    context = pytest.importorskip("zensical.extensions.context")  # in requirements-docs.txt
+    markdown = importlib.import_module("markdown")
+    monkeypatch.setenv("REPO_URL", "https://github.com/a/b")
+    page = context.Page(url="docs/runs/", path="docs/runs.md")
+    extensions = [context.ContextExtension(page=page, config={}), "docs.github_links"]
+    to = {
+        "../trxl/config.py": "https://github.com/a/b/blob/main/trxl/config.py",
+        "../settings": "https://github.com/a/b/blob/main/settings",
+        "../../../actions": "https://github.com/a/b/actions",
+    }
+    stay = ["keys.md", "keys.md#training", "#metrics", "../results_brax/a.png", "https://x.org/a"]
+    for target, expected in {**to, **{target: target for target in stay}}.items():
+        html = markdown.markdown(f"[a]({target})", extensions=extensions)
+        assert f'href="{expected}"' in html

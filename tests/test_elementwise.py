@@ -1,4 +1,4 @@
-"""Functions with their loops written out and their lookups as comparisons: the same numbers."""
+"""Functions rewritten without loops and lookups return the same numbers."""
 
 from unittest import mock
 
@@ -12,7 +12,7 @@ from trxl.environments.craftax_gpu import LARGEST_READ, LARGEST_WRITTEN, LONGEST
 
 
 def primitives(function, *args):
-    """Names of all primitives of a traced function, those inside of others too."""
+    """Returns the names of all primitives of a traced function, nested ones included."""
 
     def walk(jaxpr):
         for equation in jaxpr.eqns:
@@ -26,7 +26,7 @@ def primitives(function, *args):
 
 
 def assert_same(function, x, *indices, without=()):
-    """The results are the same, for one index and for many, and some primitives are gone."""
+    """Asserts equal results, for one index and for many, and that some primitives are gone."""
     rewritten = elementwise(function)
     one, axes = [i.ravel()[0] for i in indices], (None, *(0 for _ in indices))
 
@@ -78,7 +78,7 @@ def test_brackets_are_no_lookups_any_more():
     assert_same(lambda x, i, j: (x[i, j], x[i], x[i, 0, j]), x, i, j, without=["dynamic_slice"])
     assert_same(lambda x, i, j: x.at[i, j].add(2), x, i, j, without=["scatter-add"])
     assert_same(lambda x, i: x.at[i].get(mode="fill"), x, i, without=["gather"])
-    assert_same(lambda x, i, j: x.at[i, j].multiply(2), x, i, j)  # left as it is
+    assert_same(lambda x, i, j: x.at[i, j].multiply(2), x, i, j)  # not rewritten
 
 
 def test_large_arrays_are_left():
@@ -133,7 +133,7 @@ def test_reductions_of_a_few(dtype):
     assert_same(lambda x: (x.max(axis=0), x.min(), jnp.any(x > 1), jnp.all(x != 2, axis=1)), x)
     assert_same(lambda x: (jnp.sum(x), jnp.argmax(x, axis=1), jnp.argmax(x > 1, axis=0)), x)
     left = primitives(elementwise(jnp.sum), x) & {"reduce_sum"}
-    assert bool(left) == (dtype == "float32")  # whose order matters
+    assert bool(left) == (dtype == "float32")  # their order matters
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])

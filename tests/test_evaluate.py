@@ -1,13 +1,15 @@
-"""The saved agent: that it acts as it was trained, and that episodes are counted fairly."""
+"""Saved agents act as they were trained, and episodes are counted without bias."""
 
 import importlib
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +35,7 @@ CHAIN = {**SMALL, "ENV_KWARGS": {"memory_length": 3}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An agent for MemoryChain with parameters large enough to prefer one action over another."""
+    """Saves a MemoryChain agent whose parameters are large enough to prefer an action."""
     folder = tmp_path_factory.mktemp("agent")
     config = PPO.check(CHAIN)
     params = init_params(
@@ -47,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
-    """Greedy actions over three times the memory's length are those of the window form."""
+    """Greedy actions over three memory lengths equal the window form's."""
     agent = evaluate.load_agent(folder, greedy=True)
     config = agent.config
     rng = np.random.default_rng(1)
@@ -57,7 +59,8 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     memory = agent.initial_memory(batch)
     actions = []
     for t in range(steps):
-        action, memory = agent.act(memory, obs[:, t], done[:, t], jax.random.key(t))
+        now = (obs[:, t], done[:, t]) if t else (obs[:, t].tolist(), done[:, t].tolist())
+        action, memory = agent.act(memory, *now, jax.random.key(t))
         actions.append(action)
 
     boundary = np.pad(done[:, 1:], ((0, 0), (config["WINDOW_MEM"], 1)))
@@ -72,6 +75,23 @@ def test_it_acts_by_the_network_and_the_memory_it_was_trained_with(folder):
     assert 0.1 < np.mean(actions) < 0.9
 
 
+def test_an_agent_made_of_a_train_state_is_the_one_that_was_saved(folder):
+    config = PPO.check(CHAIN)
+    params = np.load(folder / "0_params.npy", allow_pickle=True).item()
+    train_state = PPO.init(config, params)
+    made, loaded = evaluate.make_agent(CHAIN, train_state), evaluate.load_agent(folder)
+    assert made.config == loaded.config
+    obs = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    looks = [
+        agent.look(agent.initial_memory(4), obs, np.ones(4, bool), jax.random.key(0))
+        for agent in (made, loaded)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *looks)
+    seeds = jax.tree.map(lambda x: np.stack([x, x]), train_state)
+    with pytest.raises(ConfigError, match="of several seeds take one"):
+        evaluate.make_agent(CHAIN, seeds)
+
+
 def test_every_environment_plays_the_same_number_of_complete_episodes(folder, monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", 8)
     results = evaluate.play(evaluate.load_agent(folder), 24, jax.random.key(0))
@@ -81,7 +101,7 @@ def test_every_environment_plays_the_same_number_of_complete_episodes(folder, mo
 
 
 def test_the_loop_is_compiled_once(tmp_path):
-    """What an episode starts from has the types of what a step leaves, weakness included."""
+    """Reset and step give the loop's carry the same types, weak types included."""
     save_untrained(tmp_path, ENV_NAME="Craftax-Classic-Symbolic-v1")
     agent = evaluate.load_agent(tmp_path)
     env = make_env(agent.config, 2)
@@ -94,7 +114,7 @@ def test_the_loop_is_compiled_once(tmp_path):
 
 
 def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
-    """Also in fewer environments than shared one world while it was trained."""
+    """An agent trained with shared worlds is evaluated without, in any number of environments."""
     shared = {"RESET_STRATEGY": "optimistic", "RESET_RATIO": 4, "NUM_ENVS": 8}
     limit = {"max_steps_in_episode": 3}
     save_untrained(tmp_path, ENV_NAME="CartPole-v1", ENV_KWARGS=limit, **shared)
@@ -103,7 +123,7 @@ def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
     evaluate.save_gif(agent, tmp_path / "episode.gif", jax.random.key(0))
     assert Image.open(tmp_path / "episode.gif").n_frames == 3
 
-    # All environments finish in the same step, and none starts where another does.
+    # All environments end in the same step, and all start differently.
     env = make_env(agent.config, 32)
     keys = jax.random.split(jax.random.key(0), (4, 32))
     _, state = env.reset(keys[0])
@@ -116,7 +136,7 @@ def test_an_agent_of_shared_worlds_is_evaluated_in_worlds_of_its_own(tmp_path):
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """A folder with an agent whose config names a file in it, which says when it runs."""
+    """Saves an agent whose config names a file that leaves a trace when it is run."""
     (tmp_path / "corridor.py").write_text(OWN_ENVIRONMENT)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "agent").mkdir()
@@ -201,13 +221,39 @@ def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_pat
     )
     assert scene.std() > 10
     assert caption.max() > 200
-    assert (pictures[0] != pictures[1])[-CAPTION_PIXELS:].any()  # it counts
+    assert (pictures[0] != pictures[1])[-CAPTION_PIXELS:].any()  # it counts steps
 
 
 def test_an_environment_that_cannot_be_drawn_is_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match="Gymnax can't draw MemoryChain-bsuite"):
         evaluate.check_gif(evaluate.load_agent(folder), tmp_path / "no.gif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Catch-bsuite", "MemoryChain-bsuite"])
+def test_drawing_leaves_pyplot_as_it_was(name):
+    """Keeps the backend, by which a notebook shows figures, and leaves no figure to show."""
+    backend, open_figures = plt.get_backend(), plt.get_fignums()
+    plt.switch_backend("svg")
+    env = make_env(PPO.check({**SMALL, "ENV_NAME": name}), 1)
+    _, state = env.reset(jax.random.split(jax.random.key(0), 1))
+    render = env.renderer()
+    with nullcontext() if name == "Catch-bsuite" else pytest.raises(ConfigError):
+        render(jax.tree.map(lambda x: x[0], env.single_states(state)))
+    assert plt.get_backend() == "svg"
+    assert plt.get_fignums() == open_figures
+    plt.switch_backend(backend)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None])
+def test_a_picture_that_is_none_is_one_line_before_an_episode_is_played(picture, folder, tmp_path):
+    agent = evaluate.load_agent(folder)
+    env = agent.environment()
+    env.renderer = lambda: lambda state: picture
+    with pytest.raises(
+        ConfigError, match=r"GIF: a picture must be uint8 of shape .height, width, "
+    ):
+        evaluate.check_gif(agent._replace(make_env=lambda *_: env), tmp_path / "no.gif")
 
 
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])
@@ -241,7 +287,7 @@ def test_parameters_that_are_not_finite_are_refused(folder, tmp_path):
 
 
 def copy_of(folder, target, seed=0):
-    """Copies an agent to another folder, as that of a seed."""
+    """Copies an agent to another folder and seed."""
     target.mkdir(exist_ok=True)
     for name in ("config", "params"):
         shutil.copy(folder / f"0_{name}.npy", target / f"{seed}_{name}.npy")
@@ -259,16 +305,22 @@ def test_an_agent_that_is_not_there_is_one_line_with_those_that_are(folder, tmp_
 
 
 def test_the_seeds_that_are_there_are_played_and_the_first_is_drawn(folder, tmp_path, monkeypatch):
-    root = tmp_path / "LR=0.1"  # a folder all the same
+    root = tmp_path / "LR=0.1"  # a folder, not a setting
     for seed in (12, 7):
         copy_of(folder, root, seed)
-    for name in ("best", "0-best", "7_old"):  # of no seed
+    for name in ("best", "0-best", "7_old"):  # no seeds
         shutil.copy(folder / "0_params.npy", root / f"{name}_params.npy")
     played = []
     monkeypatch.setattr(evaluate, "evaluate", lambda _, x: played.append((x["seed"], x["GIF"])))
     monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root), "GIF=a.gif"])
     evaluate.main()
     assert played == [(7, "a.gif"), (12, "")]
+    monkeypatch.setattr(sys, "argv", ["evaluate_PPO_trXL.py", str(root / "12_params.npy")])
+    evaluate.main()
+    assert played[2:] == [(12, "")]
+    assert evaluate.load_agent(root / "12_params.npy").config["NUM_ENVS"] == CHAIN["NUM_ENVS"]
+    with pytest.raises(ConfigError, match="has no agent of seed '7', but of 7, 12"):
+        evaluate.load_agent(root, seed="7")
     assert [start.params.keys() for start in read_start(root, [7, 12])] == [{"params"}] * 2
     with pytest.raises(ConfigError, match=r"PARAMS: .* has no agent of seed 0, but of 7, 12"):
         read_start(root, [0])
@@ -290,6 +342,7 @@ def of_kind(kind):
         ("params", lambda x: {"params": {"actor": x["params"]["actor"]}}, "does not fit 0_config"),
         ("config", lambda _: {"params": {}}, "0_config.npy: unknown config key 'params'.* another"),
         ("config", lambda x: {**x, "NEW": 1}, "0_config.npy: unknown config key 'NEW'.* another"),
+        ("config", lambda x: {**x, "ENV_NAME": "New-v9"}, "0_config.npy: unknown env.* another"),
         ("config", lambda x: {**x, "ALGORITHM": []}, "was trained by \\[\\], which is none of PPO"),
     ],
 )

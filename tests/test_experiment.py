@@ -1,4 +1,4 @@
-"""A run as its user sees it: the files, the messages, the signals, the devices."""
+"""A run from outside: files, messages, signals, devices."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "TOTAL_TIMESTEPS": 192}  #
 
 
 def contents(folder):
-    """The files of a run, checkpoints left out."""
+    """Returns a run's files without its checkpoints."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -31,7 +31,7 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Two runs of the same config: one of seed 5 alone, then one of seeds 5 and 6 at once."""
+    """Trains seed 5 alone, then seeds 5 and 6 at once, with the same config."""
     root = tmp_path_factory.mktemp("results")
     run({**CHAIN, "seed": 5, "RESULTS_DIR": str(root)})
     first = contents(root / "MemoryChain-bsuite")
@@ -167,12 +167,12 @@ def test_the_scripts_exit_with_one_line_and_status_one(tmp_path):
 def test_only_the_script_of_all_devices_joins_the_tasks_of_a_slurm_step(
     all_devices, monkeypatch, tmp_path
 ):
-    """As `srun -n 8 python train_PPO_trXL.py seed=$SLURM_PROCID` starts it."""
+    """Tasks of `srun -n 8 python train_PPO_trXL.py seed=$SLURM_PROCID` stay separate runs."""
     variables = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "8", "SLURM_PROCID": "3"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    class JoinedError(BaseException):  # which no handler of errors takes
+    class JoinedError(BaseException):  # no `except Exception` catches it
         pass
 
     def join(**_):
@@ -244,7 +244,7 @@ def test_a_signal_while_the_folder_is_made_leaves_none_and_closes_the_tracker(
 
 
 class TestSignals:
-    """A real process, stopped in the middle of a long run."""
+    """Signals to a real process in the middle of a long run."""
 
     @pytest.fixture
     def start(self, tmp_path):
@@ -274,7 +274,7 @@ class TestSignals:
             process.communicate()
 
     def test_the_first_saves_what_was_learnt_and_says_where(self, start, tmp_path):
-        """By Ctrl-C; by SIGTERM and SIGHUP in `test_resume.py`."""
+        """The first Ctrl-C saves the run; `test_resume.py` sends SIGTERM and SIGHUP."""
         process = start()
         time.sleep(1)
         process.send_signal(signal.SIGINT)

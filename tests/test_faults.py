@@ -1,4 +1,4 @@
-"""What goes wrong outside: a second process, the disk, the terminal, a package, a file."""
+"""Faults from outside: a second process, the disk, the terminal, a package, a file."""
 
 import errno
 import io
@@ -20,10 +20,11 @@ from support import QUICK, resumed_config, run, whole_checkpoints
 
 from trxl.errors import ConfigError, RunError
 from trxl.results import load_results
-from trxl.runs import outputs, run_folder
+from trxl.runs import metrics, outputs, run_folder
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import LastingStream
 from trxl.runs.lock import FolderLock
+from trxl.runs.processes import broadcast
 from trxl.runs.progress import Progress
 from trxl.runs.tracking import CarefulTracker, NoTracker
 
@@ -40,7 +41,7 @@ NAME = "MemoryChain-bsuite"
 
 @pytest.fixture
 def after_update(monkeypatch):
-    """(update, act): calls `act` after so many updates, before the checkpoint."""
+    """Returns a function that plans `act()` after an update, before its checkpoint."""
 
     def plan(update, act):
         advance = Progress.advance
@@ -58,7 +59,7 @@ def after_update(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run of six updates with checkpoints of the fourth and the sixth."""
+    """Trains six updates with checkpoints of the fourth and the sixth."""
     root = tmp_path_factory.mktemp("stopped")
     run({**CHAIN, "RESULTS_DIR": str(root)})
     return root / NAME
@@ -66,7 +67,7 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture
 def folder(stopped, tmp_path):
-    """A copy of it, its curve and its results."""
+    """Copies the stopped run with its metrics and results."""
     return shutil.copytree(stopped, tmp_path / NAME)
 
 
@@ -137,7 +138,7 @@ def test_a_corrupt_line_of_a_curve_is_named_and_the_checkpoint_before_it_goes_on
         resume(folder)
     assert path.read_bytes() == before
     assert whole_checkpoints(folder) == {4, 6}
-    shutil.rmtree(folder / "checkpoints" / "6")  # what the message says
+    shutil.rmtree(folder / "checkpoints" / "6")  # as the message advises
     np.testing.assert_array_equal(resume(folder)["env_steps"], STEPS * np.arange(1, 9))
 
 
@@ -211,7 +212,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(
 
 
 def test_a_disk_that_is_full_at_the_start_is_one_line_and_leaves_no_folder(tmp_path, capsys):
-    del capsys  # output goes to memory then, not to a file
+    del capsys  # requested so that output goes to memory
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -235,6 +236,20 @@ def test_a_checkpoint_is_not_begun_where_it_has_no_room(tmp_path):
     assert [path.name for path in checkpoints.root.iterdir()] == ["1"]
 
 
+def test_more_seeds_than_a_process_may_open_files_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(metrics, "open_unbuffered", fail)
+    with pytest.raises(ConfigError, match=r"_metrics.jsonl: Too many open files; lower NUM_SEEDS"):
+        run({**CHAIN, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_not_utf8_is_a_path():
+    assert broadcast(lambda: "runs/caf\udce9") == "runs/caf\udce9"
+
+
 def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
     after_update, tmp_path
 ):
@@ -246,7 +261,7 @@ def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
         run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
     folder = tmp_path / NAME
     assert str(error.value) == (
-        "after update 3: ValueError: what nobody thought of;"
+        "after update 3: ValueError: what nobody thought of and more of it;"
         f" RESUME={folder} goes on from update 3; the traceback is in {folder / 'error.txt'}"
     )
     assert "and more of it" in (folder / "error.txt").read_text()
@@ -259,7 +274,7 @@ def test_a_plot_that_fails_costs_no_parameters(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(outputs, "plot_returns", fail)
     run({**CHAIN, "RESULTS_DIR": str(tmp_path)})
-    assert "no plot of the returns: no fonts" in capsys.readouterr().err
+    assert "no plot of the returns: RuntimeError: no fonts" in capsys.readouterr().err
     assert results_of(tmp_path / NAME)[1]["params"]
 
 
@@ -273,7 +288,7 @@ def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(capsys):
         tracker.log([{}])
     tracker.close()
     assert capsys.readouterr().err == (
-        "TRACK: no more metrics are sent (no route to host); the run goes on\n"
+        "TRACK: no more metrics are sent (ConnectionError: no route to host); the run goes on\n"
     )
 
 
@@ -316,24 +331,32 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("platform", "script", "cure"),
+    ("asked", "script", "cure"),
     [
-        ("rocm", ["train_PPO_trXL.py"], "set cpu, or"),
-        ("tpu", ["train_PPO_trXL.py", "RESUME=nowhere"], r"pip install 'jax\[tpu\]' .*, or"),
-        ("nonsense", ["search_trXL.py"], "set cpu, or"),
-        ("nonsense", ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=tpu",
+            ["train_PPO_trXL.py", "RESUME=nowhere"],
+            r"pip install 'jax\[tpu\]' .*, or",
+        ),
+        ("JAX_PLATFORM_NAME=nonsense", ["search_trXL.py"], "set cpu, or"),
+        (
+            "JAX_PLATFORMS=nonsense",
+            ["evaluate_PPO_trXL.py", "results_gymnax/CartPole-v1"],
+            "set cpu, or",
+        ),
     ],
 )
-def test_a_platform_that_is_not_there_is_one_line(platform, script, cure):
+def test_a_platform_that_is_not_there_is_one_line(asked, script, cure):
+    variable, _, platform = asked.partition("=")
     done = subprocess.run(
         [sys.executable, *script],
         cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": platform},
+        env={**os.environ, variable: platform},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    line = f"error: JAX_PLATFORMS={platform}: JAX has no such device; {cure} unset JAX_PLATFORMS\n"
+    line = f"error: {asked}: JAX has no such device; {cure} unset {variable}\n"
     assert re.fullmatch(line, done.stderr)
 
 
@@ -349,7 +372,7 @@ def test_a_closed_output_and_one_of_another_encoding_are_no_reason_to_end():
 
 
 def test_ctrl_c_while_the_modules_are_imported_ends_it_without_a_traceback(tmp_path):
-    for _ in range(3):
+    for _ in range(2):
         process = start(f"RESULTS_DIR={tmp_path}", stderr=subprocess.PIPE)
         while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Wrong input made at random, as `tests/fuzz.py` does for as long as one likes."""
+"""Random wrong input: a short run of `tests/fuzz.py`."""
 
 import fuzz
 
@@ -12,7 +12,7 @@ def test_no_wrong_input_of_sixty_is_handled_badly():
 
 
 def test_what_is_handled_badly_is_seen(tmp_path):
-    """Each way in which a script may be at fault."""
+    """Each kind of fault gets its own verdict."""
 
     def verdict(script):
         return fuzz.attempt(fuzz.Case("", [], script=script), tmp_path)

@@ -1,4 +1,4 @@
-"""The measurements of a GPU, on a CPU at small sizes."""
+"""GPU measurements, on a CPU at small sizes."""
 
 import sys
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_speed_is_of_each_part_size_and_precision(monkeypatch, capsys):
 def test_a_profile_is_of_a_whole_update(monkeypatch, capsys):
     out = call(monkeypatch, capsys, "profile", *QUICKLY)
     kernels = int(out.partition(" kernels per update")[0].split()[-1].replace(",", ""))
-    # At least one kernel in each step of the rollout and in each gradient step.
+    # At least one kernel per rollout step and per gradient step.
     assert kernels > QUICK["NUM_STEPS"] + QUICK["UPDATE_EPOCHS"] * QUICK["NUM_MINIBATCHES"]
     assert out.count("\n| ") == 2 + gpu.TOP  # head and rule
 
@@ -98,7 +98,7 @@ def test_a_compiled_programs_kernels_are_counted_by_part():
     assert found == {
         "agent": 5,
         "storage": 5,
-        "game": 5 * 3 * (2 + 1),  # three trips and their condition
+        "game": 5 * 3 * (2 + 1),  # three iterations and their condition
         "worlds": pytest.approx(5 * (2 + 1) / gpu.WORLDS_EVERY),
         "bootstrap": 5 * 2,  # the longer branch
         "else": 5,  # the condition

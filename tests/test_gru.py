@@ -1,4 +1,4 @@
-"""A GRU and no memory at all, where the transformer is otherwise."""
+"""The GRU and the memoryless network in place of the transformer."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def sigmoid(x):
 
 
 def in_numpy(params, xs, carry, reach):
-    """The equations, one environment and one step after the other: (B, T, E)."""
+    """Computes the GRU's equations for each environment and step: (B, T, E)."""
     params = params["cell"]
     w, b = (np.asarray(params["of_input"][name], np.float64) for name in ("kernel", "bias"))
     u, c = (np.asarray(params[name], np.float64) for name in ("carry_kernel", "carry_bias"))

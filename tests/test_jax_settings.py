@@ -1,4 +1,4 @@
-"""JAX's own settings that users have set: JAX_ENABLE_X64 and JAX_DEBUG_NANS."""
+"""Runs under JAX_ENABLE_X64 and JAX_DEBUG_NANS."""
 
 import json
 import os
@@ -33,8 +33,8 @@ DOUBLES = f"{TOYS}:Doubles"
 
 @pytest.fixture
 def setting():
-    """(name, value): sets one of JAX's settings until the test's end."""
-    import_suite("gymnax")  # whose constants are every test's
+    """Yields a function (name, value) that sets a JAX setting until the test's end."""
+    import_suite("gymnax")  # first, as all tests share its constants
     before = {}
 
     def set_(name, value):
@@ -55,7 +55,7 @@ def dtypes(tree):
 
 
 def states_and_metrics(algorithm, changes, **traced):
-    """A state before an update, after it, and the update's metrics, in shapes."""
+    """Returns the shapes of a state before and after an update, and of its metrics."""
 
     def run(traced):
         config = algorithm.check({**QUICK, **changes, **traced})
@@ -85,18 +85,18 @@ CASES = {
 
 
 def dtypes_of_case(name):
-    """The dtypes of a state before an update, after it, and of the metrics."""
+    """Returns the dtypes of a state before and after an update, and of its metrics."""
     return [dtypes(tree) for tree in states_and_metrics(*CASES[name])]
 
 
 def but_for_environments(found):
-    """Without the environments' own states, whose dtypes are the suite's."""
+    """Removes the environments' states, whose dtypes are the suite's."""
     return {name: dtype for name, dtype in found.items() if ".env_state" not in name}
 
 
 @pytest.fixture(scope="module")
 def with_64_bits():
-    """`dtypes_of_case` by name, of a process of its own: suites make constants at their import."""
+    """Returns `dtypes_of_case` by name from a new process, as suites make constants on import."""
     code = "import json, test_jax_settings as t\n"
     code += "print(json.dumps({name: t.dtypes_of_case(name) for name in t.CASES}))"
     path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
@@ -117,7 +117,7 @@ def test_a_state_has_the_same_dtypes_with_64_bits_as_without(name, with_64_bits)
 
 
 def test_a_run_with_64_bits_resumes_and_its_files_open_without(setting, tmp_path):
-    """The environment's own state is float64 then, which a checkpoint has too."""
+    """The environment's own state, in the checkpoint too, is float64 under JAX_ENABLE_X64."""
     folder = tmp_path / "Doubles"
 
     def resume(steps):

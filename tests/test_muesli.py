@@ -1,4 +1,4 @@
-"""Muesli: each target and loss beside a loop in NumPy, and the algorithm as a whole."""
+"""Muesli's targets and losses against loops in NumPy, and the whole algorithm."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +11,9 @@ import optax
 import pytest
 from support import SMALL, random_params
 
+from trxl.distributions import Bins, squash, unsquash
 from trxl.errors import ConfigError
 from trxl.muesli import (
-    Bins,
     PolicyTarget,
     Steps,
     advantage_std,
@@ -22,8 +22,6 @@ from trxl.muesli import (
     kl_to_target,
     retrace,
     sampled_mpo_weights,
-    squash,
-    unsquash,
     update_advantage_moments,
 )
 from trxl.results import load_results
@@ -43,12 +41,12 @@ from wrappers import make_env
 
 TOYS = Path(__file__).with_name("toys.py")
 TINY = {**SMALL, "num_layers": 1, "MODEL_SIZE": 16, "VALUE_BINS": 11, "VALUE_LIMIT": 5.0}
-TINY |= {"MODEL_STEPS": 2}  # each is compiled by itself
+TINY |= {"MODEL_STEPS": 2}  # each step is compiled
 CHAIN = {**TINY, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
 GAMMA, DECAY = 0.9, 0.8
 
 
-# ---------------------------------------------------------------- numbers as distributions
+# ---------------------------------------------------------------- scalars as distributions
 
 
 def test_the_scale_and_its_inverse():
@@ -59,9 +57,9 @@ def test_the_scale_and_its_inverse():
 
 
 def test_a_number_is_spread_over_the_two_bins_beside_it():
-    bins = Bins(11, 5.0)  # a bin per unit, from -5 to 5
+    bins = Bins(11, 5.0, squashed=True, sigma=0)  # a bin per unit, from -5 to 5
     x = unsquash(jnp.array([-7.0, -5.0, 0.25, 2.0, 4.9, 9.0]))
-    two_hot = np.asarray(bins.two_hot(x))
+    two_hot = np.asarray(bins.target(x))
     expected = np.zeros((6, 11))
     expected[0, 0] = expected[1, 0] = expected[5, 10] = 1
     expected[2, [5, 6]] = 0.75, 0.25
@@ -72,19 +70,19 @@ def test_a_number_is_spread_over_the_two_bins_beside_it():
 
 
 def test_numbers_beyond_the_outermost_bins_are_told_apart():
-    bins = Bins(81, 20.0)
+    bins = Bins(81, 20.0, squashed=True, sigma=0)
     x = jnp.array([-423.0, -422.0, 0.0, 422.0, 423.0])
     assert bins.clips(x).tolist() == [True, False, False, False, True]
 
 
 def test_the_cross_entropy_is_least_where_the_prediction_is_the_target():
-    bins = Bins(11, 5.0)
+    bins = Bins(11, 5.0, squashed=True, sigma=0)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 11)))
     x = jnp.array([-3.0, 0.0, 0.7, 12.0])
-    pairs = zip(bins.two_hot(x), jax.nn.softmax(logits), strict=True)
+    pairs = zip(bins.target(x), jax.nn.softmax(logits), strict=True)
     by_hand = [-(t * np.log(p)).sum() for t, p in pairs]
     np.testing.assert_allclose(bins.cross_entropy(logits, x), by_hand, rtol=1e-5)
-    fit = jnp.log(bins.two_hot(x) + 1e-9)
+    fit = jnp.log(bins.target(x) + 1e-9)
     assert (bins.cross_entropy(fit, x) < bins.cross_entropy(logits, x)).all()
 
 
@@ -303,7 +301,7 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
     found = np.bincount(np.asarray(drawn.reward[..., 0], int).ravel(), minlength=5) / 1200
     assert found[:2].tolist() == [0, 0]
     np.testing.assert_allclose(found[2:], 1 / 3, atol=0.06)
-    # Rows stay whole: the memory that a replayed rollout started from is its own.
+    # A replayed rollout keeps its own initial memory.
     memories = np.asarray(kept.rollouts.memory)[:, 0].reshape(config["NUM_ENVS"], -1)
     rows = np.asarray(drawn.memory)[0].reshape(6, -1)
     assert all(any(np.array_equal(row, memory) for memory in memories) for row in rows)
@@ -316,11 +314,11 @@ def test_without_a_share_nothing_is_kept(played):
     assert muesli.num_replayed({"REPLAY_SHARE": 0.5}, 8) == 8
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- the whole update
 
 
 def setup(config):
-    """A checked config, network, and a state with random parameters, theta' other than theta."""
+    """Returns checked config, network, a state with random theta and theta', and a rollout."""
     config = MUESLI.check(config)
     env = make_env(config, config["NUM_ENVS"])
     network = MUESLI.make_network(config, env.action_space, obs_space(env))
@@ -347,11 +345,11 @@ def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
     assert batch.terminated.sum() > 10
     values = np.swapaxes(collected.trajectory.value, 0, 1)
     np.testing.assert_allclose(targets.value, values, rtol=1e-4, atol=1e-4)
-    # On its own rollout every trace is 1: the prior is who acted.
+    # Every trace is 1 on the prior's own rollout.
     same = muesli.make_targets(
         {**config, "RETRACE_LAMBDA": 1.0}, network, learner, batch, jax.random.key(0), None
     )[0]
-    zero = batch._replace(log_prob=batch.log_prob - 5)  # as if it had been unlikely: c is 1 too
+    zero = batch._replace(log_prob=batch.log_prob - 5)  # as if unlikely: c is 1 too
     other = muesli.make_targets(
         {**config, "RETRACE_LAMBDA": 1.0}, network, learner, zero, jax.random.key(0), None
     )[0]
@@ -359,7 +357,7 @@ def test_the_target_network_acts_and_its_window_form_is_what_acted(played):
 
 
 def test_advantages_are_divided_by_the_floor_where_they_deviate_less(played):
-    """Those of the policy gradient, and those that the prior is weighed by."""
+    """The floor applies to the advantages of the policy gradient and of CMPO."""
     config, network, state, collected = played
     batch = muesli.make_batch(config, collected)
     learner = state.train_state.algorithm_state
@@ -403,7 +401,7 @@ def test_action_values_are_one_step_of_the_model(played):
 
 
 def test_replayed_rows_are_of_the_replay(played):
-    """With other rewards in what is kept another loss of rewards comes out."""
+    """Changed rewards in the replay change the reward loss."""
     config, network, state, collected = played
     kept = muesli.add_to_replay({**config, "REPLAY_ROLLOUTS": 1}, None, collected)
     other = kept._replace(rollouts=kept.rollouts._replace(reward=kept.rollouts.reward + 3))
@@ -435,7 +433,7 @@ def test_steps_without_the_agent_are_in_no_loss(played):
         where = active.reshape(*active.shape, *(1,) * (x.ndim - 2))
         return jnp.where(where, x, other)
 
-    # The target of the latent behind step t is the return of step t + 1, which counts for t.
+    # The latent after step t is trained on the return of step t + 1, which then counts too.
     follows = jnp.roll(active, 1, axis=1).at[:, 0].set(False) | active
     changed = batch._replace(
         log_prob=elsewhere(batch.log_prob, 1.0),
@@ -456,7 +454,7 @@ def test_steps_without_the_agent_are_in_no_loss(played):
 
 
 class Known:
-    """A network whose value is 10 t and whose action values are 10 t + 1 and 10 t + 5."""
+    """Network with value 10 t and action values 10 t + 1 and 10 t + 5."""
 
     action_space = Discrete(2)
     bins = SimpleNamespace(mean=lambda x: x)
@@ -471,13 +469,16 @@ class Known:
             return distrax.Categorical(jnp.broadcast_to(logits, (*latent.shape, 2)))
         if method == "value":
             return 10 * latent
-        encoded = args[1]  # (2, 2) of all actions, or (B, T, 1, 2) of one
+        encoded = args[1]  # (2, 2) for all actions, (B, T, 1, 2) for one
         return 10 * latent[..., None] + encoded @ jnp.array([1.0, 5.0])
 
 
 @pytest.mark.parametrize("replayed", [False, True])
 def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
-    """Terminations, truncations, agents that are out; replayed rows have no value but today's."""
+    """Targets equal a loop's over terminations, truncations and inactive agents.
+
+    Replayed rows have no values but the current network's.
+    """
     rng = np.random.default_rng(4)
     rows, length, gamma, decay = 6, 20, 0.5, 0.75
     ends = rng.random((length, rows))
@@ -601,7 +602,7 @@ def test_the_loss_is_its_parts(played):
 
 @pytest.mark.slow
 def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
-    """With gamma 1/2 the best is to go back and forth: v(1) = 1 + v(0) / 2, v(0) = v(1) / 2."""
+    """The optimal policy alternates: at gamma 1/2, v(1) = 1 + v(0) / 2 and v(0) = v(1) / 2."""
     config = MUESLI.check(
         {
             **TINY,
@@ -634,7 +635,7 @@ def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
         np.testing.assert_allclose(targets.value[where].mean(), value, atol=0.08)
         found, best = np.asarray(q[where].mean(axis=0)), np.argmax(values)
         np.testing.assert_allclose(found[best], values[best], atol=0.05)
-        np.testing.assert_allclose(found, values, atol=0.25)  # the other is hardly ever tried
+        np.testing.assert_allclose(found, values, atol=0.25)  # the other is hardly tried
         advantage = (q[where] - targets.value[where][:, None]) / advantage_std(variance)
         weights = prior.probs[where] * np.exp(np.clip(advantage, -1, 1))
         expected = weights / weights.sum(axis=1, keepdims=True)
@@ -697,7 +698,7 @@ def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
 @pytest.mark.slow
 def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
-    config |= {"REPLAY_SHARE": 0.0}  # what is replayed each device draws for itself
+    config |= {"REPLAY_SHARE": 0.0}  # each device draws its own replay
     runs.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
     runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
     runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True)

@@ -1,4 +1,4 @@
-"""Several processes on this machine as one run: real ones, joined by JAX's distributed runtime."""
+"""Real processes on this machine train one run, joined by JAX's distributed runtime."""
 
 import os
 import re
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def start(devices, *settings, **environment):
-    """One process with so many virtual devices, its output joined in one pipe."""
+    """Starts a process with this many virtual devices, stdout and stderr in one pipe."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, SCRIPT, *(f"{k}={v}" for k, v in SETTINGS.items()), *settings],
@@ -56,7 +56,7 @@ def start(devices, *settings, **environment):
 
 
 def start_two(*settings, of_each=((), ()), **environment):
-    """Two processes of two devices each."""
+    """Starts two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def start_two(*settings, of_each=((), ()), **environment):
 
 
 def finish(*processes, timeout=300):
-    """Waits for the processes: their exit statuses and outputs."""
+    """Waits for the processes and returns their exit statuses and outputs."""
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
@@ -87,7 +87,7 @@ def no_process_is_left_behind(monkeypatch):
 
 
 def results(root):
-    """Metrics without the clock, and parameters, of the only run under a folder."""
+    """Returns metrics without the clock, and parameters, of the only run under a folder."""
     (path,) = root.rglob("0_metrics.npy")
     metrics, params = (
         np.load(path.with_name(f"0_{name}.npy"), allow_pickle=True).item()
@@ -106,7 +106,7 @@ def assert_same_results(a, b):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The folder of a run of one process with four devices."""
+    """Trains one process with four devices and returns its RESULTS_DIR."""
     root = tmp_path_factory.mktemp("one")
     statuses, outputs = finish(start(4, f"RESULTS_DIR={root}"))
     assert statuses == [0], outputs
@@ -114,7 +114,7 @@ def one_process(tmp_path_factory):
 
 
 def wait_for_checkpoint(root, processes):
-    """Waits until the run in this RESULTS_DIR has a whole checkpoint."""
+    """Waits until the run in this RESULTS_DIR has a complete checkpoint."""
     while not whole_checkpoints(root / SETTINGS["ENV_NAME"]):
         for process in processes:
             assert process.poll() is None, process.communicate()[0]
@@ -125,7 +125,7 @@ OF_GLOO = (
     r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. "
     r"|Expected number of connected peer ranks is : |\s"
 )
-"""The pieces of the lines that Gloo's threads write at once, one amid the other."""
+"""Fragments of lines that Gloo's threads write into each other."""
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     processes[1].kill()
     (status, _), (output, _) = finish(*processes, timeout=300)
     assert status in (EXIT_RETRYABLE, -signal.SIGABRT), output
-    # Either JAX's runtime noticed, or the exchange of gradients that was under way failed.
+    # Either JAX's runtime noticed, or the current all-reduce failed.
     assert "stopped sending heartbeats" in output or "JaxRuntimeError" in output
     (folder,) = tmp_path.iterdir()
     statuses, outputs = finish(start(4, f"RESUME={folder}"))
@@ -161,7 +161,7 @@ def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
     statuses, outputs = finish(*processes)
     assert statuses == [0, 0], outputs
     assert re.search(r"the checkpoint of update \d+ is in \S+ now", outputs[0])
-    assert "the run goes on in memory" not in outputs[0]  # told once
+    assert "the run goes on in memory" not in outputs[0]  # printed once
     assert_same_results(one_process, tmp_path)
     assert UPDATES in whole_checkpoints(tmp_path / SETTINGS["ENV_NAME"])
 
@@ -181,7 +181,7 @@ exit $highest
 def test_two_processes_train_as_one_does_and_the_slurm_script_requeues_and_resumes(
     one_process, tmp_path
 ):
-    """With commands in place of SLURM's; its variables are those of two nodes."""
+    """Stand-ins replace SLURM's commands; the variables are those of two nodes."""
     commands = {"srun": FAKE_SRUN, "scontrol": '#!/usr/bin/env bash\necho "$@" > scontrol\n'}
     for name, text in commands.items():
         path = tmp_path / "bin" / name
@@ -193,7 +193,7 @@ def test_two_processes_train_as_one_does_and_the_slurm_script_requeues_and_resum
     environment = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": str(os.getpid()),  # JAX takes its port from it
+        "SLURM_JOB_ID": str(os.getpid()),  # JAX derives its port from it
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     command = ["bash", REPOSITORY / "train_slurm.sh", *(f"{k}={v}" for k, v in SETTINGS.items())]
@@ -331,9 +331,9 @@ def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp_path):
     settings = ("COORDINATOR=localhost:9", "NUM_PROCESSES=2", f"PROCESS_ID={process}")
-    if process == 0:  # it listens there
+    if process == 0:  # process 0 listens there
         settings = ("COORDINATOR=localhost:0", *settings[1:])
-    # Environment variables do as well.
+    # Settings may be environment variables.
     variables = dict(setting.split("=") for setting in (*settings, "CONNECT_TIMEOUT=1"))
     statuses, outputs = finish(start(1, f"RESULTS_DIR={tmp_path}", **variables), timeout=300)
     assert statuses == [EXIT_RETRYABLE]
@@ -347,8 +347,11 @@ def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp
     ("settings", "message"),
     [
         ({"COORDINATOR": "a:1"}, "NUM_PROCESSES and PROCESS_ID is missing"),
-        ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "must be host:port, not 'a'"),
-        ({"COORDINATOR": "a:99999", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "ports end at 65535"),
+        ({"COORDINATOR": "a", "NUM_PROCESSES": 2, "PROCESS_ID": 0}, "to 65535, not 'a'"),
+        (
+            {"COORDINATOR": "a:99999", "NUM_PROCESSES": 2, "PROCESS_ID": 0},
+            "with a port from 1 to 65535",
+        ),
         ({"COORDINATOR": "a:1", "NUM_PROCESSES": 2, "PROCESS_ID": 2}, "NUM_PROCESSES - 1 = 1"),
         ({"NUM_PROCESSES": 0}, "NUM_PROCESSES must be at least 1"),
         ({"HEARTBEAT_TIMEOUT": "short"}, "HEARTBEAT_TIMEOUT must be a whole number"),

@@ -1,4 +1,4 @@
-"""From a name to an environment, without importing other suites; environments of one's own."""
+"""Names import only their own suite; custom environments load from files."""
 
 import importlib.util
 import re
@@ -67,7 +67,8 @@ def test_an_ambiguous_name_lists_its_candidates(monkeypatch):
     [
         ("antt", r"unknown environment 'antt'; did you mean .*ant"),
         ("gymnax/CartPole", r"unknown environment 'gymnax/CartPole'; did you mean CartPole-v1"),
-        ("atari/Pong", r"unknown suite 'atari' .* there are brax, craftax, gymnax"),
+        ("atari/Pong", r"unknown suite 'atari' .*; the suites are brax, craftax, gymnax"),
+        ("2s3z", r"'2s3z'; the suites are brax, .*; <file.py>:<class> is one of your own$"),
         ("brax", r"ENV_NAME=brax is a suite; choose one of its environments: ant, .*walker2d"),
         ("brax/", r"ENV_NAME=brax/ is a suite; choose one of its environments: ant, "),
         ("craftax/CartPole-v1", r"^craftax has no 'CartPole-v1'; say gymnax/CartPole-v1$"),
@@ -127,7 +128,7 @@ class Coin(SingleEnvironment):
 
 @pytest.fixture
 def toy_suite(tmp_path, monkeypatch):
-    """A file `coins.py` in a folder that is one of the package's."""
+    """Adds a suite `coins.py` to the package."""
     (tmp_path / "coins.py").write_text(A_SUITE)
     monkeypatch.setattr(environments, "__path__", [*environments.__path__, str(tmp_path)])
     yield
@@ -210,12 +211,12 @@ class Wide(Walk):
 
 
 def test_a_file_imports_those_beside_it(tmp_path, monkeypatch):
-    for folder in ("one", "two"):  # modules of the same names
+    for folder in ("one", "two"):  # same module names
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "near.py").write_text(f"{CORRIDOR}\nFOLDER = {folder!r}\n")
         text = "from .near import FOLDER, Corridor as Near\n\n\nclass Corridor(Near):\n"
         (tmp_path / folder / "own.py").write_text(f"{text}    folder = FOLDER\n")
-        monkeypatch.syspath_prepend(tmp_path)  # so that what the import adds is undone
+        monkeypatch.syspath_prepend(tmp_path)  # undoes the import's own change
         own = make_own(f"{tmp_path}/{folder}/own.py:Corridor", {})
         assert type(own.env).folder == folder
 

@@ -1,4 +1,4 @@
-"""The two forms of the network against the NumPy oracle, each other, and the attention mask."""
+"""The network's two forms against the NumPy oracle and each other; the attention mask."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_relative_shift_is_a_gather_of_the_distance():
 
 
 def test_position_term_is_the_gather_of_the_projected_sinusoid():
-    """(q_i + w) p_(i-j), with content switched off: keys 0, u = 0."""
+    """The position term is (q_i + w) p_(i-j), with content switched off: keys 0, u = 0."""
     config, network, params, obs, memory, boundary = random_case({"num_layers": 1})
     layer = params["params"]["transformer"]["layers_0"]
     layer["key_value"] = {
@@ -103,7 +103,7 @@ def layer_kernel(params, name):
 
 @pytest.fixture(scope="module", params=["rollout", "loss"])
 def values_of(request):
-    """(obs (1, T, .), boundary (1, T)) -> values (T,), one layer: nothing reaches beyond M."""
+    """Returns (obs (1, T, .), boundary (1, T)) -> values (T,) of one layer, which sees M steps."""
     config, network = small_network(num_layers=1)
     params = init_random(config, network)
     step = make_step_form(network)
@@ -113,7 +113,7 @@ def values_of(request):
 
     def values(obs, boundary):
         reach = reach_of(np.pad(boundary, ((0, 0), (mem, 0))), mem)
-        # The boundary before the first step empties the zeros that stand before it.
+        # The boundary before the first step hides the zeros before it.
         reach = np.minimum(reach, np.arange(obs.shape[1]))
         _, from_steps, hidden = step(params, obs, no_memory, reach)
         if request.param == "rollout":
@@ -129,8 +129,8 @@ def obs():
     return np.random.default_rng(3).standard_normal((1, 16, OBS_SIZE)).astype(np.float32)
 
 
-# An episode ends after step 5, inside the second window; after step 3, between two windows, so
-# that the third window meets it in its cached memory only.
+# Step 5 ends an episode inside the second window. Step 3 ends one between two windows, so the
+# third window sees that end only in its cached memory.
 @pytest.mark.parametrize("end", [5, 3])
 def test_an_earlier_episode_does_not_reach_the_running_one(values_of, obs, end):
     boundary = np.zeros((1, 16), bool)
@@ -171,7 +171,7 @@ def test_initialisation_is_flaxs_default_outside_the_heads():
         method="unroll_windows",
     )["params"]
     layer = params["transformer"]["layers_1"]
-    # lecun_normal: standard deviation 1 / sqrt(fan-in), for fused matrices the same.
+    # lecun_normal: standard deviation 1 / sqrt(fan-in), also for fused matrices.
     for kernel in (
         *(layer[name]["kernel"] for name in ("query", "key_value", "position", "mlp_in")),
         *(layer["mlp_gate"][name]["kernel"] for name in ("w", "u", "u_g")),

@@ -1,4 +1,4 @@
-"""Running means and variances, and that they belong to the agent."""
+"""Running means and variances, saved with the agent."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_moments_of_batches_are_those_of_everything_seen():
     rng = np.random.default_rng(0)
     batches = rng.normal(3, 2, (20, 8, 5)).astype(np.float32)
     active = rng.random((20, 8)) < 0.6
-    active[3] = False  # a batch in which nothing counts
+    active[3] = False  # no row of this batch counts
     moments = everything = first_moments((5,))
     for batch, rows in zip(batches, active, strict=True):
         everything = update_moments(everything, batch, None, None)
@@ -108,7 +108,7 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
         np.testing.assert_allclose(trajectory.obs.real[t], expected, rtol=1e-3, atol=1e-3)
         returns = config["GAMMA"] * returns + np.asarray(plain.reward[t])
         seen_returns.append(returns)
-        if t > 2:  # the first moments' small weight is gone
+        if t > 2:  # the initial moments weigh little
             deviation = np.concatenate(seen_returns).std()
             np.testing.assert_allclose(
                 trajectory.reward[t], plain.reward[t] / deviation, rtol=2e-2, atol=1e-3
@@ -124,7 +124,10 @@ def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
 
 
 def test_statistics_are_of_who_sees_and_of_who_acts():
-    """Agent i of three is out after step 2 + i: of three steps 3, 3 and 2 act, 3, 2 and 1 see."""
+    """Observation statistics count agents that observe, reward statistics agents that act.
+
+    Agent i of three is out after step 2 + i.
+    """
     changes = {"NUM_STEPS": 3, "WINDOW_GRAD": 3, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}
     config = PPO.check({**QUICK, **changes, "ENV_NAME": f"{TOYS}:Team"})
     env = make_env(config, 4)
@@ -133,7 +136,7 @@ def test_statistics_are_of_who_sees_and_of_who_acts():
     state, _ = collect(config, env, network, PPO, state)
     counts = {name: int(x.count[1]) for name, x in state.train_state.normalizer.items()}
     assert counts == {"obs": 4 * 3 + 4 * (3 + 2 + 1), "reward": 4 * (3 + 3 + 2)}
-    # Every agent sees its number and the step.
+    # Every agent observes its number and the step.
     seen = [0, 0, 0, 1, 1, 1, 2, 2, 3]
     np.testing.assert_allclose(
         state.train_state.normalizer["obs"].mean[1], np.mean(seen), rtol=1e-3
@@ -141,7 +144,7 @@ def test_statistics_are_of_who_sees_and_of_who_acts():
 
 
 def test_an_episodes_return_is_whole_at_its_end_and_gone_after_it():
-    """Rewards 1, 2 and 4 in episodes of two steps, discounted by 1/2."""
+    """Rewards 1, 2 and 4 in episodes of two steps give returns 1, 2.5 and 4 at discount 1/2."""
     normalizer = {"reward": first_moments(())}
     after = jnp.zeros(1)
     seen = []
@@ -195,7 +198,7 @@ def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     )
     action, _ = agent.act(agent.initial_memory(1), obs, jnp.array([True]), jax.random.key(0))
     np.testing.assert_allclose(action, policy.mode(), rtol=1e-5)
-    # A learner-only checkpoint goes on with them.
+    # A learner-only checkpoint has the statistics too.
     run({**PENDULUM, "TOTAL_TIMESTEPS": 512, "RESUME": str(folder), "CHECKPOINT_KIND": "learner"})
     count = load_results(folder / "0_params.npy")["normalizer"]["obs"]["count"]
     np.testing.assert_array_equal(count, [0, 512 + 4])

@@ -1,4 +1,4 @@
-"""What `results.ipynb` draws of the committed runs on Craftax."""
+"""Figures of `results.ipynb` show the committed Craftax runs."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ CRAFTAX = REPOSITORY / "results_craftax"
 
 @pytest.fixture(scope="module")
 def figures():
-    """The figures that the notebook shows, in their order; all of its code is run once, here."""
+    """Runs all code of the notebook once and yields its figures in order."""
     shown = []
     backend = matplotlib.get_backend()
     plt.switch_backend("agg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        patch.setattr(plt, "close", shown.append)  # the last that the notebook does with a figure
+        patch.setattr(plt, "close", shown.append)  # its last call for each figure
         patch.setitem(plt.rcParams, "figure.max_open_warning", 0)
         namespace = {}
         for cell in json.loads((REPOSITORY / "results.ipynb").read_text())["cells"]:
@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
 
 
 def lines_of(figures, *labels):
-    """{label: line} of the one figure that has a line for each of these labels."""
+    """Returns {label: line} of the only figure that has all these labels."""
     found = []
     for figure in figures:
         lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
@@ -66,7 +66,7 @@ def lines_of(figures, *labels):
 
 
 def test_every_seed_stands_beside_the_published_returns(figures):
-    """Those of `Craftax-Symbolic-v1`, and of the published network for the same task."""
+    """The figure has both networks' seeds on `Craftax-Symbolic-v1` and the published returns."""
     folders = {
         "ours": CRAFTAX / "Craftax-Symbolic-v1",
         "published network": CRAFTAX / "published_network" / "Craftax-Symbolic-v1",
@@ -89,7 +89,7 @@ def test_every_seed_stands_beside_the_published_returns(figures):
         "Simulus": 6.6,
     }.items():
         np.testing.assert_allclose(lines[name].get_xydata(), [[1e6, percent / 100 * 226]])
-    assert "PPO-TrXL" not in lines  # its points are further than the runs
+    assert "PPO-TrXL" not in lines  # its points lie beyond the runs
 
 
 @pytest.mark.parametrize("name", ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"])

@@ -1,4 +1,4 @@
-"""pyproject.toml, the requirements and the hooks say the same."""
+"""pyproject.toml, the requirements and the hooks agree."""
 
 import os
 import re
@@ -19,7 +19,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def required(file: str) -> set[str]:
-    """The packages of a requirements file, their pins as lower bounds."""
+    """Returns the packages of a requirements file, pins as lower bounds."""
     lines = (REPOSITORY / file).read_text().splitlines()
     return {line.replace("==", ">=") for line in lines if not line.startswith(("-r", "#"))}
 

@@ -1,4 +1,4 @@
-"""Distributions over actions: masks, several choices at once, numbers that are not used."""
+"""Action distributions: masks, several choices at once, unused outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def log_softmax(logits):
 
 
 def sampled(space, outputs, obs, log_std=None):
-    """Many actions of one row, and the policy over its copies."""
+    """Returns many actions sampled from one row, and the policy over its copies."""
     rows = [jnp.broadcast_to(x, (ROWS, *np.shape(x))) for x in (outputs, obs)]
     policy = make_policy(space, *rows, log_std)
     return np.asarray(sample_per_row(policy, jax.random.split(jax.random.key(0), ROWS))), policy
@@ -47,7 +47,7 @@ def test_the_gradient_of_an_illegal_action_is_zero_and_that_of_the_others_finite
     gradient = jax.grad(loss)(jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 0.0, 1.0]))
     assert gradient[1] == 0
     assert np.all(np.asarray(gradient)[[0, 2]] != 0)
-    # An observation after the end may allow nothing at all.
+    # An observation after the end may allow no action.
     assert np.all(np.isfinite(jax.grad(loss)(jnp.ones(3), jnp.zeros(3))))
 
 

@@ -1,5 +1,6 @@
-"""PopArt: moments of the returns, and a critic that follows them."""
+"""PopArt: moments of the returns, and a critic rescaled with them, or its bins."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from support import QUICK, random_params, run
 
 from trxl import statistics
 from trxl.collectives import root_mean_square
+from trxl.distributions import Bins
 from trxl.results import load_results
 from trxl.spaces import Discrete, ObsSpace, obs_space, pack_obs
 from trxl.training import collect, init_params, make_init_and_update
@@ -28,7 +30,7 @@ THOUSANDS = {
 
 
 def test_the_scale_follows_the_returns_and_outputs_stay():
-    """Moments against a loop; the critic says the same of everything when they have moved."""
+    """Moments equal a loop's, and the critic's values stay the same when they change."""
     rng = np.random.default_rng(0)
     moments, decay, mean, square, weight = statistics.init_decaying_moments(), 0.9, 0.0, 0.0, 0.0
     first = statistics.value_scale(moments)
@@ -65,7 +67,7 @@ def test_the_scale_follows_the_returns_and_outputs_stay():
 
 @pytest.mark.parametrize("heads", ["mlp", "residual"])
 def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_critic(heads):
-    """What the critic says of the batch in units of the return is the same before and after."""
+    """Values of the batch, in units of the return, are the same after rescaling."""
     config = PPO.check({**QUICK, "NORMALIZE_VALUE": True, "HEADS": heads})
     network = make_network(config, Discrete(3), ObsSpace(2))
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
@@ -102,7 +104,7 @@ def test_values_are_clipped_unless_they_have_a_scale_of_their_own():
 
 
 def test_a_small_variance_beside_a_large_mean_is_exact():
-    """E[x^2] - E[x]^2 is 0.001 to 0.22 here, another one after every update."""
+    """The variance is exact where E[x^2] - E[x]^2 in float32 varies from 0.001 to 0.22."""
     rng = np.random.default_rng(0)
     moments = statistics.init_decaying_moments()
     for _ in range(60):
@@ -120,17 +122,18 @@ def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
     np.testing.assert_allclose(moments[:2], (returns.mean(), returns.var()), rtol=1e-4)
 
 
-def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
-    """v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800, v(1) = 500 + 0.45 (v(0) + v(1)) = 3,200.
+@pytest.mark.parametrize("bins", [None, 51])
+def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
+    """The critic learns v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800 and v(1) = v(0) + 400.
 
-    Rollouts of 12 steps begin and end amid episodes, which a limit of 8 steps cuts off: a value
-    that is taken for a return, anywhere in the advantages, would be seen.
+    A limit of 8 steps cuts off episodes within rollouts of 12, so a value mistaken for a return,
+    anywhere in the advantages, would show.
     """
     config = PPO.check(
         {
             **THOUSANDS,
             **{"CLIP_EPS": 0.0, "ENT_COEF": 0.0, "ADVANTAGE_FLOOR": 1e9, "LR": 3e-3},
-            **{"ANNEAL_LR": True, "TOTAL_TIMESTEPS": 8 * 12 * 150},
+            **{"ANNEAL_LR": True, "TOTAL_TIMESTEPS": 8 * 12 * 150, "VALUE_BINS": bins},
         }
     )
     train_state = jax.jit(trainer.make_train(config))(jax.random.key(0))["runner_state"].train_state
@@ -140,13 +143,20 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states():
     policy, value = network.apply(params, obs, no_memory, reach, 1, method="unroll_windows")
     np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
     np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
-    scale = statistics.value_scale(train_state.algorithm_state)
+    moments = train_state.algorithm_state
+    if bins is not None:
+        assert moments is None
+        moments = statistics.Moments(**params["return_moments"])
+    scale = statistics.value_scale(moments)
     assert 2500 < scale.mu < 3500
     assert 100 < scale.sigma < 400
 
 
 def test_the_floor_of_advantages_is_in_returns_as_they_are():
-    """With so large an epsilon Adam's steps are as long as the gradients."""
+    """The floor of advantages is in units of the return.
+
+    With so large an epsilon Adam's steps are proportional to the gradients.
+    """
     config = PPO.check(
         {
             **{**THOUSANDS, "UPDATE_EPOCHS": 1, "NUM_MINIBATCHES": 1, "MAX_GRAD_NORM": 1e9},
@@ -210,14 +220,126 @@ def test_saved_parameters_predict_returns(heads):
     assert PPO.saved_params(raw, state) is params
 
 
-def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path):
-    """Without learning what it saves is what it started from, though its scale has moved."""
-    run({**CHAIN, "LR": 1e-2, "ANNEAL_LR": False, "RESULTS_DIR": str(tmp_path / "first")})
+@pytest.mark.parametrize("bins", [None, 11])
+def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path, bins):
+    """A run with LR=0 saves the values it started from, though its scale has moved.
+
+    The scale of bins is saved and continues from there.
+    """
+    chain = {**CHAIN, "VALUE_BINS": bins}
+    run({**chain, "LR": 1e-2, "ANNEAL_LR": False, "RESULTS_DIR": str(tmp_path / "first")})
     first = tmp_path / "first" / "MemoryChain-bsuite"
-    again = {**CHAIN, "LR": 0.0, "PARAMS": str(first), "RESULTS_DIR": str(tmp_path / "second")}
+    again = {**chain, "LR": 0.0, "PARAMS": str(first), "RESULTS_DIR": str(tmp_path / "second")}
     run(again)
     saved = [
         load_results(tmp_path / root / "MemoryChain-bsuite" / "0_params.npy")
         for root in ("first", "second")
     ]
+    if bins is not None:
+        moments = [params.pop("return_moments") for params in saved]
+        assert [float(x["count"]) for x in moments] == [4, 8]
+        assert moments[0]["mean"] != moments[1]["mean"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *saved)
+
+
+# ---------------------------------------------------------------- a critic that classifies
+
+
+def hl_gauss(x, number, limit, sigma):
+    """A target by the loop of Farebrother et al. 2024, appendix A; sigma in units of x."""
+    width = 2 * limit / (number - 1)
+    support = np.linspace(-limit - width / 2, limit + width / 2, number + 1)
+    below = [math.erf((edge - x) / (math.sqrt(2) * sigma)) for edge in support]
+    return np.diff(below) / (below[-1] - below[0])
+
+
+def test_a_target_is_the_gaussian_around_a_number_that_is_cut_off_at_the_outermost_bins():
+    bins = Bins(11, 10.0, squashed=False, sigma=0.75)  # every 2
+    x = np.array([-30.0, -10.0, -9.0, 0.0, 0.7, 5.0, 10.0, 12.0], np.float32)
+    target = np.asarray(bins.target(jnp.asarray(x)))
+    expected = [hl_gauss(number, 11, 10.0, 1.5) for number in np.clip(x, -10, 10)]
+    np.testing.assert_allclose(target, expected, atol=1e-6)
+    np.testing.assert_allclose(target.sum(axis=-1), 1, rtol=1e-5)
+    assert target[-1, -1] > 0.6  # two thirds of what is not cut off
+
+    mean = bins.mean(jnp.log(jnp.asarray(target)))
+    np.testing.assert_allclose(mean[3:6], x[3:6], atol=1e-3)
+    np.testing.assert_allclose(mean[-1], expected[-1] @ np.linspace(-10, 10, 11), rtol=1e-4)
+    assert bins.clips(x).tolist() == [True, *[False] * 6, True]
+
+
+def test_the_gradient_of_the_cross_entropy_is_prediction_less_target():
+    bins = Bins(11, 10.0, squashed=False, sigma=0.75)
+    logits = np.random.default_rng(0).normal(size=(3, 11)).astype(np.float32)
+    x = np.array([-3.0, 0.2, 40.0], np.float32)
+    gradient = jax.grad(lambda y: bins.cross_entropy(y, x).sum())(jnp.asarray(logits))
+    predicted = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    target = [hl_gauss(number, 11, 10.0, 1.5) for number in np.clip(x, -10, 10)]
+    np.testing.assert_allclose(gradient, predicted - target, atol=1e-5)
+
+
+def classifier(**changes):
+    """A checked config, its network, a state with random parameters and moments 50 and 400."""
+    config = PPO.check({**QUICK, "VALUE_BINS": 11, **changes})
+    network = make_network(config, Discrete(3), ObsSpace(2))
+    params = init_params(config, network, 2, jax.random.key(0))
+    moments = {"mean": 50.0, "variance": 400.0, "count": 1.0}
+    params = {
+        **random_params({"params": params["params"]}),
+        "return_moments": jax.tree.map(jnp.float32, moments),
+    }
+    return config, network, PPO.init(config, params)
+
+
+def test_the_value_is_the_mean_over_bins_that_move_with_the_returns():
+    config, network, state = classifier()
+    rng = np.random.default_rng(0)
+    obs = jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32)
+    inputs = obs, jnp.zeros((4, 8 + 16 - 4, 1, 16)), jnp.zeros((4, 16), int), 4
+    logits = np.asarray(network.apply(state.params, *inputs, method="unroll_heads")[1])
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    mean = probs @ np.linspace(-10, 10, 11)
+
+    def values(state):
+        return network.apply(state.params, *inputs, method="unroll_windows")[1]
+
+    np.testing.assert_allclose(values(state), 50 + 20 * mean, rtol=1e-4)
+    assert PPO.saved_params(config, state) is state.params
+
+    returns = rng.normal(80, 30, (4, 16)).astype(np.float32)
+    weight = (rng.random((4, 16)) < 0.6).astype(np.float32)
+    batch = trainer.Batch(*[None] * 9)._replace(
+        value=values(state), returns=jnp.where(weight, returns, jnp.inf), weight=weight
+    )
+    after, batch = trainer.rescale(config, state, batch, None)
+    old = statistics.Moments(jnp.float32(50.0), jnp.float32(400.0), jnp.int32(1))
+    new = statistics.value_scale(
+        statistics.update_return_moments(old, returns, jnp.asarray(weight), 0.95, None)
+    )
+    np.testing.assert_allclose(values(after), new.mu + new.sigma * mean, rtol=1e-4)
+    np.testing.assert_allclose(
+        batch.returns[weight > 0], (returns[weight > 0] - new.mu) / new.sigma, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_value_loss_is_the_cross_entropy_of_the_steps_that_count():
+    config, network, state = classifier(VF_COEF=1.0, ENT_COEF=0.0)
+    rng = np.random.default_rng(0)
+    obs = pack_obs(jnp.asarray(rng.standard_normal((4, 16, 2)), jnp.float32), ObsSpace(2))
+    returns = rng.normal(0, 4, (4, 16)).astype(np.float32)
+    weight = (rng.random((4, 16)) < 0.6).astype(np.float32)
+    memory, reach = jnp.zeros((4, 8 + 16 - 4, 1, 16)), jnp.zeros((4, 16), jnp.int32)
+    logits = network.apply(state.params, obs, memory, reach, 4, method="unroll_heads")[1]
+    batch = trainer.Batch(
+        *(obs, jnp.zeros((4, 16), int), jnp.zeros((4, 16)), jnp.zeros((4, 16))),
+        *(jnp.zeros((4, 16)), jnp.where(weight, returns, jnp.nan), reach, memory),
+        weight=jnp.asarray(weight / weight.mean()),
+    )
+    gradient, metrics = jax.grad(
+        lambda params: trainer.ppo_loss(config, network, params, batch), has_aux=True
+    )(state.params)
+    target = [hl_gauss(number, 11, 10.0, 1.5) for number in np.clip(returns[weight > 0], -10, 10)]
+    losses = -np.sum(target * np.asarray(jax.nn.log_softmax(logits))[weight > 0], axis=-1)
+    np.testing.assert_allclose(metrics["value_loss"], losses.mean(), rtol=1e-4)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert all(x == 0 for x in jax.tree.leaves(gradient["return_moments"]))

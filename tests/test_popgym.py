@@ -1,4 +1,4 @@
-"""POPGym's tasks beside the original, with what is drawn at random taken from it."""
+"""POPGym's tasks equal the original, given its random draws."""
 
 import warnings
 
@@ -17,7 +17,7 @@ from trainer_PPO_trXL import PPO
 from wrappers import make_env
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # the labyrinths' own, and of old imports
+    warnings.simplefilter("ignore")  # from the labyrinths and old imports
     import popgym as original
     from popgym.wrappers import Antialias, PreviousAction
 
@@ -33,7 +33,7 @@ def make_original(name):
 
 
 def start(theirs, rng):
-    """A new episode of the original, and the same state for ours."""
+    """Starts an episode of the original and returns the same state for ours."""
     theirs.reset(seed=int(rng.integers(2**31)))
     name = type(theirs).__name__
     ours = {"steps": 0}
@@ -55,19 +55,19 @@ def start(theirs, rng):
         mine = theirs.hidden_grid == 1
         return {**ours, "mine": mine, "viewed": np.zeros_like(mine)}
     if name.startswith("MultiarmedBandit"):
-        theirs.bandits[:] = theirs.bandits < 0.5  # who pays always, and who never
+        theirs.bandits[:] = theirs.bandits < 0.5  # arms pay always or never
         return {**ours, "chances": theirs.bandits.copy()}
     return {**ours, "physics": None}
 
 
 def physics_of(theirs, like):
-    """What CartPole's or Pendulum's state is as Gymnax's."""
+    """Returns the original's CartPole or Pendulum state as Gymnax's."""
     names = ("x", "x_dot", "theta", "theta_dot")[-len(theirs.state) :]
     return like.replace(**{k: np.float32(v) for k, v in zip(names, theirs.state, strict=True)})
 
 
 def flat(space, value):
-    """An observation of Gymnasium's as ours."""
+    """Returns a Gymnasium observation as our vector."""
     if isinstance(space, spaces.Discrete):
         return np.eye(space.n)[int(value)]
     if isinstance(space, spaces.MultiDiscrete):
@@ -79,7 +79,7 @@ def flat(space, value):
 
 
 def choose(theirs, rng):
-    """An action: often a good one, so that episodes are won as well as lost."""
+    """Returns an action, often a good one, so that episodes are won and lost."""
     action = theirs.action_space.sample()
     name = type(theirs).__name__
     if rng.random() < 0.3:
@@ -98,9 +98,9 @@ def choose(theirs, rng):
 
 
 def play_original(theirs, first):
-    """Every step of ACTIONS: the state before it, in which episode, action, and what it gave.
+    """Plays ACTIONS steps: episode begins, state, action, observation, reward, terminated, over.
 
-    Of the state only what a new episode begins with is known, and CartPole's or Pendulum's numbers.
+    The state is the episode's first, with CartPole's or Pendulum's current numbers.
     """
     rng = np.random.default_rng(0)
     theirs.action_space.seed(0)
@@ -112,7 +112,7 @@ def play_original(theirs, first):
             if "physics" in begun:
                 begun["physics"] = first["physics"]
             begun = jax.tree.map(lambda x, like: np.asarray(x, like.dtype), begun, first)
-        if "physics" in begun:  # no rounding adds up
+        if "physics" in begun:  # so that rounding does not add up
             begun = {**begun, "physics": physics_of(theirs, begun["physics"])}
         action = choose(theirs, rng)
         obs, reward, terminated, truncated = theirs.step(action)[:4]
@@ -143,7 +143,7 @@ def test_a_thousand_actions_give_what_the_original_gives(name):
     their_obs, their_reward, their_terminated, over = expected
     np.testing.assert_allclose(obs, their_obs, atol=1e-5)
     np.testing.assert_allclose(reward, their_reward, rtol=1e-5, atol=1e-7)
-    # One that a limit cuts off as it ends has ended.
+    # An episode that ends at its time limit is terminated.
     np.testing.assert_array_equal(terminated, their_terminated)
     np.testing.assert_array_equal(terminated | truncated, over)
     assert (reward > 0).any() or "Pendulum" in name
@@ -163,11 +163,11 @@ def test_the_first_observation_and_its_wrappers_are_the_originals(name):
     assert [len(x) for x in expected][1] == ours.action_space.num_outputs
     expected = np.concatenate(expected)
     assert obs.shape == expected.shape == (ours.obs_size,)
-    known = 1 + ours.action_space.num_outputs  # what is behind it is drawn at random
+    known = 1 + ours.action_space.num_outputs  # the rest is drawn at random
     np.testing.assert_array_equal(obs[:known], expected[:known])
     if space.contains(0) and name.startswith(("Battleship", "MineSweeper", "Multiarmed")):
         np.testing.assert_array_equal(obs, expected)
-    # After a step the observation is no first one, and the action is the one that was taken.
+    # After a step the observation is not the first and has the action that was taken.
     chosen = theirs.action_space.sample()
     *_, action, is_first = wrapped.step(chosen)[0]
     _, state = ours.reset(jax.random.key(0))
@@ -220,7 +220,7 @@ def test_what_is_drawn_is_drawn_as_it_should_be():
     assert abs(noise.std() - 0.3) < 0.01
     assert abs(noise.mean()) < 0.01
     angles = np.abs(np.asarray(obs[:, 1]))
-    assert angles.max() == pytest.approx(0.41887903)  # clipped, as the original's space is
+    assert angles.max() == pytest.approx(0.41887903)  # clipped to the original's space
     assert 0.1 < np.mean(angles > 0.4188) < 0.25
 
 

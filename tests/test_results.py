@@ -1,4 +1,4 @@
-"""Reading a run's files, and refusing what is not one."""
+"""Runs are read from their files, and other files are refused."""
 
 import os
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_malicious_file_is_refused_by_name_and_does_nothing(tmp_path):
         load_results(path)
     assert not target.exists()
     np.load(path, allow_pickle=True)
-    assert target.exists()  # the file does work
+    assert target.exists()  # the attack itself works
 
 
 @pytest.mark.parametrize("name", ["builtins.eval", "numpy.load", "functools.partial"])
@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_off_or_something_else_is_one_line(tmp_path):
     ],
 )
 def test_a_committed_run_of_every_suite_loads(folder):
-    """With the config that it was saved with, by whichever version: parameters and shapes fit."""
+    """Parameters of committed runs fit the network of their saved config, whatever its version."""
     suite = folder.split("/")[0].removeprefix("results_")
     pytest.importorskip(suite)
     agent = load_agent(REPOSITORY / folder)

@@ -1,6 +1,6 @@
 """Checkpoints and resuming, with processes that are really killed.
 
-`KILLS=10 python -m pytest tests/test_resume.py` kills ten times; the suite four.
+`KILLS=10 python -m pytest tests/test_resume.py` kills ten times instead of four.
 """
 
 import os
@@ -32,7 +32,7 @@ CHAIN = {
     "ENV_NAME": "MemoryChain-bsuite",
     **{"ENV_KWARGS": {"memory_length": 3}, "CHECKPOINT_EVERY": 2, "NORMALIZE_VALUE": False},
 }
-# A grid that is packed, a pool of worlds, values in a scale of their own, and no memory.
+# A packed grid, a pool of worlds, rescaled values, no memory.
 GRIDDED_POOL = {
     "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Gridded",
     "ENV_KWARGS": {},
@@ -44,7 +44,7 @@ KILLS = int(os.environ.get("KILLS", 4))
 
 
 def load(folder, seed=0):
-    """Metrics without the clock, and parameters."""
+    """Returns a seed's metrics, without the clock, and its parameters."""
     metrics, params = (
         np.load(folder / f"{seed}_{name}.npy", allow_pickle=True).item()
         for name in ("metrics", "params")
@@ -61,7 +61,7 @@ def assert_bitwise_equal(a, b):
 
 
 class Process:
-    """The script, started with a config, in a process that can be killed."""
+    """Process of the training script that can be killed."""
 
     def __init__(self, *settings):
         command = [sys.executable, str(REPOSITORY / "train_PPO_trXL.py"), *settings]
@@ -75,7 +75,7 @@ class Process:
             time.sleep(pause)
 
     def stands_still_while(self, condition):
-        """Stops the process, and lets it run again unless the condition holds even then."""
+        """Stops the process and returns True if the condition still holds, else lets it run."""
         if condition():
             self._process.send_signal(signal.SIGSTOP)
             os.waitpid(self._process.pid, os.WUNTRACED)
@@ -85,7 +85,7 @@ class Process:
         return False
 
     def kill(self, number):
-        """Sends the signal and waits for the end: the exit status and the output."""
+        """Sends the signal and returns the exit status and the output."""
         self._process.send_signal(number)
         output, _ = self._process.communicate(timeout=300)
         return self._process.returncode, output
@@ -105,7 +105,7 @@ MOMENTS = ("while a checkpoint is written", "by SIGHUP", "in an update", "by SIG
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_path, monkeypatch):
-    """With the compiler's optimisations on, which the other tests switch off."""
+    """A killed run equals the whole one with XLA's optimisations, which other tests switch off."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     monkeypatch.setenv("XLA_FLAGS", "")
     updates = 60 + 12 * KILLS
@@ -158,7 +158,7 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_device
     run({**config, "RESULTS_DIR": str(tmp_path / "a")}, all_devices)
     (whole,) = (tmp_path / "a").iterdir()
     stopped = tmp_path / "b"
-    # As it would stand there if it had been killed after its first checkpoint.
+    # The folder after a kill between the two checkpoints.
     shutil.copytree(whole, stopped, ignore=shutil.ignore_patterns("*.npy", "*.png"))
     shutil.rmtree(stopped / "checkpoints" / "4")
     resumed = resumed_config(stopped, {"ENV_NAME": config["ENV_NAME"]})
@@ -170,7 +170,7 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_device
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of four updates with a learning rate that anneals; copy it to resume it."""
+    """Trains four updates with an annealed learning rate; copy the folder to resume it."""
     root = tmp_path_factory.mktemp("finished")
     run({**CHAIN, "LR": 0.004, "ANNEAL_LR": True, "RESULTS_DIR": str(root)})
     return root / "MemoryChain-bsuite"
@@ -241,7 +241,7 @@ def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", [*resume, f"ENV_NAME={name}"])
     main({})
     monkeypatch.setattr(sys, "argv", [*resume[:2], "TOTAL_TIMESTEPS=192"])
-    main({"ENV_NAME": name})  # as in a script of one's own
+    main({"ENV_NAME": name})  # as in a user's script
     assert Path("moved/ran").exists()
     assert len(load(Path("runs/Corridor"))[0]["total_loss"]) == 3
 
@@ -289,7 +289,7 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory):
-    """(CHECKPOINT_KIND, EMBED_SIZE) -> the folder of a run of four updates, made once."""
+    """Returns (CHECKPOINT_KIND, EMBED_SIZE) -> folder of a run of four updates, made once."""
 
     @cache
     def make(kind, size):
@@ -308,7 +308,7 @@ def cut_off(folder, of_another):
 
 
 def replace_by_another(folder, of_another):
-    """Puts in the checkpoint of a network of another size."""
+    """Replaces the checkpoint by that of a network of another size."""
     shutil.rmtree(folder)
     shutil.copytree(of_another, folder)
 
@@ -329,13 +329,13 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
     with pytest.raises(SystemExit) as exit:
         main({})
     assert exit.value.code.startswith(
-        f"error: RESUME: {newest} is broken, of another run or of earlier code ("
+        f"error: RESUME: {newest} is broken, or of another run, environment or version ("
     )
     assert "\n" not in exit.value.code
     assert files_of(folder) == before
 
     if breaks == cut_off:
-        shutil.rmtree(newest)  # what the message says
+        shutil.rmtree(newest)  # as the message advises
         main({})
         assert len(load(folder)[0]["total_loss"]) == 6
 
@@ -384,11 +384,11 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(kind, all_devices
     assert ("the optimiser starts afresh" in printed) == (kind == "params")
     metrics, params = load(folder)
     np.testing.assert_array_equal(metrics["env_steps"], [256, 512, 768, 1024])
-    assert_bitwise_equal(params, saved)  # a learning rate of 0: the parameters it went on with
+    assert_bitwise_equal(params, saved)  # LR is 0
 
 
 def test_a_run_that_started_from_parameters_goes_on_without_them(finished, tmp_path):
-    """A file of parameters may have moved by then; what the run has learnt since stays."""
+    """A resumed run keeps what it learnt and does not read PARAMS again."""
     shutil.copy(finished / "0_params.npy", tmp_path)
     config = {**CHAIN, "PARAMS": str(tmp_path), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
     run({**config, "RESULTS_DIR": str(tmp_path / "runs")})
@@ -404,7 +404,7 @@ def test_a_run_that_started_from_parameters_goes_on_without_them(finished, tmp_p
 @pytest.mark.slow
 def test_a_new_run_starts_from_the_parameters_of_another(finished, tmp_path):
     fresh = {**CHAIN, "LR": 0.0, "PARAMS": str(finished), "TOTAL_TIMESTEPS": STEPS_PER_UPDATE}
-    run({**fresh, "seed": 7, "RESULTS_DIR": str(tmp_path / "one")})  # the only parameters there are
+    run({**fresh, "seed": 7, "RESULTS_DIR": str(tmp_path / "one")})  # of seed 0
     run({**fresh, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")})
     run(
         {**fresh, "NUM_ENVS": 16, "TOTAL_TIMESTEPS": 256, "RESULTS_DIR": str(tmp_path / "all")},

@@ -1,4 +1,4 @@
-"""Rulesets that are made here: their format, that they can be solved, and what is held out."""
+"""Generated rulesets: format, solvability, held-out goals."""
 
 import bz2
 import re
@@ -27,13 +27,13 @@ from xminigrid.core import goals, rules  # noqa: E402
 
 @pytest.fixture(scope="module", params=[*xminigrid_rulesets.KINDS])
 def drawn(request):
-    """300 rulesets of a kind."""
+    """Draws 300 rulesets of a kind."""
     return request.param, xminigrid_rulesets.draw_rulesets(request.param, 300, seed=1)
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch, capsys):
-    """A file of 40 small rulesets, by the command line."""
+    """Writes 40 small rulesets by the command line and returns the file."""
     path = tmp_path / "small.bz2"
     monkeypatch.setattr(sys, "argv", ["rulesets", "small", "40", str(path), "3"])
     xminigrid_rulesets.main()
@@ -42,13 +42,13 @@ def file(tmp_path, monkeypatch, capsys):
 
 
 def tiles(encoding):
-    """The tiles of an encoded goal or rule, the padding left out."""
+    """Returns the tiles of an encoded goal or rule without padding."""
     pairs = zip(encoding[1::2], encoding[2::2], strict=True)
     return [pair for pair in pairs if pair != (0, 0)]
 
 
 def can_be_solved(ruleset):
-    """Whether productions can leave the goal's objects: a search over what is there."""
+    """Returns whether productions can reach the goal's objects, by exhaustive search."""
     wanted = Counter(tiles(ruleset.goal))
     start = Counter(ruleset.objects)
     seen, ahead = set(), [start]
@@ -203,7 +203,7 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
 
     monkeypatch.setattr(evaluate, "play", seen)
     evaluate.main()
-    for result in results:  # an episode's return stands under its number alone
+    for result in results:  # a return is logged under its episode's number alone
         first, second = (result[f"trial_return/episode_{i}"] for i in (1, 2))
         np.testing.assert_array_equal(np.isnan(first), ~np.isnan(second))
         assert np.isnan(first).sum() == 4
@@ -221,7 +221,7 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
     assert not any(agent.config["TRIAL_MEMORY"] for agent in played)
     assert re.fullmatch(rf"a trial with return \d.\d is in {film}", lines[-1])
     with Image.open(film) as gif:
-        assert gif.n_frames == 10  # two episodes that a time limit of 5 steps ended
+        assert gif.n_frames == 10  # two episodes of 5 steps, the time limit
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A population of runs: what is searched, strategies, members as rows, kills, the report."""
+"""Population search: space, strategies, members as rows, kills, the report."""
 
 import functools
 import json
@@ -26,8 +26,8 @@ from trxl.search.evosax_strategies import Evosax
 from trxl.search.loop import Loop
 from trxl.search.population import Programs, Row, UpdateResult
 from trxl.search.record import Trial, read_trial
-from trxl.search.report import comparison, interval
-from trxl.search.settings import SEARCH_KEYS, read_settings, read_space
+from trxl.search.report import comparison, interval, write_report
+from trxl.search.settings import SEARCH_KEYS, default_config, read_settings, read_space
 from trxl.search.strategies import Best, Member, Round, Search
 from trxl.training import make_init_and_update
 
@@ -101,7 +101,6 @@ def test_choices_and_what_has_one_value():
         (["num_layers=1,1"], "has a choice twice"),
         (["ENV_NAME=CartPole-v1,Catch-bsuite"], "ENV_NAME has one value in a search"),
         (["seed=1,2"], "seed has one value in a search"),
-        (["LRR=1"], "unknown config key 'LRR'; did you mean LR"),
         (["LR"], "is not of the form KEY=VALUE"),
         (["NUM_SEEDS=2"], "NUM_SEEDS is not a setting of a search"),
         (["POPULATION=1"], "POPULATION must be from 2 to 100000"),
@@ -123,12 +122,12 @@ def test_bad_arguments_are_one_line(arguments, message):
 
 
 def known_optimum(values):
-    """Highest, 0, at LR = 1e-3 and GAMMA = 0.99."""
+    """Returns a score whose maximum is 0, at LR = 1e-3 and GAMMA = 0.99."""
     return -((math.log10(values["LR"]) + 3) ** 2) - (math.log10(1 - values["GAMMA"]) + 2) ** 2
 
 
 def play(name, search, score=known_optimum):
-    """What a strategy asks for, and its best, where `score` stands for the training."""
+    """Returns a strategy's rounds and its best member, with `score` in place of training."""
     strategy = strategies.run_strategy(name, search, count())
     rounds = [next(strategy)]
     while True:
@@ -159,7 +158,7 @@ def test_a_strategy_finds_a_known_optimum(name, changes, near):
     assert rounds[0].members[0].values == search.default
     assert known_optimum(best.schedule[-1][1]) > -near
     again = play(name, search)
-    assert again == (rounds, best)  # the same scores, the same search
+    assert again == (rounds, best)
 
 
 def test_halving_keeps_the_right_members():
@@ -194,11 +193,11 @@ def test_shapes_share_the_population():
     search = search_of(*RANGES, "num_layers=1,2,3", population=6)
     rounds, _ = play("halving", search)
     layers = [member.values["num_layers"] for member in rounds[0].members]
-    assert sorted(layers[1:]) == [1, 2, 2, 3, 3]  # and the default
+    assert sorted(layers[1:]) == [1, 2, 2, 3, 3]  # after the default
     rounds, _ = play("CMA_ES", search)
     assert [m.values["num_layers"] for m in rounds[0].members] == [2, 1, 1, 2, 2, 3, 3]
     rounds, _ = play("halving", search_of(*RANGES, "num_layers=1,3", population=4))
-    assert [m.values["num_layers"] for m in rounds[0].members] == [2, 3, 1, 3]  # 2 is the default
+    assert [m.values["num_layers"] for m in rounds[0].members] == [2, 3, 1, 3]  # the default is 2
 
 
 def test_pbt_replaces_the_worst_by_copies_of_the_best_and_moves_their_values():
@@ -318,7 +317,7 @@ ROWS = [
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_member_is_the_run_of_its_config(devices):
-    """Three rows in a program of four, on one device and two."""
+    """Rows of a program of four equal their runs alone, on one device and two."""
     batch = programs(4, devices).load(ROWS, programs(4, devices).init(ROWS))
     results = [batch.update() for _ in range(3)]
     for i in (1, 2):
@@ -350,7 +349,7 @@ def test_a_member_that_diverges_touches_no_other():
 
 
 def test_waiting_agents_outlive_the_training_of_others():
-    """An update takes its state's arrays for its own; those on the host are copies."""
+    """Waiting agents are copies on the host, since an update donates its state's arrays."""
     first = programs().init(ROWS)
     batch = programs().load(ROWS, first)
     batch.update()
@@ -377,26 +376,35 @@ def test_a_copy_has_the_agent_and_goes_its_own_way():
 
 
 def test_members_that_are_not_equally_far_train_apart(tmp_path):
-    """As where a search that had programs of two rows goes on with four."""
+    """Members are batched by their updates, as after a resume with larger programs."""
     space, fixed = space_of("LR=1e-4..1e-2")
     members = tuple(Member(trial, {"LR": 1e-3}) for trial in range(6))
     far = (4, 4, 2, 2, 0, 0)
     trials = {i: Trial(i, {"LR": 1e-3}, [0], updates=n) for i, n in enumerate(far)}
     search = Loop(PPO.check(fixed), PPO, space, 1, 4, 1, SimpleNamespace(notes={}))
     search.trials = trials
-    search._states = dict.fromkeys(range(5))  # of trial 4 before its first update
+    search._states = dict.fromkeys(range(5))  # trial 4 has a state but no update
     batches = [[m.trial for m in batch] for batch in search.batches(Round(members, 1.0))]
     assert batches == [[0, 1], [2, 3], [4], [5]]
 
 
 def test_keys_that_are_not_set_follow_one_that_is_searched():
-    """WINDOW_GRAD and WINDOW_MEM are half of NUM_STEPS, whichever a member has."""
+    """WINDOW_GRAD and WINDOW_MEM are half of each member's NUM_STEPS."""
     space, fixed = space_of("NUM_STEPS=8,16")
     given = {**fixed, "ENV_NAME": "CartPole-v1", "NUM_ENVS": 2}
     search = Loop(given, PPO, space, 1, 1, 1, SimpleNamespace(notes={}))
     for steps in (8, 16):
         state = search.programs({"NUM_STEPS": steps}).shapes([Row({}, 0)])
         assert state.rollout_state.memory.shape[:3] == (1, 2, steps // 2)
+
+
+def test_the_default_has_the_first_choice_where_its_own_is_none():
+    """The script's NUM_STEPS, 64, does not go with this budget; WINDOW_GRAD follows NUM_STEPS."""
+    space, fixed = space_of("NUM_STEPS=8,16", "WINDOW_GRAD=2,4", "NUM_ENVS=4,64", "gating=False")
+    given = default_config(PPO, {}, {**fixed, "TOTAL_TIMESTEPS": 512}, space)
+    config = PPO.check(given)
+    assert [config[name] for name in ("NUM_STEPS", "WINDOW_GRAD", "NUM_ENVS")] == [8, 4, 64]
+    assert not config["gating"]
 
 
 def test_episodes_that_do_not_end_are_seen_with_their_return_so_far():
@@ -418,7 +426,7 @@ def result(returns, episodes=(1,), running=(0,), running_returns=(0.0,), finite=
 
 
 class PretendedLoop(Loop):
-    """A search whose members have the returns that `curve` gives, from (trial, update)."""
+    """Search whose members have the returns `curve(trial, update)`."""
 
     def __init__(self, space, curve):
         folder = SimpleNamespace(notes={}, is_time=lambda: False, save=lambda *_: None)
@@ -443,11 +451,11 @@ class PretendedLoop(Loop):
                 trial.log_update(result([self._curve(trial.trial, trial.updates)]))
 
     def save(self):
-        """Nowhere."""
+        """Saves nothing."""
 
 
 def pretend(curve, **changes):
-    """A loop that has run population-based training."""
+    """Runs population-based training on a curve; returns the loop and the best member."""
     search = search_of("LR=1e-5..1e-1", **{"population": 10, "intervals": 10} | changes)
     pretended = PretendedLoop(search.space, curve)
     stop = SimpleNamespace(signal=None)
@@ -456,7 +464,7 @@ def pretend(curve, **changes):
 
 
 def again(trial):
-    """What is read of a trial's line."""
+    """Returns a trial as read back from its line."""
     return read_trial(json.loads(json.dumps(trial.row())))
 
 
@@ -477,7 +485,7 @@ def test_among_members_that_differ_in_noise_alone_copies_are_no_better():
         rng = np.random.default_rng(seed)
         pretended, best = pretend(lambda trial, updates, rng=rng: rng.normal(), seed=seed)
         recent.append(pretended.trials[best.trial].first_update == 90)
-    assert np.mean(recent) < 0.45  # 0.2 of the members are
+    assert np.mean(recent) < 0.45  # 0.2 of all members
 
 
 def test_a_copys_random_streams_are_its_own():
@@ -487,7 +495,7 @@ def test_a_copys_random_streams_are_its_own():
 
 
 def test_who_lives_longer_than_the_updates_that_count_has_a_score():
-    """Of 64 environments 63 never end; 100 steps each update."""
+    """Unfinished episodes count: of 64 environments 63 never end, with 100 steps per update."""
     lives = Trial(0, {}, [1])
     for updates in range(1, 7):
         returns, ended = (20.0, 1) if updates == 6 else (np.nan, 0)
@@ -520,6 +528,16 @@ def test_intervals_are_students():
     assert interval([-math.inf, 1.0]) == "-inf"
 
 
+def test_a_copy_that_never_trained_is_in_no_plot(tmp_path):
+    """Some copies have no update of their own if there are more INTERVALS than updates."""
+    space, _ = space_of("LR=1e-4..1e-2")
+    parent = Trial(0, {"LR": 1e-3}, [0], updates=2, returns=[[1.0], [2.0]], episodes=[[1], [1]])
+    parent.running = [[0], [0.0]]
+    copy = Trial(1, {"LR": 2e-3}, [0], parent=0, first_update=2, updates=2)
+    write_report(tmp_path, "a search", space, [parent, copy], parent, ["python"])
+    assert "1 trials (1 running)" in (tmp_path / "report.md").read_text()
+
+
 def test_candidates_are_compared_seed_by_seed():
     def run(role, seed, score):
         trial = Trial(0, {}, [seed], role)
@@ -538,7 +556,7 @@ def test_candidates_are_compared_seed_by_seed():
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
-    """Searches of one config share its programs, of one device."""
+    """Shares compiled programs, of one device, among searches of one config."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(loop, "Programs", cached_programs)
 
@@ -555,7 +573,7 @@ CACHE = {}
 
 
 def trials_of(folder):
-    """The lines of trials.jsonl but for what the clock says."""
+    """Returns the lines of trials.jsonl without the clock."""
     rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
@@ -591,7 +609,7 @@ def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch
     assert whole[0]["values"] == {"LR": 5e-4, "GAMMA": 0.99}
     assert [row["seeds"] for row in whole if row["role"] == "default"] == [[0], [1]]
 
-    # An interval has nine updates, three of each batch: killed in the second, stopped in the third.
+    # An interval has nine updates, three per batch: killed in the second, stopped in the third.
     killed = tmp_path / "killed" / "CartPole-v1"
     code = (
         "import os, signal, sys\n"
@@ -683,7 +701,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
     space, fixed = space_of(*RANGES)
     config = PPO.check({**SIZES, **fixed})
     settings = read_settings({"POPULATION": 4, "STRATEGY": "CMA_ES", "BUDGET": 768 * 12})
-    assert main.make_task(settings, config, space).generations == 2  # of four, and the default
+    assert main.make_task(settings, config, space).generations == 2  # of four and the default
     with pytest.raises(ConfigError, match="a generation takes 3840 environment steps"):
         main.make_task({**settings, "BUDGET": 1000}, config, space)
 
@@ -692,7 +710,8 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
     ("arguments", "message"),
     [
         (["LR=1e-3", "GAMMA=0.9"], "nothing to search"),
-        (["RESUME=nowhere"], "RESUME: no search in nowhere"),
+        (["RESUME=nowhere"], "RESUME: no search in nowhere: search.json: No such file"),
+        (["LRR=1"], "^unknown config key 'LRR'; did you mean LR"),
         (["RESUME=nowhere", "LR=1"], "give no other setting"),
         (["ALGORITHM=DQN"], "ALGORITHM must be one of PPO, Muesli"),
         (["TRAIN=evolution"], "needs an algorithm of evosax"),
@@ -704,7 +723,7 @@ def test_another_budget_is_more_generations_or_refused(tmp_path):
         (["LR=1e-4...1e-2"], r"LR=1e-4...1e-2 has three dots; a range has two, LOW..HIGH"),
         (["TRAIN=evolution", "STRATEGY=SNES", "LR=1e-5..1e-2"], "moves parameters, not LR"),
         ([f"seed={2**32 - 1}"], r"seed \+ REPORT_SEEDS must not exceed 2\*\*32"),
-        (["@muesli-memory-s8"], "@muesli-memory-s8 is for .* with ALGORITHM=Muesli"),
+        (["@muesli-memory-s8"], "@muesli-memory-s8: unknown .* with ALGORITHM=Muesli"),
         (["BUDGET=1e30"], "BUDGET must be from 1 to"),
         (["CHUNK=99999999"], r"\d+ runs at a time, CHUNK \* SEEDS: this run takes at least"),
     ],
@@ -719,6 +738,12 @@ def test_a_search_that_cannot_be_is_one_line(arguments, message, tmp_path, monke
         main.start(search_trXL.config, TRAINERS, given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_of_another_version_is_said_to_be_that(tmp_path):
+    (tmp_path / "search.json").write_text('{"NEW": 1}')
+    with pytest.raises(ConfigError, match=r"^RESUME: .*search.json: unknown config key 'NEW'"):
+        main.start({}, TRAINERS, [f"RESUME={tmp_path}"])
 
 
 def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path):
@@ -744,7 +769,7 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     from evaluate_PPO_trXL import load_agent
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 3)  # of 8 members one has 2
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)  # of 8 members one device has 2
     monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     options = {"TRAIN": "evolution", "STRATEGY": "Sep_CMA_ES", "POPULATION": 8, "ES_STD": 0.1}
     config = {**SIZES, "MEMORY": "gru", **options, "BUDGET": 8 * 64 * 4, "seed": 3}
@@ -780,7 +805,7 @@ def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
 
 
 def test_fitness_is_the_return_of_every_environments_first_episode():
-    """One whose episodes end after 20 steps with -20, and one that never ends: -1 in every step."""
+    """Fitness averages -20, of an episode of 20 steps, and -1,000, of one that never ends."""
     steps = 1000
     done = np.zeros((steps, 2), bool)
     done[19::20, 0] = True

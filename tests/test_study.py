@@ -1,7 +1,8 @@
-"""A list of runs: what it lists, and that it goes on where it was."""
+"""Studies: the runs that they list, and that a restarted one skips what is finished."""
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_a_line_is_a_run_for_each_seed_with_what_is_common():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The runs for which a process was started; those of seed 4 fail while `failing` is there."""
+    """Returns the runs that were started; seed 4 fails while `failing` is not empty."""
     runs, failing = [], ["fail"]
 
     def command(run, out):
@@ -91,7 +92,7 @@ def test_what_failed_is_run_again_and_what_ended_is_not(trained, tmp_path):
         if line["status"] == 0:
             assert line["final_return"] == 9.0
             assert line["curve"] == [None, *map(float, range(1, 10))]
-            # Two updates make 65,536 steps; the last two have 8 and 9 episodes.
+            # Two updates make 65,536 steps; in the last two 8 and 9 episodes end.
             assert line["mmer"] == round((8 * 8.0 + 9 * 9.0) / 17, 4)
 
 
@@ -124,7 +125,7 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
 
 @pytest.mark.parametrize("group", [True, False])
 def test_when_it_is_stopped_no_run_is_started_any_more(group, tmp_path):
-    """Nor where a shell made it ignore Ctrl-C; its group's runs stop, else the one at work ends."""
+    """SIGTERM to the study lets its run end; SIGTERM to the group stops the run too."""
     text, out = tmp_path / "text", tmp_path / "out"
     text.write_text("seeds 0 1\nruns\n")
     sleeper = "import time; print('here', flush=True); time.sleep(3)"
@@ -185,17 +186,22 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     (tmp_path / "list").write_text(text)
     assert [len(rows) for *_, rows in sweep.programs_of([*study.read_study(text)])] == [3, 2]
     sweep.main(tmp_path / "list", tmp_path / "swept", [4])
-    study.main(tmp_path / "list", tmp_path / "alone", 2)
-    swept, alone = (
-        {
-            (line["name"], line["seed"]): line
-            for line in map(json.loads, (tmp_path / out / "results.jsonl").read_text().splitlines())
-        }
-        for out in ("swept", "alone")
-    )
+    lines = map(json.loads, (tmp_path / "swept" / "results.jsonl").read_text().splitlines())
+    swept = {(line["name"], line["seed"]): line for line in lines}
+
+    def run_here(command, **_):
+        monkeypatch.setattr(sys, "argv", command[4:])  # behind nice and Python
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    lines = [
+        line for run in study.read_study(text) for line in study.train(run, tmp_path / "alone")
+    ]
+    alone = {(line["name"], line["seed"]): line for line in lines}
     assert swept.keys() == alone.keys()
     for run, line in swept.items():
-        assert line["overrides"] == alone[run]["overrides"]
+        assert line["overrides"] == [*alone[run]["overrides"]]
         assert line["updates"] == 5
         assert line["steps"] == alone[run]["steps"]
         np.testing.assert_allclose(line["curve"], alone[run]["curve"], atol=1e-3)

@@ -1,7 +1,7 @@
-"""The suites beyond Gymnax and Craftax: what they are asked for through us and by themselves.
+"""Suites beyond Gymnax and Craftax equal their own APIs through the wrappers.
 
-They are in requirements-envs.txt; a suite that is not installed is skipped, unless ALL_SUITES says
-that none may be missing.
+They are in requirements-envs.txt. A suite that is not installed is skipped
+unless ALL_SUITES is set.
 """
 
 import importlib
@@ -36,13 +36,13 @@ MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def suite(name):
-    """Skips a test where the suite is not installed, or lets it fail."""
+    """Returns a mark that skips a test if the suite is not installed, unless ALL_SUITES is set."""
     missing = name in MISSING and not os.environ.get("ALL_SUITES")
     return pytest.mark.skipif(missing, reason=f"{name} is not installed")
 
 
 def cases(**by_suite):
-    """Parameters (name, ENV_KWARGS), with the mark of their suite."""
+    """Returns parameters (name, ENV_KWARGS) with their suite's mark."""
     return [
         pytest.param(f"{name}/{env}", kwargs, marks=suite(name), id=f"{name}/{env}")
         for name, envs in by_suite.items()
@@ -59,7 +59,7 @@ def quiet_suites():
 
 @pytest.fixture(scope="module")
 def ruleset_file(tmp_path_factory):
-    """Two rulesets of xminigrid's own making: stand beside the ball, or beside the square."""
+    """Writes two rulesets: stand beside the ball, or beside the square."""
     path = tmp_path_factory.mktemp("rulesets") / "two_goals.bz2"
     constants = importlib.import_module("xminigrid.core.constants")
     goals = importlib.import_module("xminigrid.core.goals")
@@ -86,7 +86,7 @@ def make(name, num_envs=2, **changes):
 
 
 def start(name, env_kwargs, **changes):
-    """A config, its environment, network and first state, and the jitted rollout."""
+    """Returns config, environment, network, first state and the jitted rollout."""
     names = {"ENV_NAME": name, "ENV_KWARGS": env_kwargs, "TOTAL_TIMESTEPS": 1e6}
     config = PPO.check({**QUICK, **names, **changes})
     env = make_env(config, config["NUM_ENVS"])
@@ -97,7 +97,7 @@ def start(name, env_kwargs, **changes):
 
 
 def record(env, steps=STEPS):
-    """Random legal actions: obs (T+1, B, .), actions, rewards, dones, infos (T, B)."""
+    """Plays random legal actions: keys, obs (T+1, B, .), actions, rewards, dones, infos (T, B)."""
 
     def run(keys):
         obs, state = env.reset(keys[0])
@@ -135,7 +135,7 @@ class OwnJumanji:
         self.env = importlib.import_module("jumanji").make(name, **kwargs)
 
     def observe(self, timestep):
-        """The mask, then bool arrays, then the others, in the order of Jumanji's fields."""
+        """Returns the mask, then bool arrays, then the others, in the order of Jumanji's fields."""
         fields = timestep.observation._asdict()
         if isinstance(self.env, importlib.import_module("jumanji").environments.TSP):
             city = fields["position"]
@@ -153,7 +153,7 @@ class OwnJumanji:
     def step(self, key, state, action):
         mask_shape = self.env.observation_spec.generate_value().action_mask.shape
         choices = self.env.action_spec.shape
-        if choices and not action.shape:  # one action for a combination of choices
+        if choices and not action.shape:  # one action encodes a combination of choices
             action = jnp.array(jnp.unravel_index(action, mask_shape))
         state, timestep = self.env.step(state, action)
         ends = timestep.step_type == 2
@@ -257,7 +257,7 @@ REPLAYED = cases(
 
 @pytest.mark.parametrize(("name", "env_kwargs"), REPLAYED)
 def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, env_kwargs):
-    """Observations, rewards, and which step ends the episode, how, and with which observation."""
+    """Observations, rewards and ends equal the suite's, the final observation included."""
     env = make(name, ENV_KWARGS=env_kwargs)
     keys, obs, actions, reward, done, info = record(env)
     agents = env.num_agents or 1
@@ -268,7 +268,7 @@ def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, en
         first, state = own.reset(keys[0])
 
         def step(state, inputs):
-            # The key of a step is split as Gymnax does it.
+            # A step's key is split as in Gymnax.
             obs, state, *rest = own.step(jax.random.split(inputs[0])[0], state, inputs[1])
             return state, (obs, *rest)
 
@@ -305,7 +305,7 @@ def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, en
             if env.can_truncate:
                 final = info["final_observation"][end, rows]
                 np.testing.assert_allclose(final, expected_obs[end], **tolerance)
-    # A random agent may take longer than this in Snake, where only crashes are masked.
+    # Snake masks only crashes, so a random agent may take longer.
     assert ended or bare == "Snake-v1"
     binary = obs[..., : env.num_binary]
     assert np.isin(binary, [0, 1]).all()
@@ -346,7 +346,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
         assert (taken == 1).all()
         forbidden += (mask == 0).mean()
         steps += trajectory.action.size
-    assert forbidden > 0  # there was something to avoid
+    assert forbidden > 0
     advantage = trainer.generalized_advantages(collected, 0.99, 0.8)
     batch = trainer.make_batch(config, collected, advantage)
     policy, _ = network.apply(
@@ -364,7 +364,7 @@ def test_dead_units_are_out_until_their_teams_episode_ends():
     trajectory = roll(state)[1].trajectory
     active, done = np.asarray(trajectory.active), np.asarray(trajectory.done)
     assert 0.3 < active.mean() < 0.95
-    # Nobody comes back within an episode, and at its end everybody does.
+    # No agent returns within an episode; all return at its end.
     assert not (active[1:] & ~active[:-1] & ~done[:-1]).any()
     assert active[1:][done[:-1]].all()
     by_team = done.reshape(128, 8, 3)
@@ -372,7 +372,7 @@ def test_dead_units_are_out_until_their_teams_episode_ends():
     reach = np.asarray(trajectory.reach)
     assert (reach[1:][done[:-1]] == 0).all()
     assert (reach[1:][~done[:-1]] > 0).all()
-    # An episode is logged once.
+    # An episode is logged once, not per agent.
     assert trajectory.returned_episode.sum() == by_team[:, :, 0].sum()
 
 
@@ -411,7 +411,7 @@ def test_a_trial_keeps_its_ruleset_over_its_episodes_and_memory_ends_with_it(rul
         np.testing.assert_array_equal(episode[ends, b], np.arange(1, len(ends) + 1) % 3)
         changes = np.flatnonzero(np.diff(goal[:, b])) + 1
         assert set(changes) <= set(ends[2::3])
-    # An episode's return stands under its number within the trial, and only there.
+    # A return is logged under its episode's number alone.
     names = [f"trial_return/episode_{i}" for i in (1, 2, 3)]
     assert set(names) < set(env.episode_metrics)
     by_number = np.stack([info[name] for name in names])
@@ -426,7 +426,7 @@ def test_a_trial_keeps_its_ruleset_over_its_episodes_and_memory_ends_with_it(rul
     np.testing.assert_array_equal(last[~boundary], reward[~boundary])
     assert (encoded[boundary] == 0).all()
     assert (last[boundary] == 0).all()
-    np.testing.assert_array_equal(obs[..., -2], done)  # whether it is an episode's first
+    np.testing.assert_array_equal(obs[..., -2], done)  # whether the step is an episode's first
     final = info["final_observation"]
     np.testing.assert_array_equal(final[..., :6], np.eye(6)[action])
     np.testing.assert_array_equal(final[..., -1], reward)
@@ -442,7 +442,7 @@ def test_a_team_is_evaluated_by_its_episodes(tmp_path):
 
 
 class Attack:
-    """Unpickled, it makes a file."""
+    """Pickle that runs a shell command when it is loaded."""
 
     def __init__(self, path):
         self._path = path
@@ -559,7 +559,7 @@ def test_the_names_are_those_that_the_suite_registers(name):
     ],
 )
 def test_action_spaces(name, space):
-    """Also that a step can be traced, and that its state has the shapes of the first one."""
+    """Action spaces are as listed, and a traced step keeps the state's shapes."""
     env = make(name)
     assert env.action_space == space
     keys = jax.random.split(jax.random.key(0), env.num_rows)

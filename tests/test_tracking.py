@@ -1,4 +1,4 @@
-"""Live metrics in TensorBoard's and Weights & Biases' own files."""
+"""Live metrics in the files of TensorBoard and Weights & Biases."""
 
 import struct
 import sys
@@ -51,10 +51,13 @@ def test_wandb_writes_its_run_offline(tmp_path, monkeypatch):
 
 
 def log_records(data):
-    """The records of a LevelDB log behind wandb's 7-byte header: (crc, length, type, payload)."""
+    """Yields the records of a LevelDB log after wandb's 7-byte header.
+
+    A record's parts are (crc, length, type, payload).
+    """
     position, record = 7, b""
     while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # a block's rest is too short for a header
+        if 32768 - position % 32768 < 7:  # too short for a header
             position += 32768 - position % 32768
             continue
         length, kind = struct.unpack_from("<HB", data, position + 4)
@@ -66,7 +69,7 @@ def log_records(data):
 
 
 class Broken(ModuleType):
-    """A package that raises where it is used, as tensorboard does with another's protobuf."""
+    """Package that raises on use, as tensorboard does with an incompatible protobuf."""
 
     def __getattr__(self, name):
         raise TypeError("Descriptors cannot be created directly.\nMore of it")

@@ -1,4 +1,4 @@
-"""The training loop: both forms of the network in it, the targets, the transforms."""
+"""The training loop: both forms of the network, targets, transforms."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def test_a_relative_shift_that_is_off_by_one_would_be_seen(chain, monkeypatch):
     original = transformerXL.relative_shift
 
     def shifted_once_more(by_distance):
-        # The finite terms one distance further, the mask as it is.
+        # Shifts the finite terms by one distance, not the mask.
         moved = jnp.where(jnp.isfinite(by_distance), jnp.roll(by_distance, 1, axis=-1), -jnp.inf)
         moved = jnp.where(jnp.isfinite(moved) | ~jnp.isfinite(by_distance), moved, 0.0)
         return original(moved)
@@ -113,7 +113,7 @@ QUEST = {
 
 @pytest.mark.parametrize("trial_credit", [True, False])
 def test_advantages_run_on_to_the_next_episode_of_a_trial(trial_credit):
-    """Against a loop that reads ends and boundaries off the observations."""
+    """Advantages equal a loop's that reads ends and boundaries from the observations."""
     config, env, network, state = setup({**QUEST, "TRIAL_CREDIT": trial_credit})
     state, collected = jax.jit(lambda state: collect(config, env, network, PPO, state))(state)
     obs = unpack_obs(collected.trajectory.obs, obs_space(env))  # (T, B, 3)
@@ -171,7 +171,7 @@ def arrays(fields):
 
 
 class RecordFinalObservation(Wrapper):
-    """Adds the entries of final observations to the metrics."""
+    """Wrapper that adds the final observations' entries to the metrics."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -184,7 +184,7 @@ class RecordFinalObservation(Wrapper):
 
 
 def test_a_truncated_step_is_worth_the_old_episodes_next_value():
-    """CartPole cut off after 3 steps: V of the final observation as step 4 of that episode."""
+    """CartPole cut off after 3 steps bootstraps from the final observation as step 4."""
     changes = {"ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 3}}
     config, env, network, state = setup({**SMALL, **changes})
     recording = RecordFinalObservation(env)
@@ -221,7 +221,7 @@ def test_bootstrap_truncated_false_makes_the_time_limit_an_end():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A whole run of two updates, for one seed and for three at once."""
+    """Trains two updates with three seeds alone, and with the three under vmap."""
     train = trainer.make_train({**CHAIN, "TOTAL_TIMESTEPS": 128, "LR": 5e-4, "ANNEAL_LR": True})
     keys = jax.random.split(jax.random.key(7), 3)
     alone = jax.jit(train)
@@ -242,7 +242,7 @@ def test_vmap_over_seeds_gives_what_single_runs_give(trained):
 @pytest.mark.slow
 @pytest.mark.weekly
 def test_seeds_of_the_default_config_train_in_one_program():
-    """At its real size: jaxlib 0.10.2 hung there, see `heads.orthogonal`."""
+    """The default size compiles; jaxlib 0.10.2 hung there, see `trxl.layers.orthogonal`."""
     code = (
         "import jax, trainer_PPO_trXL, train_PPO_trXL\n"
         "train = trainer_PPO_trXL.make_train({**train_PPO_trXL.config, 'TOTAL_TIMESTEPS': 4096})\n"
@@ -269,7 +269,7 @@ print(float(returns[:3].mean()), float(returns[-5:].mean()))
 
 @pytest.mark.slow
 def test_it_learns_with_the_compilers_optimisations_on():
-    """Which the other tests switch off. From guessing to remembering one bit for five steps."""
+    """The agent learns to recall a bit for five steps with XLA's optimisations."""
     environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     command = [sys.executable, "-c", LEARNING]
     out = subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
@@ -350,7 +350,7 @@ def test_metrics_of_episodes_are_means_over_those_that_ended(chain):
 
 
 def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
-    """Against a loop: values of steps in which an agent is out are not used anywhere."""
+    """Advantages equal a loop's that ignores the values of inactive agents."""
     rng = np.random.default_rng(3)
     steps, rows, gamma, gae_lambda = 30, 5, 0.9, 0.7
     done = rng.random((steps, rows)) < 0.15
@@ -389,7 +389,7 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
 
 
 def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
-    """Whatever stands in them; and of those that count, every one weighs the same."""
+    """Inactive steps change nothing, and active steps weigh the same."""
     config, network, state, (collected, _) = chain
     trajectory = collected.trajectory
     active = jnp.asarray(np.random.default_rng(0).random(trajectory.value.shape) < 0.6)
@@ -423,7 +423,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
         np.testing.assert_allclose(other_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     everything = learn(batch._replace(weight=jnp.ones_like(batch.weight)))[1]
     assert abs(everything["value_loss"] - metrics["value_loss"]) > 1e-4
-    # The loss is the plain one of the steps that count.
+    # The loss is the plain one over active steps.
     advantage, weight = trainer.normalize_advantages(batch.advantage, batch.weight, 0.0, None)
     counted = np.asarray(batch.weight) > 0
     advantages = np.asarray(batch.advantage)[counted]
@@ -437,7 +437,7 @@ def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
 
 
 def test_advantages_that_are_noise_are_not_blown_up(chain):
-    """What is left of advantages below the floor stays as small as it is, or has deviation 1."""
+    """Advantages whose standard deviation is below the floor are divided by the floor."""
     advantage = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, (4, 16)), jnp.float32)
     for floor, deviation in ((0.0, 1), (0.1, 1), (2.0, np.std(advantage) / 2)):
         normal, _ = trainer.normalize_advantages(advantage, None, floor, None)
@@ -458,7 +458,7 @@ def test_advantages_that_are_noise_are_not_blown_up(chain):
 
 
 def test_the_loss_clips_ratios_and_values_as_the_paper_says():
-    """Against NumPy, with ratios and values far from those of the rollout."""
+    """Losses equal NumPy's, with ratios and values far from the rollout's."""
     rng = np.random.default_rng(5)
     ratio = np.exp(rng.normal(0, 0.6, 200)).astype(np.float32)
     advantage, value, old_value, returns = rng.normal(0, 1, (4, 200)).astype(np.float32)
@@ -472,7 +472,7 @@ def test_the_loss_clips_ratios_and_values_as_the_paper_says():
     value_loss = trainer.squared_value_loss(value, old_value, returns, eps, None)
     np.testing.assert_allclose(actor_loss, -np.mean(surrogate), rtol=1e-5)
     np.testing.assert_allclose(value_loss, 0.5 * np.mean(errors), rtol=1e-5)
-    # No gradient pushes a ratio further out than the clip.
+    # No gradient pushes a ratio further beyond the clip.
     gradient = jax.grad(trainer.clipped_surrogate)(jnp.asarray(ratio), advantage, eps, None)
     beyond = ((ratio > 1 + eps) & (advantage > 0)) | ((ratio < 1 - eps) & (advantage < 0))
     np.testing.assert_array_equal(np.asarray(gradient)[beyond], 0)

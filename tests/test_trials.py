@@ -1,4 +1,4 @@
-"""What an agent sees of an episode's end within a trial, by `EPISODE_END`."""
+"""Episode ends within a trial as the agent observes them, by `EPISODE_END`."""
 
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ STEPS, ENVS = 60, 8
 
 @cache
 def play(episode_end, **changes):
-    """STEPS of the toy's trials with random actions: NumPy arrays (STEPS, rows, ...)."""
+    """Plays STEPS of the toy's trials with random actions; returns arrays (STEPS, rows, ...)."""
     config = {**SMALL, "ENV_NAME": QUEST, "EPISODE_END": episode_end, **changes}
     env = make_env(PPO.check(config), ENVS)
     agents = env.num_agents or 1
@@ -71,7 +71,7 @@ def test_a_step_of_its_own_shows_the_end_and_changes_nothing_else():
     ends = done & ~boundary
     assert ends[:-2].sum() > 30
     for t, b in zip(*np.nonzero(ends[:-2]), strict=True):
-        # The end is seen once more, a step of no reward, and then the next episode begins.
+        # The last observation comes once more, with reward 0, before the next episode.
         assert left[t + 1, b] == 0
         np.testing.assert_array_equal(played["obs"][t + 1, b], played["final_observation"][t, b])
         assert played["reward"][t + 1, b] == 0

@@ -1,4 +1,4 @@
-"""Batching, the reset strategies and the log of returns, on an environment made for the purpose."""
+"""Batching, reset strategies and the log of returns, on a toy environment."""
 
 from typing import NamedTuple
 
@@ -24,12 +24,12 @@ B = 6
 
 
 class ToyState(NamedTuple):
-    world: jax.Array  # () uint32, what its reset key said
+    world: jax.Array  # () uint32, drawn from the reset key
     time: jax.Array
 
 
 class Toy(SingleEnvironment):
-    """Ends when the action says so: 1 terminates, 2 truncates. Observes (world, time)."""
+    """Environment that action 1 terminates and action 2 truncates; observes (world, time)."""
 
     action_space = Discrete(3)
 
@@ -55,7 +55,7 @@ STRATEGIES = {
 
 
 def play(env, actions, seed=0):
-    """(T, B) actions -> obs (T+1, B, 2), rewards, dones and infos (T, B)."""
+    """Plays actions (T, B); returns obs (T+1, B, 2), rewards, dones and infos (T, B)."""
     keys = jax.random.split(jax.random.key(seed), B)
     obs, state = jax.jit(env.reset)(keys)
 
@@ -87,7 +87,7 @@ def test_a_finished_environment_starts_anew_in_that_step_and_the_others_go_on(st
     for b, episodes in {0: 1, 1: 3, 2: 1, 3: 1, 4: 2, 5: 1}.items():
         assert len(np.unique(world[:, b])) == episodes
         np.testing.assert_array_equal(np.diff(world[:, b].astype(float)) != 0, done[:, b])
-    # The final observation is of the old episode.
+    # The final observation belongs to the old episode.
     np.testing.assert_array_equal(info["final_observation"][2, 1], [world[2, 1], 3])
     assert len(np.unique(world)) == B + 3
 
@@ -113,7 +113,7 @@ def test_equal_keys_give_equal_transitions_under_every_strategy():
 
 @pytest.mark.parametrize("batch", [1, 2, 4, B])
 def test_no_world_of_the_pool_is_played_twice_even_when_it_runs_dry(batch):
-    """All environments finish in every step: three times what the pool holds, and more."""
+    """Worlds stay unique when all environments end in every step, far beyond the pool's size."""
     obs, _, done, _ = play(ResetPool(Toy(), B, batch), np.ones((9, B), int))
     assert done.all()
     assert len(np.unique(obs[..., 0])) == 10 * B
@@ -131,7 +131,7 @@ def test_a_world_of_the_pool_depends_on_its_environment_and_episode_alone():
 
 
 def test_the_pool_generates_one_world_per_episode():
-    """Two resets for each environment at the start; then a batch whenever that many are used."""
+    """The pool makes two worlds per environment at the start, then a batch per batch used."""
     generated = []
 
     class Counting(Toy):
@@ -141,7 +141,7 @@ def test_the_pool_generates_one_world_per_episode():
 
     rng = np.random.default_rng(0)
     actions = np.zeros((60, B), int)
-    actions[np.arange(60), np.arange(60) % B] = rng.random(60) < 0.5  # in turn: never dry
+    actions[np.arange(60), np.arange(60) % B] = rng.random(60) < 0.5  # one per step: never dry
     play(ResetPool(Counting(), B, batch=3), actions)
     jax.effects_barrier()
     episodes = int(actions.sum())
@@ -159,7 +159,7 @@ def test_optimistic_resets_share_worlds_only_when_more_finish_than_were_made():
 
 
 def test_the_pools_of_seeds_under_vmap_are_those_of_the_seeds_alone():
-    """Of one in which all environments finish again and again, one in which none does, and two."""
+    """Pools equal those alone for seeds that end often, never, rarely and sometimes."""
     rng = np.random.default_rng(1)
     actions = jnp.stack([rng.random((30, B)) < often for often in (0.9, 0.0, 0.1, 0.4)])
     env = ResetPool(Toy(), B, 2)
@@ -185,7 +185,7 @@ def test_the_pools_of_seeds_under_vmap_are_those_of_the_seeds_alone():
 
 
 def test_a_pool_that_another_seed_makes_generate_replaces_its_used_worlds_early():
-    """Their loop is one: none throws away what it generated because it wasn't due."""
+    """The seeds' shared loop replaces used worlds also of a seed that isn't due."""
     env = ResetPool(Toy(), B, 2)
     keys = jax.random.split(jax.random.key(0), (2, B))
     _, state = jax.vmap(env.reset)(keys)

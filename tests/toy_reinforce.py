@@ -1,7 +1,7 @@
-"""REINFORCE with a baseline on the same network: an algorithm of one's own, in one file.
+"""REINFORCE with a baseline on the same network: a custom algorithm in one file.
 
 Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement
-learning", equation 11 with a learnt baseline; returns are cut off at the rollout's end.
+learning", equation 11 with a learnt baseline. Returns are cut off at the rollout's end.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Environments made for the tests; `toys.py:Team` is also one of one's own."""
+"""Environments for the tests; `toys.py:Team` is also loaded as a custom one."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from trxl.spaces import Grid
 
 
 class Team(SingleEnvironment):
-    """Three agents; agent i is out after step 2 + i, and the episode ends after step 5."""
+    """Environment of five steps and three agents, of which agent i is out after step 2 + i."""
 
     num_agents = 3
     action_space = Discrete(4)
@@ -30,7 +30,7 @@ class Team(SingleEnvironment):
 
 
 class Gridded(SingleEnvironment):
-    """Episodes of four steps; a cell holds one of three things or none, and a light of its own."""
+    """Environment of four steps; a cell holds one of three things or none, and may be lit."""
 
     action_space = Discrete(2)
     grid = Grid(0, 2, 3, ((3,), (1,)))
@@ -53,7 +53,7 @@ class Gridded(SingleEnvironment):
 
 
 class Errand(SingleEnvironment):
-    """Is cut off after as many steps, up to `longest`, as its reset drew; the reward is 0 or 1."""
+    """Environment truncated after a drawn number of steps, at most `longest`; rewards: 0 or 1."""
 
     action_space = Discrete(2)
     obs_size = 2
@@ -74,9 +74,9 @@ class Errand(SingleEnvironment):
 
 
 class Quest(SingleEnvironment):
-    """Trials of three episodes, each of which ends, or is cut off, after a drawn number of steps.
+    """Trials of three episodes, each terminated or truncated after a drawn number of steps.
 
-    The observation says all: episode in the trial, steps left, whether a time limit ends it.
+    Observation: the episode's number, the steps left, whether a time limit ends it.
     """
 
     action_space = Discrete(2)
@@ -111,7 +111,7 @@ class Quest(SingleEnvironment):
 
 
 class QuestOfTwo(Quest):
-    """`Quest` for two agents that see the same."""
+    """`Quest` for two agents with the same observation."""
 
     num_agents = 2
 
@@ -127,9 +127,9 @@ class QuestOfTwo(Quest):
 
 
 class TwoStates(SingleEnvironment):
-    """Action 0 leads to state 0 and gives 0.2 from there, 1 from state 1; action 1 leads to 1.
+    """Environment of two states, in which action 0 leads to state 0 and action 1 to state 1.
 
-    Only a limit of 8 steps ends it, and is no end of the task.
+    Action 0 gives 0.2 in state 0 and 1 in state 1. Episodes are truncated after 8 steps.
     """
 
     action_space = Discrete(2)
@@ -148,7 +148,7 @@ class TwoStates(SingleEnvironment):
 
 
 class TwoStatesInThousands(TwoStates):
-    """The same with a thousand times the reward."""
+    """`TwoStates` with a thousand times the reward."""
 
     def step(self, key, state, action):
         obs, state, reward, *rest = super().step(key, state, action)
@@ -156,7 +156,7 @@ class TwoStatesInThousands(TwoStates):
 
 
 class Endless(SingleEnvironment):
-    """Gives a reward of 1 in every step and never ends."""
+    """Environment with a reward of 1 in every step and no end."""
 
     action_space = Discrete(2)
     obs_size = 1
@@ -169,9 +169,9 @@ class Endless(SingleEnvironment):
 
 
 class Doubles(SingleEnvironment):
-    """Knows no dtypes: with JAX_ENABLE_X64 whatever it returns is float64 or int64.
+    """Environment without dtypes: under JAX_ENABLE_X64 it returns float64 and int64.
 
-    Episodes of four or five steps; its metric `luck` is NaN in those of four.
+    Episodes have four or five steps; the metric `luck` is NaN in those of four.
     """
 
     action_space = Discrete(2)
@@ -191,7 +191,7 @@ class Doubles(SingleEnvironment):
 
 
 class Broken(Endless):
-    """Its reward is 0 / 0."""
+    """Environment whose reward is 0 / 0."""
 
     def step(self, key, state, action):
         obs, state, _, *rest = super().step(key, state, action)

@@ -1,4 +1,4 @@
-"""Rollouts with random parameters, and how far the window form is from what they saw."""
+"""Rollouts with random parameters, and how far the window form deviates from them."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from trainer_PPO_trXL import PPO
 from transformerXL import make_network
 from wrappers import make_env
 
-# Episodes of four steps: several end inside every window of the rollout.
+# Several of these episodes, of four steps, end inside every window.
 CHAIN = {**SMALL, "ENV_NAME": "MemoryChain-bsuite", "ENV_KWARGS": {"memory_length": 3}}
 
 
 def setup(config):
-    """A checked config, its environment and network, and a first state with random parameters."""
+    """Returns checked config, environment, network, and a first state with random parameters."""
     config = PPO.check(config)
     env = make_env(config, config["NUM_ENVS"])
     network = make_network(config, env.action_space, obs_space(env))
@@ -40,7 +40,7 @@ GRIDDED = {
 
 
 def two_rollouts(config):
-    """Two rollouts, one after the other: config, network, first state, both of them."""
+    """Returns config, network, first state and two successive rollouts."""
     config, env, network, state = setup(config)
     roll = jax.jit(lambda state: collect(config, env, network, PPO, state))
     between, first = roll(state)
@@ -49,7 +49,7 @@ def two_rollouts(config):
 
 
 def largest_ratio_error(chain):
-    """max |ratio - 1| of the first minibatch of the second update, before any gradient step."""
+    """Returns the largest error of ratios and values in the second update's first minibatch."""
     config, network, state, (_, second) = chain
     assert second.trajectory.done.sum() > 3 * config["NUM_ENVS"]
     zeros = jnp.zeros_like(second.trajectory.value)

@@ -1,11 +1,10 @@
-"""Transformer-XL agents in JAX: what the scripts, trainers and wrappers of the root are built on.
+"""Transformer-XL agents in JAX: the package behind the scripts, trainers and wrappers of the root.
 
-Importing it makes Ctrl-C end a script of this repository without a traceback, before JAX is loaded.
-Python's own handler raises KeyboardInterrupt wherever the script is, say in an import, whose
-`except` may swallow it. A run has a handler of its own once there is something to save,
-`trxl.runs.interruption`.
+The import makes Ctrl-C end a script of this repository without a traceback. Python's own handler
+raises KeyboardInterrupt, which an `except` within an import may swallow. Runs install their own
+handler later, `trxl.runs.interruption`.
 
-A stream that the shell closed, as `>&-` does, is replaced by one to nowhere: Python has None there.
+Streams that the shell closed (`>&-`), which are None in Python, are replaced by `os.devnull`.
 """
 
 import os
@@ -15,10 +14,10 @@ from pathlib import Path
 
 _script = getattr(sys.modules["__main__"], "__file__", None)
 _ours = _script and Path(_script).resolve().parent == Path(__file__).resolve().parents[1]
-_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's wish for a job behind it
+_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # set by shells for background jobs
 if _ours and not _ignored:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:
-        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115, as long as the process
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115, open until the process ends

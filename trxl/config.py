@@ -1,7 +1,7 @@
-"""Settings: one table of all keys, and configs read from a command line and checked.
+"""Table of all settings, and configs read from a command line and checked.
 
-`SHARED_KEYS` are the settings of any algorithm; an algorithm's table is made by `with_shared` from
-its own ones. `--help`, docs/keys.md and what a resumed run may change come from such a table.
+`SHARED_KEYS` are the settings of every algorithm; `with_shared` adds an algorithm's own. `--help`,
+docs/keys.md and the keys that RESUME may change follow from the table.
 """
 
 import ast
@@ -21,32 +21,33 @@ from trxl.errors import ConfigError, did_you_mean, shortened
 GROUPS = ("Environment", "Training", "Network", "Run")
 
 LARGEST_SIZE = 2**31 - 1
-"""The largest integer of a key without `high`, since JAX has no larger sizes."""
+"""Largest integer of a key without `high`, the largest array size in JAX."""
 
 LARGEST_WIDTH = 10**6
-"""The largest width of a layer: the largest square of weights that fits JAX's integers by far."""
+"""Largest width of a layer."""
 
 LARGEST_INT = 2**63 - 1
-"""The largest number of steps."""
+"""Largest number of steps."""
 
 
 class Key(NamedTuple):
-    """A setting. Where the default is None, a value may be None too."""
+    """A setting. If the default is None, None is a valid value."""
 
-    default: Any  # what it is worth where a config does not have it
-    help: str  # one line of Markdown: what it is, and its unit
+    default: Any
+    help: str  # one line of Markdown: meaning and unit
     group: str = "Training"  # one of GROUPS
     type: Any = None  # of a value; None: the default's
-    low: float | None = None  # inclusive bounds; None is no bound
+    low: float | None = None  # inclusive bounds; None: no bound
     high: float | None = None
-    choices: tuple[str, ...] = ()  # all values that there are, if they are few
-    traced: bool = False  # whether a value may be traced, so that `jax.vmap` sweeps it
+    choices: tuple[str, ...] = ()  # valid strings; empty: all
+    traced: bool = False  # whether a value may be traced, for sweeps with `jax.vmap`
     resumable: bool = True  # whether a resumed run may change it
-    derive: Callable | None = None  # (config, devices) -> the value that None stands for
+    derive: Callable | None = None  # (config, devices) -> value in place of None
+    needs: tuple[tuple[str, Any], ...] = ()  # values of other keys required unless None
 
     @property
     def kind(self) -> type:
-        """The type of a value that is not None."""
+        """Type of a value that is not None."""
         return self.type or type(self.default)
 
 
@@ -54,17 +55,17 @@ Keys = Mapping[str, Key]
 
 
 def environment(*args: Any, **more: Any) -> Key:
-    """A key of the environment: what a state means depends on it."""
+    """Makes a key of the environment, which a resumed run may not change."""
     return Key(*args, **{"group": "Environment", "resumable": False, **more})
 
 
 def network(*args: Any, **more: Any) -> Key:
-    """A key of the network: what a state means depends on it."""
+    """Makes a key of the network, which a resumed run may not change."""
     return Key(*args, **{"group": "Network", "resumable": False, **more})
 
 
 def minibatches(most: int) -> Key:
-    """Returns the key NUM_MINIBATCHES, by default the largest number up to `most` that fits."""
+    """Makes the key NUM_MINIBATCHES, whose default is at most `most`."""
 
     def largest(config: dict[str, Any], num_devices: int) -> int:
         rows = config["NUM_ENVS"] // num_devices
@@ -72,8 +73,8 @@ def minibatches(most: int) -> Key:
 
     return Key(
         None,
-        "minibatches per pass, each of whole environments; None: the largest number up to"
-        f" {most} that divides the environments of a device",
+        "minibatches per pass over a rollout, each of whole environments; None: the largest"
+        f" divisor up to {most} of the environments per device",
         type=int,
         low=1,
         derive=largest,
@@ -84,48 +85,52 @@ NETWORKS = {
     "published": {"ENCODER": "linear", "SKIP": False, "HEADS": "mlp"},
     "wide": {"ENCODER": "features", "SKIP": True, "HEADS": "residual"},
 }
-"""The encoder, skip connection and heads of each NETWORK."""
+"""Encoder, skip connection and heads of each NETWORK."""
 
 
 def by_network(name: str) -> Callable:
-    """Returns what a key of `NETWORKS` is derived by."""
+    """Returns the `derive` of a key of `NETWORKS`."""
     return lambda config, _: NETWORKS[config["NETWORK"]][name]
 
 
 def half_of(steps: int) -> int:
-    """Returns half of an even number, an odd one itself."""
+    """Returns half of an even number, and an odd number itself."""
     return steps if steps % 2 else steps // 2
 
 
 SHARED_KEYS = {
     "ENV_NAME": environment(
-        "MemoryChain-bsuite", "`<suite>/<name>`, or the name where one suite alone has it"
+        "MemoryChain-bsuite", "`<suite>/<name>`, or a name that only one suite has"
     ),
-    "ENV_KWARGS": environment({}, "overrides of its parameters or constructor arguments"),
+    "ENV_KWARGS": environment({}, "parameters or constructor arguments of the environment"),
     "RESET_STRATEGY": environment(
         None,
         "`auto`, `optimistic` or `pool`; None: the suite's default",
         type=str,
         choices=("auto", "optimistic", "pool"),
     ),
-    "RESET_RATIO": environment(16, "environments per world generated at a time", low=1),
+    "RESET_RATIO": environment(
+        16, "environments per level generated at a time, with `optimistic` and `pool`", low=1
+    ),
     "BOOTSTRAP_TRUNCATED": environment(
-        None, "whether a time limit is bootstrapped; None: by task", type=bool, resumable=True
+        None,
+        "whether truncated episodes are bootstrapped; None: the environment's default",
+        type=bool,
+        resumable=True,
     ),
     "TRIAL_CREDIT": environment(
         True,
-        "in meta-RL, whether values and advantages run on to the next episode of a trial",
+        "in meta-RL, whether returns continue in the next episode of a trial",
         resumable=True,
     ),
     "TRIAL_MEMORY": environment(
         True,
-        "in meta-RL, whether memory and credit last for the trial; False: every episode's end ends"
-        " both",
+        "in meta-RL, whether memory and credit last for the trial; False: for an episode",
     ),
     "EPISODE_END": environment(
         "append",
-        "what is seen of an episode's end within a trial: `none`, nothing; `append`, the last"
-        " observation beside the first of the next; `step`, a step of its own",
+        "in meta-RL, how the agent observes an episode's last observation: `none`; `append`, beside"
+        " the next episode's first; `step`, in an extra step",
         choices=("none", "append", "step"),
     ),
     "PREV_ACTION_REWARD": environment(
@@ -133,29 +138,31 @@ SHARED_KEYS = {
         "whether observations hold the previous action and reward; None: in meta-RL",
         type=bool,
     ),
-    "NORMALIZE_OBS": environment(False, "observations by their running mean and variance"),
+    "NORMALIZE_OBS": environment(
+        False, "whether observations are normalised by running mean and variance"
+    ),
     "NORMALIZE_REWARD": environment(
-        False, "rewards by the running deviation of discounted returns"
+        False, "whether rewards are divided by the running standard deviation of discounted returns"
     ),
     "TOTAL_TIMESTEPS": Key(
-        500_000, "environment steps, of all environments together", low=1, high=LARGEST_INT
+        500_000, "environment steps, summed over environments", low=1, high=LARGEST_INT
     ),
-    "NUM_ENVS": Key(64, "environments, over all devices", low=1, resumable=False),
+    "NUM_ENVS": Key(64, "environments, summed over devices", low=1, resumable=False),
     "NUM_STEPS": Key(64, "steps of each environment per rollout", low=1, resumable=False),
     "NUM_MINIBATCHES": minibatches(8),
     "LR": Key(5e-4, "learning rate of Adam", low=0, traced=True),
-    "ANNEAL_LR": Key(True, "linear decay to 0 over the run"),
+    "ANNEAL_LR": Key(True, "whether LR decays linearly to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
     "NETWORK": network(
         "published",
-        "what stands around the transformer where ENCODER, SKIP and HEADS are None: `published`,"
-        " or `wide`: `features`, True and `residual`",
+        "defaults of ENCODER, SKIP and HEADS: `published` (`linear`, False, `mlp`) or `wide`"
+        " (`features`, True, `residual`)",
         choices=("published", "wide"),
     ),
     "ENCODER": network(
         None,
-        "`linear`: one dense layer over the observation; `features`: grid and vector apart, with"
-        " norms; None: by NETWORK",
+        "`linear`: one dense layer; `features`: convolutions for the grid, a dense layer for the"
+        " rest, norms; None: by NETWORK",
         type=str,
         choices=("linear", "features"),
         derive=by_network("ENCODER"),
@@ -169,40 +176,41 @@ SHARED_KEYS = {
     ),
     "HEADS": network(
         None,
-        "actor and critic: `mlp` of two layers, or `residual` with norms; None: by NETWORK",
+        "actor and critic: `mlp` with two hidden layers, or `residual` with norms; None: by"
+        " NETWORK",
         type=str,
         choices=("mlp", "residual"),
         derive=by_network("HEADS"),
     ),
     "encoder_features": network(
         512,
-        "numbers that ENCODER=features makes of a grid; a fourth of that of all else",
+        "features of the grid with ENCODER=features; the rest has a fourth as many",
         low=4,
         high=LARGEST_WIDTH,
     ),
     "ACTIVATION": network(
         "relu",
-        "of the hidden layers of HEADS=mlp: `relu` or `tanh`",
+        "activation of the hidden layers with HEADS=mlp: `relu` or `tanh`",
         choices=("relu", "tanh"),
     ),
     "MEMORY": network(
         "transformer",
-        "`transformer`; `gru`, of as many layers; `none`: actor and critic on the encoder alone",
+        "`transformer`, `gru` with as many layers, or `none`: actor and critic read the encoder",
         choices=("transformer", "gru", "none"),
     ),
-    "EMBED_SIZE": network(64, "width of the transformer's stream, even", low=1, high=LARGEST_WIDTH),
+    "EMBED_SIZE": network(64, "width of the residual stream, even", low=1, high=LARGEST_WIDTH),
     "qkv_features": network(
-        64, "width of queries, keys and values, all heads together", low=1, high=LARGEST_WIDTH
+        64, "width of queries, keys and values, summed over heads", low=1, high=LARGEST_WIDTH
     ),
     "num_heads": network(4, "attention heads, divides `qkv_features`", low=1),
-    "num_layers": network(2, "layers that remember; MEMORY=none has 0", low=0, high=1000),
+    "num_layers": network(2, "transformer or GRU layers; 0 with MEMORY=none", low=0, high=1000),
     "hidden_layers": network(
         64, "width of the actor's and the critic's hidden layers", low=1, high=LARGEST_WIDTH
     ),
     "WINDOW_GRAD": network(
         None,
         "steps that a gradient flows through, divides `NUM_STEPS`; None: half of `NUM_STEPS`, all"
-        " where it is odd",
+        " if odd",
         type=int,
         low=1,
         resumable=True,
@@ -210,50 +218,50 @@ SHARED_KEYS = {
     ),
     "WINDOW_MEM": network(
         None,
-        "steps that attention reaches back in each layer, 0 for none; None: `WINDOW_GRAD`;"
-        " MEMORY=gru has 1, its carry",
+        "steps that attention reaches back in each layer; None: `WINDOW_GRAD`; 1 with MEMORY=gru,"
+        " 0 with MEMORY=none",
         type=int,
         low=0,
         derive=lambda config, _: config["WINDOW_GRAD"],
     ),
-    "gating": network(True, "GTrXL's gates; False: residual sums"),
-    "gating_bias": network(2.0, "initial bias of the gates: how closed they start"),
+    "gating": network(True, "whether layers have GTrXL's gates; False: residual sums"),
+    "gating_bias": network(2.0, "initial bias of the gates; larger is more closed"),
     "COMPUTE_DTYPE": network(
         "float32",
-        "of matrix products: `float32` or `bfloat16`; all else is float32",
+        "dtype of matrix products: `float32` or `bfloat16`",
         choices=("float32", "bfloat16"),
         resumable=True,
     ),
     "seed": Key(
         0,
-        "of parameters, environments and actions",
+        "seed of parameters, environments and actions",
         "Run",
         low=0,
         high=2**32 - 1,
         resumable=False,
     ),
     "NUM_SEEDS": Key(
-        1, "seeds trained at once under vmap, from `seed` on", "Run", low=1, resumable=False
+        1, "seeds trained in parallel: `seed`, `seed` + 1, ...", "Run", low=1, resumable=False
     ),
     "RESULTS_DIR": Key(
         None,
-        "where the run's folder is made; None: `runs/<suite>`",
+        "parent of the run's folder; None: `runs/<suite>`",
         "Run",
         type=str,
         resumable=False,
     ),
     "CHECKPOINT_EVERY": Key(50, "updates between checkpoints", "Run", low=1),
-    "KEEP_CHECKPOINTS": Key(2, "how many of the newest checkpoints are kept", "Run", low=1),
+    "KEEP_CHECKPOINTS": Key(2, "number of newest checkpoints that are kept", "Run", low=1),
     "CHECKPOINT_KIND": Key(
         "full",
         "`full`, `learner` (parameters and optimiser) or `params`",
         "Run",
         choices=("full", "learner", "params"),
     ),
-    "RESUME": Key(None, "folder of a run to go on with", "Run", type=str),
+    "RESUME": Key(None, "folder of a run to resume", "Run", type=str),
     "PARAMS": Key(
         None,
-        "folder of a run, or its `<seed>_params.npy`, whose parameters a new run starts from",
+        "folder of a run, or its `<seed>_params.npy`, that initialises the parameters",
         "Run",
         type=str,
     ),
@@ -265,29 +273,29 @@ SHARED_KEYS = {
         choices=("wandb", "tensorboard"),
     ),
 }
-"""The settings that any algorithm has."""
+"""Settings of every algorithm."""
 
 ADVANTAGE_FLOOR = Key(
     0.0,
-    "least deviation that advantages are divided by, in root mean squares of the returns",
+    "minimum divisor of advantages, as a fraction of the returns' root mean square",
     low=0,
     traced=True,
 )
-"""Of the algorithms that divide advantages by their deviation."""
+"""Key of algorithms that divide advantages by their standard deviation."""
 
 MEMORIES = {
     "transformer": {},
     "gru": {"WINDOW_MEM": 1},
     "none": {"WINDOW_MEM": 0, "num_layers": 0},
 }
-"""What is kept of the steps before, by the value of MEMORY, whatever else a config asks for."""
+"""Values of other keys that each value of MEMORY fixes."""
 
 BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "none", "NORMALIZE_VALUE": False}
-"""Values of keys that a saved config lacks because it is older than they are, not the defaults."""
+"""Values of keys in runs that are older than the keys. They differ from today's defaults."""
 
 
 def of_saved_run(saved: dict[str, Any], keys: Keys) -> dict[str, Any]:
-    """Returns a saved config with what its run had of keys that came later."""
+    """Completes a saved config with the values of keys that are newer than the run."""
     return {name: x for name, x in BEFORE_THEY_WERE_SAVED.items() if name in keys} | saved
 
 
@@ -296,24 +304,26 @@ LAUNCH_KEYS = {
         False, "whether to train on all devices of all processes; True in the pmap script", "Run"
     ),
     "COORDINATOR": Key(
-        None, "`host:port` of process 0, a free port there; None under SLURM", "Run", type=str
+        None, "`host:port` of process 0, with a free port; None under SLURM", "Run", type=str
     ),
-    "NUM_PROCESSES": Key(None, "how many processes", "Run", type=int, low=1),
-    "PROCESS_ID": Key(None, "which one this is, from 0", "Run", type=int, low=0),
-    "CONNECT_TIMEOUT": Key(300, "seconds to wait until all are there", "Run", low=1, high=10**6),
+    "NUM_PROCESSES": Key(None, "number of processes", "Run", type=int, low=1),
+    "PROCESS_ID": Key(None, "index of this process, from 0", "Run", type=int, low=0),
+    "CONNECT_TIMEOUT": Key(
+        300, "seconds to wait for all processes to connect", "Run", low=1, high=10**6
+    ),
     "HEARTBEAT_TIMEOUT": Key(
         20,
-        "seconds without a sign of life until a process counts as dead",
+        "seconds without a heartbeat until a process counts as dead",
         "Run",
         low=1,
         high=10**6,
     ),
 }
-"""The settings of one process of several, which are not the run's."""
+"""Settings of one process of several, which are not saved with the run."""
 
 
 def with_shared(own: Keys) -> dict[str, Key]:
-    """An algorithm's whole table: the shared keys and its own, group by group."""
+    """Returns an algorithm's whole table: the shared keys and its own, sorted by group."""
     keys = {**SHARED_KEYS, **own}
     return {name: key for group in GROUPS for name, key in keys.items() if key.group == group}
 
@@ -324,42 +334,49 @@ def defaults(keys: Keys) -> dict[str, Any]:
 
 
 SETTINGS = Path(__file__).resolve().parents[1] / "settings"
-"""Files of KEY=VALUE words that are known to work, one for each task."""
+"""Folder of tested KEY=VALUE words, one file per task."""
 
 
 def check_config(config: dict[str, Any], keys: Keys, num_devices: int = 1) -> dict[str, Any]:
-    """Completes a config, with defaults and what follows from other keys, and checks it.
+    """Completes a config with defaults and derived values, and checks it.
 
     Args:
-      config: left unchanged.
+      config: not modified.
       keys: the algorithm's whole table.
-      num_devices: over how many devices NUM_ENVS is spread.
+      num_devices: devices that share NUM_ENVS.
 
     Returns:
-      A new dict with every key of the table, whole numbers as int.
+      A new dict with every key of the table.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type or range, sizes that don't divide.
+      ConfigError: a key is unknown, a value has the wrong type or range, two keys contradict each
+        other, or sizes don't divide.
     """
     checked = check_values(config, keys)
     for name, key in keys.items():
         if checked[name] is None and key.derive is not None:
             checked[name] = key.derive(checked, num_devices)
     checked |= MEMORIES[checked["MEMORY"]]
+    for name, key in keys.items():
+        for needed, value in key.needs if checked[name] is not None else ():
+            if checked[needed] != value:
+                raise ConfigError(
+                    f"{name}={checked[name]} needs {needed}={value}, not {checked[needed]}"
+                )
     _check_sizes(checked, num_devices)
     return checked
 
 
 def check_values(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
-    """Completes settings with their defaults and checks each value by itself.
+    """Completes settings with their defaults, and checks each value by itself.
 
     Raises:
-      ConfigError: no dict, an unknown key, a value of the wrong type or range.
+      ConfigError: `values` is no dict, a key is unknown, or a value has the wrong type or range.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config must be a dict of keys and values, not {shortened(values)}")
     for name in values:
-        _check_known(name, keys)
+        check_known(name, keys)
     return {
         name: _check_value(name, key, values.get(name, key.default)) for name, key in keys.items()
     }
@@ -371,81 +388,85 @@ def num_updates(config: dict[str, Any]) -> int:
 
 
 def read_overrides(arguments: list[str], keys: Keys) -> dict[str, Any]:
-    """The command line's KEY=VALUE arguments as a dict; of a key given twice, the last.
+    """Reads KEY=VALUE arguments into a dict. If a key is given twice, the last value counts.
 
     Args:
-      arguments: the command line. `@name` stands for what is in `settings/<name>.txt`.
-      keys: the keys that there are.
+      arguments: the command line; `@name` stands for the words of `settings/<name>.txt`.
+      keys: the table of known keys.
 
     Raises:
-      ConfigError: an argument without "=", an unknown key, a value that does not read as its type,
-        settings that are not there.
+      ConfigError: an argument has no "=", a key is unknown, a value can't be parsed, or a settings
+        file is missing.
     """
-    check_settings_fit(arguments, keys)
-    overrides = {}
-    for name, text in names_and_texts(arguments):
-        _check_known(name, keys)
-        overrides[name] = read_value(name, keys[name], text)
-    return overrides
+    check_names(arguments, keys)
+    return {name: read_value(name, keys[name], text) for name, text in names_and_texts(arguments)}
 
 
 def names_and_texts(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """The command line's KEY=VALUE arguments, those of `@name` too, cut in two.
+    """Yields key and value text of each KEY=VALUE argument, those of `@name` included.
 
     Raises:
-      ConfigError: an argument without "=", settings that are not there.
-    """
-    for argument in with_settings(arguments):
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{shortened(argument)} is not of the form KEY=VALUE")
-        yield name, text
-
-
-def with_settings(arguments: list[str]) -> Iterator[str]:
-    """The arguments, each `@name` replaced by the words of that file of `SETTINGS`.
-
-    Raises:
-      ConfigError: there is none of that name.
+      ConfigError: an argument has no "=", or a settings file is missing.
     """
     for argument in arguments:
-        yield from read_settings_file(argument) if argument.startswith("@") else [argument]
+        file = argument.startswith("@")
+        for word in read_settings_file(argument) if file else [argument]:
+            name, equals, text = word.partition("=")
+            if not equals:
+                raise ConfigError(
+                    f"{f'{argument}: ' * file}{shortened(word)} is not of the form KEY=VALUE; put"
+                    " quotes around a value with spaces"
+                )
+            yield name, text
 
 
 def read_settings_file(argument: str) -> list[str]:
-    """Returns the words of the file of `SETTINGS` that `@name` names.
+    """Returns the words of the settings file of `@name`.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: the file is missing or can't be read.
     """
     path = SETTINGS / f"{argument[1:]}.txt"
-    if path.parent != SETTINGS or not os.path.isfile(path):  # False for a name too long, too
+    if path.parent != SETTINGS or not os.path.isfile(path):  # `Path.is_file` raises on long names
         names = [path.stem for path in sorted(SETTINGS.glob("*.txt"))]
         hint = did_you_mean(argument[1:], names) or f"; there are {', '.join(names)}"
         raise ConfigError(f"no settings {shortened(argument)} in settings/{hint}")
-    return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+    try:
+        return shlex.split(path.read_text(encoding="utf-8-sig"), comments=True)
+    except ValueError as error:
+        raise ConfigError(f"{argument}: {error}") from error
 
 
-def check_settings_fit(arguments: list[str], keys: Keys) -> None:
-    """Raises a ConfigError where the settings of an `@name` are another script's."""
+def check_names(arguments: list[str], keys: Keys) -> None:
+    """Raises a ConfigError for an unknown key of the command line or of its settings."""
     for argument in arguments:
-        for word in read_settings_file(argument) if argument.startswith("@") else ():
-            name = word.partition("=")[0]
-            if name not in keys:
-                algorithm = "Muesli" if argument.startswith("@muesli-") else "PPO"
-                raise ConfigError(
-                    f"{argument} is for train_{algorithm}_trXL.py, or search_trXL.py with"
-                    f" ALGORITHM={algorithm}; its {name} is no key of this script"
-                )
+        for name, _ in names_and_texts([argument]):
+            check_known(name, keys, f"{argument}: " if argument.startswith("@") else "")
 
 
-def _check_known(name: str, keys: Keys) -> None:
+OF_SETTINGS = (
+    "; @muesli-... is for train_Muesli_trXL.py, or search_trXL.py with ALGORITHM=Muesli, all others"
+    " are for PPO"
+)
+
+
+def check_known(name: str, keys: Keys, where: str = "") -> None:
+    """Raises a ConfigError for an unknown key.
+
+    Args:
+      where: start of the error line: the file or `@name` of the key.
+    """
     if name not in keys:
-        raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, keys)}")
+        hint = did_you_mean(name, keys) + OF_SETTINGS * where.startswith("@")
+        raise ConfigError(f"{where}unknown config key {shortened(name)}{hint}")
 
 
 def read_value(name: str, key: Key, text: str) -> Any:
-    """The value that a command line's text stands for."""
+    """Parses the text of a value.
+
+    Raises:
+      ConfigError: the text does not parse.
+    """
     if key.default is None and text.lower() == "none":
         return None
     if key.kind is str:
@@ -467,22 +488,26 @@ def _describe(key: Key) -> str:
 
 
 def _check_value(name: str, key: Key, value: Any) -> Any:
-    """`value` as the type of its key, or a ConfigError."""
+    """Returns `value` as the type of its key, or raises a ConfigError."""
     if value is None and key.default is None:
         return None
-    if isinstance(value, jax.core.Tracer):
-        if key.traced:
-            return value
-        raise ConfigError(f"{name} shapes the program, so jax.vmap can't sweep it; give it a value")
     given = shortened(value)
     wrong = ConfigError(f"{name} must be {_describe(key)}, not {given}")
-    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's or JAX's
+    held = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(x, jax.core.Tracer) for x in held):
+        if not key.traced:
+            what = f"{name} shapes the program, so jax.vmap can't sweep it; give it a value"
+            raise ConfigError(what)
+        if value.ndim:
+            raise wrong
+        return value
+    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy or JAX
         value = value.item()
     if key.kind in (int, float):
         most = sys.float_info.max
         if isinstance(value, bool) or not (isinstance(value, Real) and -most <= value <= most):  # type: ignore[operator]
-            raise wrong  # infinite and NaN too
-        # PureJaxRL's configs write sizes as 5e5.
+            raise wrong  # also infinity and NaN
+        # Sizes may be written as 5e5, as in PureJaxRL.
         if key.kind is int and not (isinstance(value, Integral) or float(value).is_integer()):
             raise wrong
         value = key.kind(value)
@@ -491,7 +516,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     elif value == "" and key.default is None:
         raise ConfigError(f"{name} is empty; give {_describe(key)}")
     elif key.kind is str:
-        value = os.path.expanduser(value)  # a shell leaves the ~ of KEY=~/folder, or of quotes
+        value = os.path.expanduser(value)  # shells don't expand the ~ of KEY=~/folder
     if key.choices and value not in key.choices:
         raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {given}")
     high = LARGEST_SIZE if key.high is None and key.kind is int else key.high
@@ -503,7 +528,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
 
 
 def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
-    """Raises a ConfigError where sizes don't fit together."""
+    """Raises a ConfigError if sizes don't fit together."""
 
     def divides(divisor_name: str, divisor: int, name: str, size: int) -> None:
         if size % divisor:
@@ -535,13 +560,13 @@ def _check_sizes(config: dict[str, Any], num_devices: int) -> None:
 
 
 def help_text(keys: Keys, values: Mapping[str, Any]) -> str:
-    """Returns every key with a value and what it is, a line each, group by group."""
+    """Returns a line for each key with its value and help, group by group."""
     groups = dict.fromkeys(key.group for key in keys.values())
     return "\n\n".join(f"{one}\n{key_lines(in_group(keys, one), values)}" for one in groups)
 
 
 def key_lines(keys: Keys, values: Mapping[str, Any]) -> str:
-    """Returns every key with a value and what it is, a line each."""
+    """Returns a line for each key with its value and help."""
     return "\n".join(
         f"  {f'{name}={values[name]!r}':<36}  {key.help.replace('`', '')}"
         for name, key in keys.items()

@@ -1,11 +1,11 @@
-"""Encoders: from an observation to the features that the transformer's stream starts from.
+"""Encoders: from an observation to the features that the transformer reads.
 
-`LinearEncoder` is the published network's. Of the 8,217 entries of Craftax's map some 1,500 are
-ever 1 in a rollout, since most blocks and creatures live elsewhere; it multiplies those alone.
+`LinearEncoder` is the published network's. About 1,500 of the 8,217 entries of Craftax's map are
+ever 1 in a rollout, so it multiplies only these.
 
-`FeatureEncoder` is as in agents for Craftax's sample budgets (Moon et al. 2023, arXiv 2307.03486;
-Dedieu et al. 2025, arXiv 2502.01591): convolutions read the grid, and the inventory beside it has a
-layer and a norm of its own, so that both arrive at the same scale.
+`FeatureEncoder` follows agents for Craftax's sample budgets (Moon et al. 2023, arXiv 2307.03486;
+Dedieu et al. 2025, arXiv 2502.01591). Convolutions read the grid. The inventory has a dense layer
+and a norm of its own, so that both have the same scale.
 """
 
 from functools import cache, partial, reduce
@@ -30,20 +30,20 @@ from trxl.spaces import (
 )
 
 FEW = 4
-"""The entries that appear count as few where they are at most one of so many."""
+"""Inverse of the largest share of entries for which the sparse product is used."""
 
 
 class Entries(NamedTuple):
-    """Places where the entries of a grid are stored, in the order of an observation."""
+    """Storage of a grid's entries, in the order of an observation."""
 
-    word: np.ndarray  # (size,) int32, among the words of all cells
-    mask: np.ndarray  # (size,) uint16, its bits there
-    value: np.ndarray  # (size,) uint16, what they are where the entry is 1
+    word: np.ndarray  # (size,) int32, index into the words of all cells
+    mask: np.ndarray  # (size,) uint16, bits of the entry's group
+    value: np.ndarray  # (size,) uint16, the bits if the entry is 1
 
 
 @cache
 def entries(grid: Grid) -> Entries:
-    """Returns the places of all entries of the grid."""
+    """Returns the storage of all entries of the grid."""
     words = cell_words(grid.groups)
     channels = sum(grid.groups)
     indices = np.arange(grid.size).reshape(grid.rows, grid.columns, channels)
@@ -59,7 +59,7 @@ def entries(grid: Grid) -> Entries:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cells_product(cells: jax.Array, kernel: jax.Array, grid: Grid) -> jax.Array:
-    """The grid's entries, in the order of an observation, times a matrix.
+    """Multiplies the grid's entries, in the order of an observation, by a matrix.
 
     Args:
       cells: (N, rows, columns, words) uint16, as stored.
@@ -105,10 +105,10 @@ cells_product.defvjp(_forward, _backward)
 
 
 class Appearing(NamedTuple):
-    """The entries that are 1 anywhere in a batch."""
+    """Entries that are 1 anywhere in a batch."""
 
-    entries: jax.Array  # (grid.size / FEW,) int32, in order; grid.size behind the last of them
-    many: jax.Array  # () bool, whether there are more than that, here or in a run beside
+    entries: jax.Array  # (grid.size / FEW,) int32, sorted, padded with grid.size
+    many: jax.Array  # () bool, whether more entries appear, in any of the vmapped runs
 
 
 def find_entries(cells: jax.Array, grid: Grid) -> Appearing:
@@ -120,14 +120,14 @@ def find_entries(cells: jax.Array, grid: Grid) -> Appearing:
 
 
 def all_entries(cells: jax.Array, grid: Grid, dtype) -> jax.Array:
-    """(N, rows, columns, words) as stored to (N, grid.size)."""
+    """Unpacks stored cells (N, rows, columns, words) to (N, grid.size)."""
     return grid.flatten(unpack_cells(cells, grid.groups)).astype(dtype)
 
 
 def some_entries(cells: jax.Array, index: jax.Array, grid: Grid, dtype) -> jax.Array:
-    """Returns the entries of an index (K,) alone: (N, K), 0 where the index is grid.size."""
+    """Unpacks the entries of an index (K,): (N, K), 0 where the index is grid.size."""
     where = entries(grid)
-    # Behind the last entry: no bits of the first word, compared with 1.
+    # Padding: no bits of the first word, compared with 1, so always 0.
     word, mask, value = (
         jnp.asarray(np.append(x, x.dtype.type(end)))
         for x, end in zip(where, (0, 0, 1), strict=True)
@@ -137,16 +137,16 @@ def some_entries(cells: jax.Array, index: jax.Array, grid: Grid, dtype) -> jax.A
 
 
 CELL_WIDTH = 32
-"""Numbers for each cell of a grid."""
+"""Features per cell of a grid."""
 
 LARGE_GRID = 4096
-"""So many entries are too many to multiply them all."""
+"""Number of entries from which the sparse product is used."""
 
 
 class LinearEncoder(nn.Module):
-    """x0 = Dense_E(obs), the published network's: its features are the stream.
+    """Encoder of the published network, x0 = Dense_E(obs).
 
-    As a sum over the pieces that an observation is stored in, which need not be joined for it.
+    The product is summed over the parts of a stored observation, without concatenating them.
     """
 
     space: ObsSpace
@@ -162,7 +162,7 @@ class LinearEncoder(nn.Module):
         return (self._product(obs, kernel) + bias).astype(jnp.float32)
 
     def _product(self, obs: Obs, kernel: jax.Array) -> jax.Array:
-        """obs (..., size) times kernel (size, E)."""
+        """Multiplies obs (..., size) by kernel (size, E)."""
         grid = self.space.grid
         if isinstance(obs, StoredObs) and grid is not None and grid.size >= LARGE_GRID:
             assert obs.cells is not None
@@ -178,9 +178,9 @@ class LinearEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """The grid through convolutions, all else beside it: obs (..., size) to features (..., F).
+    """Encoder with convolutions for the grid: obs (..., size) to features (..., F).
 
-    F is `width` for the grid and a fourth of that for all else; either may be missing.
+    The grid has `width` features, the rest a fourth as many. Either may be missing.
     """
 
     space: ObsSpace
@@ -204,9 +204,9 @@ class FeatureEncoder(nn.Module):
 
 
 class GridEncoder(nn.Module):
-    """A dense layer for each cell and a residual 3 x 3 convolution.
+    """Dense layer per cell and a residual 3 x 3 convolution.
 
-    (..., rows, columns, channels) to (..., rows * columns * CELL_WIDTH). Of one-hot channels the
+    (..., rows, columns, channels) to (..., rows * columns * CELL_WIDTH). For one-hot channels the
     dense layer is a sum of embeddings.
     """
 
@@ -221,12 +221,15 @@ class GridEncoder(nn.Module):
 
 
 class Convolution(nn.Module):
-    """3 x 3 cells to one, 0 beyond the edge: (N, rows, columns, F) to the same.
+    """3 x 3 convolution with zero padding: (N, rows, columns, F) to the same shape.
 
-    The rows of the kernel, (9 F, F), are the neighbours row by row, as in a dense layer of all
-    nine. XLA's own convolution takes 60 times as long on CPUs within a scan, and is taken apart by
-    vmap over seeds; all nine neighbours side by side take 1.3 to 1.7 times as long. So three are,
-    those of a row, and their products for the three rows are summed where they belong.
+    The kernel (9 F, F) has the neighbours row by row. The product is of the three neighbours in a
+    row, summed over three rows. Within a scan on CPUs the alternatives are slower:
+
+    | alternative | time |
+    | --- | --- |
+    | XLA's convolution, which vmap over seeds also splits | 60 times |
+    | one product of all nine neighbours | 1.3 to 1.7 times |
     """
 
     dtype: Any = jnp.float32

@@ -1,31 +1,46 @@
-"""Errors in one line: what a config must change, and what nothing foresaw."""
+"""Errors explained in one line."""
 
 import difflib
 import os
 import re
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. Its message is one line that says what to change."""
+    """Config that can't be run. The message is one line that says what to change."""
+
+
+@contextmanager
+def told_of(what: str, hint: str = "") -> Iterator[None]:
+    """Adds a start and a hint to the line of a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}{hint}") from error
 
 
 def shortened(value: Any, length: int = 80) -> str:
-    """A value as an error line shows it, cut where it is long."""
+    """Formats a value for an error message, in one line of at most `length` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4,300 digits
+    except ValueError:  # Python refuses integers of more than 4,300 digits
         text = "a number of thousands of digits"
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
+def shown_path(path: Path) -> str:
+    """Returns a path for an error line, cut to 200 characters."""
+    return " ".join(str(path)[:200].split("\n"))
+
+
 def did_you_mean(word: Any, candidates: Iterable[Any]) -> str:
-    """A clause that names the candidates close to `word`, empty where there are none."""
+    """Returns a clause with the candidates close to `word`, empty if there are none."""
     by_lower_case = {str(candidate).lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(str(word).lower(), by_lower_case, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(by_lower_case[name] for name in close)}?" if close else ""
@@ -37,11 +52,11 @@ OUT_OF_MEMORY = (
 
 
 class RunError(Exception):
-    """A run that ended by an error; its message is one line that says where what is."""
+    """Error that ended a run. The message is one line, with the files to look at."""
 
 
 class Saved(Protocol):
-    """The part of a record that `explained` reads."""
+    """Fields of a run's record that `explained` reads."""
 
     folder: Path
     updates: int
@@ -50,13 +65,13 @@ class Saved(Protocol):
 
 
 def explained(error: Exception, record: Saved | None = None) -> str:
-    """Explains an error in one line; the traceback goes to `error.txt` in the run's folder.
+    """Explains an error in one line, and saves its traceback.
 
-    Without a run that has done something, that file is a temporary one.
+    The traceback is in the run's folder, `error.txt`, or in a temporary file before update 1.
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
-    parts = [out_of_memory_text(text) if out_of_memory else named(error)]
+    parts = [out_of_memory_text(text) if out_of_memory else one_line(error)]
     folder = None
     if record and record.updates:
         folder = record.folder
@@ -70,20 +85,22 @@ def explained(error: Exception, record: Saved | None = None) -> str:
     return "; ".join(parts)
 
 
-def named(error: Exception) -> str:
-    """Returns the kind of an error, and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(str(error))}"
-
-
 def one_line(error: BaseException) -> str:
-    """Returns the kind of an error, and its message in one line."""
+    """Returns the type, the message and the line of the user's file of an error, in one line."""
     kind, words = type(error).__name__, cause(str(error)).split()
-    if kind in TRACED:
-        return f"{kind}: {TRACED[kind]}"
-    if not words and isinstance(error, NotImplementedError):  # of which method
+    if not words and isinstance(error, NotImplementedError):  # name the method
         words = [traceback.extract_tb(error.__traceback__)[-1].name]
-    return f"{kind}: {bearable(' '.join(words))}" if words else kind
+    message = TRACED.get(kind) or bearable(" ".join(words))
+    lines = [
+        f" in line {line} of {Path(frame.f_code.co_filename).name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(f"{OWN_PACKAGE}.")
+    ]
+    return (f"{kind}: {message}" if message else kind) + "".join(lines[-1:])
 
+
+OWN_PACKAGE = "own_environment"
+"""The package that a user's own files are imported into."""
 
 A_BRANCH = "Python branches on a value that JAX traces; use jnp.where or jax.lax.cond"
 
@@ -94,11 +111,11 @@ TRACED = {
     "ConcretizationTypeError": "Python needs a value that JAX traces; use jnp or jax.lax",
     "TracerArrayConversionError": "NumPy gets an array that JAX traces; use jnp",
 }
-"""What JAX says in a page, by the kind of its error."""
+"""Short messages for errors that JAX explains at length, by type."""
 
 
-def bearable(text: str, length: int = 200) -> str:
-    """Returns a text of at most this length: its first sentences, or its first words and dots."""
+def bearable(text: str, length: int = 250) -> str:
+    """Shortens a text to `length` characters: its first sentences, or its first words and dots."""
     text = text.rstrip(".")
     if len(text) <= length:
         return text
@@ -107,32 +124,26 @@ def bearable(text: str, length: int = 200) -> str:
 
 
 def out_of_memory_text(text: str) -> str:
-    """Explains a failed allocation, with its size where the message has one."""
+    """Explains a failed allocation, with its size if the message has one."""
     size = re.search(r"allocat\w+ (\d+) bytes", text, re.IGNORECASE)
     asked = f"no {int(size[1]) / 1e9:.1f} GB more: " if size else ""
     return asked + OUT_OF_MEMORY
 
 
 RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)")
-"""The exception's line of a traceback within a message, as that of an error in a callback."""
+"""Exception line of a traceback within a message, as errors in callbacks have."""
 
 
 def cause(text: str) -> str:
-    """Returns what was raised by the last traceback within a message, else the message."""
+    """Returns the exception line of the last traceback within a message, else the message."""
     return (RAISED.findall(text) or [text])[-1]
 
 
-def first_line(text: str) -> str:
-    """The first line with something in it, of bearable length."""
-    lines = [line.strip() for line in cause(text).splitlines() if line.strip()]
-    return bearable(lines[0]) if lines else "without a message"
-
-
 def write_traceback(error: Exception, folder: Path | None) -> Path | None:
-    """Writes it to the folder, else to a temporary file.
+    """Writes a traceback to the folder, else to a temporary file.
 
     Returns:
-      the file, None where no disk takes it.
+      the file; None if neither can be written.
     """
     text = "".join(traceback.format_exception(error))
     for place in (folder, Path(tempfile.gettempdir())):

@@ -1,10 +1,10 @@
 """Dense layers, norms, heads of actor and critic, and a GRU.
 
-`matmul` and `layer_norm` are x @ w and LayerNorm without scale and bias; their gradients are given
-by hand, in the form that XLA's CPU back end runs best. On other devices they cost nothing.
+`matmul` is x @ w, `layer_norm` is LayerNorm without scale and bias. Both define their gradients in
+the form that XLA's CPU back end runs fastest, at no cost on other devices.
 
-`GRULayer` takes the place of a `TransformerXLLayer`, to compare with: it has the same interface,
-and a memory of one slot, the carry after the step before. Letters as in transformerXL.py; M is 1.
+`GRULayer` has the interface of a `TransformerXLLayer` and a memory of one slot, the previous carry.
+Letters as in transformerXL.py, with M = 1.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ LAYER_NORM_EPSILON = 1e-6
 
 @jax.custom_vjp
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x (..., N) times w (N, K), with the gradient of w in the form that XLA's CPU products like.
+    """Multiplies x (..., N) by w (N, K), with a gradient of w that is fast on CPUs.
 
-    As JAX writes it, XLA first copies the gradient of the result, transposed, to memory; as it
-    stands here, x. A result is wider than x, so that is less, and several products share it.
+    With JAX's own rule XLA transpose-copies the output gradient. This one copies x, which is
+    narrower and shared by several products.
     """
     return x @ w
 
@@ -44,7 +44,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array) -> jax.Array:
-    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) over the last axis, without scale and bias."""
+    """Normalises the last axis: LayerNorm (Ba et al. 2016, arXiv 1607.06450) without parameters."""
     return _layer_norm_forward(x)[0]
 
 
@@ -66,7 +66,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class LayerNormParams(nn.Module):
-    """LayerNorm's scale and bias, (width,) each, for the `Dense` that reads what is normed."""
+    """Scale and bias of a LayerNorm, (width,) each, for the `Dense` after it."""
 
     width: int
 
@@ -78,7 +78,7 @@ class LayerNormParams(nn.Module):
 
 
 class NormRelu(nn.Module):
-    """relu(LayerNorm(x)), x (..., N)."""
+    """LayerNorm and ReLU of x (..., N)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,16 +87,16 @@ class NormRelu(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W + b; with a `norm`, of the standardised x after that norm's scale and bias.
+    """Dense layer x W + b, optionally with the scale and shift of a preceding `norm`.
 
-    They are folded into the matrix: (scale * x + shift) W + b = x (scale * W) + (shift W + b). That
-    saves two passes over x, and where x is a constant, as a memory is, a product in the gradient.
+    The norm is folded into the matrix: (scale * x + shift) W + b = x (scale * W) + (shift W + b).
+    This saves two passes over x, and a product in the gradient if x is constant, as memory is.
     """
 
     features: int
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32  # of the product and its result; parameters are float32
+    dtype: Any = jnp.float32  # of the product and the output; parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
@@ -112,16 +112,16 @@ class Dense(nn.Module):
 
 
 OUTPUT_LAYER = {"mlp": "Dense_2", "residual": "output"}
-"""The name of a head's last layer among its parameters, by the value of HEADS."""
+"""Parameter name of a head's last layer, by the value of HEADS."""
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 
 
 def orthogonal(gain: float) -> Callable:
-    """Flax's orthogonal initialiser, one matrix at a time under vmap.
+    """Returns Flax's orthogonal initialiser, run one matrix at a time under vmap.
 
-    jaxlib 0.10.2's CPU runtime can wait for ever for a batched QR decomposition in a program as
-    large as a whole training run vmapped over seeds (seen on 2 cores; 0.11.2 does not).
+    On CPUs jaxlib 0.10.2 can hang in a batched QR decomposition within a training run vmapped over
+    seeds. jaxlib 0.11.2 does not.
     """
 
     def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
@@ -132,7 +132,10 @@ def orthogonal(gain: float) -> Callable:
 
 
 class MLPHead(nn.Module):
-    """An MLP of two hidden layers, initialised orthogonally: gain sqrt 2, `gain` at the end."""
+    """MLP with two hidden layers, x (..., N) to (..., outputs).
+
+    Orthogonal initialisation: gain sqrt 2 in the hidden layers, `gain` in the last.
+    """
 
     width: int
     outputs: int
@@ -149,10 +152,9 @@ class MLPHead(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    """Norm, dense, a residual layer whose weights start small, norm, output.
+    """Norm, dense layer, residual layer, norm, output: x (..., N) to (..., outputs).
 
-    x (..., N) to (..., outputs). As wide as one likes: what a rarely seen input needs is not shared
-    with everything else.
+    Orthogonal initialisation: gain sqrt 2, 0.1 in the residual layer, `gain` in the last.
     """
 
     width: int
@@ -171,7 +173,7 @@ class ResidualHead(nn.Module):
 
 
 def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32):
-    """(E, n E) of n orthogonal matrices side by side."""
+    """Initialises (E, n E) as n orthogonal matrices side by side."""
     rows, columns = shape
     keys = jax.random.split(key, columns // rows)
     block = nn.initializers.orthogonal()
@@ -179,15 +181,15 @@ def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.f
 
 
 class GRUCell(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078).
+    """Gated recurrent unit (Cho et al. 2014, arXiv 1406.1078).
 
     r = sigmoid(Wr x + Ur h + br), z = sigmoid(Wz x + Uz h + bz),
-    n = tanh(Wn x + bn + r (Un h + cn)), h' = (1 - z) n + z h:
-    the reset gate is applied after the product, as in cuDNN's and PyTorch's.
+    n = tanh(Wn x + bn + r (Un h + cn)), h' = (1 - z) n + z h.
+    The reset gate is applied after the product, as in cuDNN and PyTorch.
     """
 
     width: int
-    dtype: Any = jnp.float32  # of products; gates and carry stay float32
+    dtype: Any = jnp.float32  # of matrix products; gates and carry stay float32
 
     def setup(self):
         self.of_input = Dense(3 * self.width, dtype=self.dtype)
@@ -198,11 +200,11 @@ class GRUCell(nn.Module):
         )
 
     def project(self, x: jax.Array) -> jax.Array:
-        """Projects inputs (..., N) for `advance`, for many steps at once."""
+        """Projects inputs (..., N) of any number of steps for `advance`."""
         return self.of_input(x)
 
     def advance(self, carry: jax.Array, projected: jax.Array) -> jax.Array:
-        """h (..., width) and a projected input, of shapes that broadcast -> h'."""
+        """Returns h' of h (..., width) and projected inputs (..., 3 width), which broadcast."""
         of_carry = matmul(carry.astype(self.dtype), self.carry_kernel.astype(self.dtype))
         input_r, input_z, input_n = jnp.split(projected.astype(jnp.float32), 3, axis=-1)
         carry_r, carry_z, carry_n = jnp.split(of_carry.astype(jnp.float32), 3, axis=-1)
@@ -212,9 +214,9 @@ class GRUCell(nn.Module):
 
 
 class GRULayer(nn.Module):
-    """A `GRUCell` over time, its carry the layer's output.
+    """`GRUCell` over time; the carry is the output.
 
-    A gradient flows through W steps, from a carry of the rollout.
+    The gradient flows through W steps, from a carry that the rollout stored.
     """
 
     embed_size: int
@@ -224,11 +226,11 @@ class GRULayer(nn.Module):
         self.cell = GRUCell(self.embed_size, self.dtype)
 
     def init_cache(self, memory: jax.Array) -> jax.Array:
-        """The carry (B, E) of a memory (B, 1, E)."""
+        """Returns the carry (B, E) in a memory (B, 1, E)."""
         return memory[:, 0]
 
     def step(self, x: jax.Array, carry: jax.Array, t: jax.Array, reach: jax.Array):
-        """x (B, E), reach (B,), 0 where the carry is to be forgotten -> output (B, E), carry."""
+        """Runs a step: x (B, E), reach (B,), 0 to reset the carry -> output (B, E), carry."""
         carry = self._advance(carry, self.cell.project(x), reach)
         return carry, carry
 
@@ -237,11 +239,14 @@ class GRULayer(nn.Module):
         return carry
 
     def unroll_windows(self, x: jax.Array, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """x (B, T, E), memory (B, 1+T-W, E) of the steps -1 .. T-W-1, reach (B, T) -> (B, T, E)."""
+        """Runs T steps: x (B, T, E), reach (B, T) -> (B, T, E).
+
+        `memory` is (B, 1+T-W, E), the carries after steps -1 .. T-W-1.
+        """
         batch, steps = reach.shape
 
         def by_step(x: jax.Array) -> jax.Array:
-            """(B, T, ...) to (W, B K, ...)."""
+            """Transposes (B, T, ...) to (W, B K, ...)."""
             return jnp.moveaxis(x.reshape(-1, window_grad, *x.shape[2:]), 1, 0)
 
         def advance(carry: jax.Array, now: tuple[jax.Array, jax.Array]):

@@ -1,9 +1,7 @@
-"""Muesli's parts: values as distributions, targets, replay, and the network with its model.
+"""Parts of Muesli: targets, replay, and the network with its model.
 
-Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Bellemare et al. 2017 (arXiv 1707.06887) learn
-values as distributions; the two-hot target and the scale h are those of MuZero (Schrittwieser et
-al. 2020, arXiv 1911.08265, appendix F). Arrays of a batch are (B, T, ...), a row per environment;
-R = slots of the replay, S = MODEL_SIZE, A = outputs of the actor, other letters as in rollout.py.
+Hessel et al. 2021, "Muesli" (arXiv 2104.06159). Arrays of a batch are (B, T, ...). R = slots of the
+replay, S = MODEL_SIZE, A = actor outputs, other letters as in rollout.py.
 """
 
 from collections.abc import Callable
@@ -15,57 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from trxl.collectives import mean_over_devices, normalize_weight, weighted_mean
-from trxl.distributions import make_policy
+from trxl.distributions import Bins, make_policy
 from trxl.layers import Dense, GRUCell, NormRelu
 from trxl.spaces import ActionSpace, Box, Obs, encode_action
 from trxl.statistics import Moments, update_decaying_moments
-
-EPSILON = 1e-3
-
-
-def squash(x: jax.Array) -> jax.Array:
-    """h(x) = sgn(x) (sqrt(|x| + 1) - 1) + 0.001 x (Pohlen et al. 2018, arXiv 1805.11593)."""
-    return jnp.sign(x) * (jnp.sqrt(jnp.abs(x) + 1) - 1) + EPSILON * x
-
-
-def unsquash(y: jax.Array) -> jax.Array:
-    """The inverse of `squash`."""
-    # Of y = s - 1 + e (s^2 - 1) with s = sqrt(|x| + 1), the root, in a form that loses no digits.
-    shifted = jnp.abs(y) + 1 + EPSILON
-    root = 2 * shifted / (1 + jnp.sqrt(1 + 4 * EPSILON * shifted))
-    return jnp.sign(y) * (root**2 - 1)
-
-
-class Bins(NamedTuple):
-    """Bins of a distribution over numbers, evenly spaced from -limit to limit in squashed units."""
-
-    number: int
-    limit: float
-
-    @property
-    def centres(self) -> jax.Array:
-        """(number,), squashed."""
-        return jnp.linspace(-self.limit, self.limit, self.number, dtype=jnp.float32)
-
-    def two_hot(self, x: jax.Array) -> jax.Array:
-        """Numbers (...) as probabilities (..., number) of the two bins beside each, mean h(x)."""
-        position = (squash(x) + self.limit) / (2 * self.limit) * (self.number - 1)
-        position = jnp.clip(position, 0, self.number - 1)
-        distance = jnp.abs(position[..., None] - jnp.arange(self.number, dtype=jnp.int32))
-        return jnp.maximum(1 - distance, 0)
-
-    def clips(self, x: jax.Array) -> jax.Array:
-        """Returns (...) bool, which numbers (...) are beyond the outermost bins."""
-        return jnp.abs(squash(x)) > self.limit
-
-    def mean(self, logits: jax.Array) -> jax.Array:
-        """The number (...) that a distribution's logits (..., number) stand for."""
-        return unsquash(jnp.sum(jax.nn.softmax(logits) * self.centres, axis=-1))
-
-    def cross_entropy(self, logits: jax.Array, x: jax.Array) -> jax.Array:
-        """(...) of predicted logits (..., number) against numbers (...)."""
-        return -jnp.sum(self.two_hot(x) * jax.nn.log_softmax(logits), axis=-1)
-
 
 LEAST_VARIANCE = 1e-12
 
@@ -76,24 +27,25 @@ class Steps(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final_value: jax.Array  # of the final observation where an episode was truncated
-    prior_value: jax.Array  # sum_a prior(a|s) q(s, a)
-    q: jax.Array  # of the action that was taken
+    final_value: jax.Array  # of the final observation, valid where truncated
+    prior_value: jax.Array  # v = sum_a prior(a|s) q(s, a)
+    q: jax.Array  # of the action taken
     trace: jax.Array  # c = min(1, prior / behaviour)
     last_value: jax.Array | None  # of the observation after the last step
-    has_return: jax.Array  # bool, whether the step has a return of its own
-    active: jax.Array | None  # bool, whether the agent had a part in the step; None: always
+    has_return: jax.Array  # bool, whether the step has a return
+    active: jax.Array | None  # bool, whether the agent takes part in the step; None: all
 
 
 def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
-    """Returns off-policy returns G (B, T) (Munos et al. 2016, arXiv 1606.02647, equation 4).
+    """Computes Retrace's returns G (B, T) (Munos et al. 2016, arXiv 1606.02647, equation 4).
 
     G_t = r_t + gamma (1 - terminated_t) [v_{t+1} + decay c_{t+1} (G_{t+1} - q_{t+1})].
 
-    The bracket is the value of the final observation where an episode was truncated, and that of
-    the last observation behind the last step. For an agent that has left the episode it is the
-    return itself: the team's rewards count as they come. A step without a return of its own gives
-    its value v_t, from which the steps before it bootstrap.
+    Exceptions:
+
+    - At a truncation the bracket is the final value, after the last step `last_value`.
+    - If the agent is inactive at t + 1, the bracket is G_{t+1}, the team's return.
+    - Without `has_return`, G_t is v_t.
     """
 
     def step(bracket: jax.Array, now: Steps):
@@ -119,12 +71,12 @@ def update_advantage_moments(
     decay: float,
     axis_name: str | None,
 ) -> Moments:
-    """Updates the variance, around 0, of the advantages of all devices (section 4.3).
+    """Updates the variance around 0 of the advantages of all devices (section 4.3).
 
     Args:
       advantage: G - v, (B, T).
-      weight: (B, T), 1 where the step counts; None where all do.
-      decay: share of the earlier ones.
+      weight: (B, T), 1 or 0; None: all 1.
+      decay: share of the earlier advantages.
     """
     if weight is not None:
         weight = normalize_weight(weight, axis_name)
@@ -133,12 +85,12 @@ def update_advantage_moments(
 
 
 def advantage_std(moments: Moments) -> jax.Array:
-    """Returns the divisor of advantages, sqrt(var + 1e-12)."""
+    """Returns the divisor of advantages, sqrt(variance + 1e-12), ()."""
     return jnp.sqrt(moments.variance + LEAST_VARIANCE)
 
 
 def clipped_mpo(prior_logits: jax.Array, advantage: jax.Array, limit: float) -> jax.Array:
-    """Logits (..., A) of pi_CMPO, proportional to prior exp(clip(advantage, -limit, limit)).
+    """Returns logits (..., A) of pi_CMPO, proportional to prior exp(clip(adv, -limit, limit)).
 
     Equation 9, over all actions.
     """
@@ -146,10 +98,10 @@ def clipped_mpo(prior_logits: jax.Array, advantage: jax.Array, limit: float) -> 
 
 
 def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
-    """Returns the weights (..., N) of the log-probabilities of N actions from the prior.
+    """Returns weights (..., N) of the log-probabilities of N actions sampled from the prior.
 
-    exp(clip adv_i) / z_i with z_i = (1 + sum_{k != i} exp(clip adv_k)) / N (equations 11 and 12): a
-    normaliser that has its own action replaced by 1, so that it depends on it no longer.
+    exp(clip adv_i) / z_i, z_i = (1 + sum_{k != i} exp(clip adv_k)) / N (equations 11 and 12). The
+    normaliser z_i replaces action i's term by 1, so that it does not depend on action i.
     """
     ratio = jnp.exp(jnp.clip(advantage, -limit, limit))
     others = jnp.sum(ratio, axis=-1, keepdims=True) - ratio
@@ -157,7 +109,7 @@ def sampled_mpo_weights(advantage: jax.Array, limit: float) -> jax.Array:
 
 
 class PolicyTarget(NamedTuple):
-    """A target of the policy: probabilities of all actions, or weights of some."""
+    """Target of the policy: probabilities of all actions, or weights of sampled ones."""
 
     probs: jax.Array | None  # (B, T, A)
     actions: jax.Array | None  # (B, T, N, ...)
@@ -165,7 +117,7 @@ class PolicyTarget(NamedTuple):
 
 
 def kl_to_target(target: PolicyTarget, policy: distrax.Distribution) -> jax.Array:
-    """KL(target || policy) (B, T); of samples what depends on the policy, their cross-entropy."""
+    """Computes KL(target || policy) (B, T); for samples the cross-entropy, its policy term."""
     if target.probs is not None:
         probs, log_probs = target.probs, jax.nn.log_softmax(policy.logits)
         log_target = jnp.log(jnp.where(probs > 0, probs, 1))
@@ -175,31 +127,27 @@ def kl_to_target(target: PolicyTarget, policy: distrax.Distribution) -> jax.Arra
 
 
 class Replay(NamedTuple):
-    """A ring of R slots for each environment."""
+    """Ring of R slots for each environment."""
 
     rollouts: Any  # leaves (B, R, ...)
-    number: jax.Array  # (B,) int32, how many there were so far, the same for all
+    number: jax.Array  # (B,) int32, number of rollouts added so far, equal for all
 
 
 def empty_replay(fresh: Any, slots: int) -> Replay:
-    """Returns an empty replay; `fresh` is a rollout, leaves (B, ...)."""
+    """Makes an empty replay for rollouts like `fresh`, leaves (B, ...)."""
     rollouts = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
     return Replay(rollouts, jnp.zeros(len(jax.tree.leaves(fresh)[0]), jnp.int32))
 
 
 def add_rollout(replay: Replay, fresh: Any) -> Replay:
-    """Returns the replay with one more rollout, in place of the oldest."""
+    """Adds a rollout, leaves (B, ...), in place of the oldest."""
     slot = replay.number[0] % num_slots(replay)
     rollouts = jax.tree.map(lambda ring, x: ring.at[:, slot].set(x), replay.rollouts, fresh)
     return Replay(rollouts, replay.number + 1)
 
 
 def draw_rows(replay: Replay, count: int, key: jax.Array) -> Any:
-    """Rows of any environment and any slot that is filled, all with the same probability.
-
-    Returns:
-      as a rollout, leaves (count, ...).
-    """
+    """Samples rows (count, ...) uniformly from all environments and filled slots."""
     row_key, slot_key = jax.random.split(key)
     filled = jnp.minimum(replay.number[0], num_slots(replay))
     rows = jax.random.randint(row_key, (count,), 0, len(replay.number), jnp.int32)
@@ -208,24 +156,24 @@ def draw_rows(replay: Replay, count: int, key: jax.Array) -> Any:
 
 
 def num_slots(replay: Replay) -> int:
-    """R."""
+    """Returns R."""
     return jax.tree.leaves(replay.rollouts)[0].shape[1]
 
 
 class Imagined(NamedTuple):
-    """Predictions after one more action."""
+    """Predictions of the model after an action."""
 
     latent: jax.Array  # (..., S)
-    reward: jax.Array  # (..., bins), logits, of the step that led here
-    value: jax.Array  # (..., bins), logits
+    reward: jax.Array  # (..., bins), logits, of the action
+    value: jax.Array  # (..., bins), logits, of the new latent
 
 
 class ModelNetwork(nn.Module):
-    """Policy, value and model on top of a `TransformerXL`."""
+    """Policy, value and model on a `TransformerXL`."""
 
     transformer: nn.Module  # a `TransformerXL`
     action_space: ActionSpace
-    make_head: Callable[..., nn.Module]  # of outputs and gain
+    make_head: Callable[..., nn.Module]  # takes outputs and gain
     size: int
     bins: Bins
     dtype: Any = jnp.float32
@@ -246,17 +194,17 @@ class ModelNetwork(nn.Module):
         )
 
     def init_cache(self, memory: jax.Array) -> tuple[Any, ...]:
-        """Makes of the memory (B, M, L, E) what `step` needs."""
+        """Makes the caches of `step` from the memory (B, M, L, E)."""
         return self.transformer.init_cache(memory)
 
     def step(self, obs: Obs, caches: tuple[Any, ...], t: jax.Array, reach: jax.Array):
-        """Runs a step: policy over (B,), values (B,), caches, layer inputs (B, L, E)."""
+        """Runs a step: policy over (B,), values (B,), caches, memory entries (B, L, E)."""
         x, caches, layer_inputs = self.transformer.step(obs, caches, t, reach)
         latent = self._latent(x)
         return self.policy(latent, obs), self.bins.mean(self.critic(latent)), caches, layer_inputs
 
     def unroll_windows(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """A whole rollout: latents s_0, (B, T, S)."""
+        """Runs a whole rollout: latents s_0 (B, T, S)."""
         latent = self._latent(self.transformer.unroll_windows(obs, memory, reach, window_grad))
         if self.is_initializing():
             self.policy(latent, obs)
@@ -265,27 +213,27 @@ class ModelNetwork(nn.Module):
         return latent
 
     def policy(self, latent: jax.Array, obs: Obs) -> distrax.Distribution:
-        """The policy in latents (..., S); of `obs` (..., obs_size) the mask of actions is read."""
+        """Returns the policy in latents (..., S); `obs` (..., obs_size) holds the action mask."""
         return make_policy(self.action_space, self.actor(latent), obs, self.log_std)
 
     def value(self, latent: jax.Array) -> jax.Array:
-        """Logits (..., bins) of the value of latents (..., S)."""
+        """Returns logits (..., bins) of the values of latents (..., S)."""
         return self.critic(latent)
 
     def imagine(self, latent: jax.Array, action: jax.Array) -> Imagined:
-        """Predicts what follows encoded actions (..., A) in latents (..., S); shapes broadcast."""
+        """Applies the model to latents (..., S) and encoded actions (..., A), which broadcast."""
         latent = self.cell.advance(latent, self.cell.project(action))
         return Imagined(latent, self.reward(latent), self.critic(latent))
 
     def action_values(self, latent: jax.Array, action: jax.Array, gamma: float) -> jax.Array:
-        """q(s, a) = r_1(s, a) + gamma v_1(s, a), one step of the model.
+        """Computes q(s, a) = r_1(s, a) + gamma v_1(s, a), one step of the model.
 
         Args:
           latent: (..., S).
-          action: (..., N, A), N encoded actions in each.
+          action: (..., N, A), N encoded actions per latent.
 
         Returns:
-          (..., N).
+          (..., N) float32, in units of the return.
         """
         imagined = self.imagine(latent[..., None, :], action)
         return self.bins.mean(imagined.reward) + gamma * self.bins.mean(imagined.value)
@@ -295,5 +243,5 @@ class ModelNetwork(nn.Module):
 
 
 def every_action(space: ActionSpace) -> jax.Array:
-    """(A, A), all actions of a `Discrete` space, encoded."""
+    """Returns all encoded actions of a `Discrete` space, (A, A) float32."""
     return encode_action(space, jnp.arange(space.num_outputs, dtype=jnp.int32))

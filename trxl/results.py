@@ -1,4 +1,4 @@
-"""Opens the files of a run without running what a stranger may have put into them."""
+"""Loading of a run's files without executing code from untrusted files."""
 
 import pickle
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import numpy as np
 
-# What a pickle of NumPy arrays and scalars refers to, by NumPy's old and new names.
+# Names in pickles of NumPy arrays and scalars, of old and new NumPy.
 ALLOWED = {
     *(("numpy", name) for name in ("ndarray", "dtype")),
     *(
@@ -29,14 +29,14 @@ RENAMED = {
     "deviation": "advantage_std",
     "value_error": "value_mse",
 }
-"""Keys and metrics of earlier versions, with their names of today."""
+"""Old and current names of keys and metrics."""
 
 RENAMED_VALUES = {"EPISODE_END": {"hidden": "none", "beside": "append"}}
-"""Values of keys, likewise."""
+"""Old and current values of keys."""
 
 
 def with_new_names(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns a saved config or saved metrics with the names of today."""
+    """Renames the keys of a saved config or of saved metrics, see `RENAMED`."""
     return {
         RENAMED.get(name, name): RENAMED_VALUES[name].get(x, x) if name in RENAMED_VALUES else x
         for name, x in content.items()
@@ -44,11 +44,11 @@ def with_new_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class UnsafeFileError(ValueError):
-    """A file that holds something else than NumPy arrays, numbers, strings and plain containers."""
+    """Error of a file with other objects than NumPy arrays, numbers, strings and containers."""
 
 
 JAX_ARRAY = ("jax._src.array", "_reconstruct_array")
-"""What a pickled JAX array refers to."""
+"""Name in pickles of JAX arrays."""
 
 
 def _reconstruct_as_numpy(function: Any, arguments: Any, state: Any, _: Any) -> np.ndarray:
@@ -67,27 +67,27 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
-    """Loads a pickle of NumPy's or JAX's arrays in plain containers, as NumPy arrays.
+    """Unpickles containers of NumPy and JAX arrays, as NumPy arrays.
 
     Raises:
-      UnsafeFileError: it refers to anything else.
+      UnsafeFileError: the pickle refers to anything else.
     """
     return _PlainUnpickler(file).load()
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Loads the dict in one of a run's `.npy` files, with the names of today (`RENAMED`).
+    """Loads the dict in a `.npy` file of a run, with current names (`RENAMED`).
 
-    Such a file holds a pickle, and `np.load(allow_pickle=True)` runs any code that it asks for.
-    This reads the same files and refuses what is not plain data.
+    The file holds a pickle. `np.load(allow_pickle=True)` would execute any code in it; this
+    function refuses everything but plain data.
 
     Args:
-      path: of a `<seed>_config.npy`, `<seed>_metrics.npy` or `<seed>_params.npy`.
+      path: a `<seed>_config.npy`, `<seed>_metrics.npy` or `<seed>_params.npy`.
 
     Raises:
-      UnsafeFileError: the file refers to anything but NumPy's arrays, dtypes and scalars.
-      ValueError: it is cut off, or holds no dict.
-      OSError: it can't be read.
+      UnsafeFileError: the file refers to other objects than arrays, dtypes and scalars.
+      ValueError: the file is truncated, or holds no dict.
+      OSError: the file can't be read.
     """
     with open(path, "rb") as file:
         try:

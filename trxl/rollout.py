@@ -1,7 +1,7 @@
 """Rollout: T steps of B environments with any algorithm's network.
 
-Letters: B environments on one device, or all of their agents, T = NUM_STEPS, M = WINDOW_MEM,
-L layers, E = EMBED_SIZE.
+Letters: B environments of one device, times agents; T = NUM_STEPS, M = WINDOW_MEM, L layers,
+E = EMBED_SIZE.
 """
 
 from functools import partial
@@ -20,42 +20,42 @@ Metrics = dict[str, jax.Array]
 
 
 class RolloutState(NamedTuple):
-    """The environments between two steps, with a row for each."""
+    """State of the environments and the agent's memory between two steps."""
 
     env_state: Any
-    obs: jax.Array  # (B, obs_size), not normalised
+    obs: jax.Array  # (B, obs_size) float32, not normalised
     discounted_return: jax.Array  # (B,), of the episode so far, for NORMALIZE_REWARD
     memory: jax.Array  # (B, M, L, E), layer inputs before the rollout, oldest first
-    reach: jax.Array  # (B,) int32, how many of the newest entries of the memory are valid, 0..M
-    env_keys: jax.Array  # (B,), each row's random stream, its actions included
+    reach: jax.Array  # (B,) int32, number of newest memory entries that are valid, 0..M
+    env_keys: jax.Array  # (B,), random streams of environments and actions
 
 
 class Transition(NamedTuple):
-    """A step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
+    """Step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
 
     obs: StoredObs  # (B, obs_size)
     action: jax.Array  # (B,), (B, choices) or (B, action_size)
     log_prob: jax.Array  # (B,)
     value: jax.Array  # (B,)
     reward: jax.Array  # (B,)
-    done: jax.Array  # (B,), see `episode_boundaries`
-    terminated: jax.Array  # (B,)
-    truncated: jax.Array  # (B,), ended by a limit and not terminated
-    final_value: jax.Array  # (B,), of the final observation; means something where truncated
-    layer_inputs: jax.Array  # (B, L, E), the memory entry; of a GRU its carry
-    reach: jax.Array  # (B,) int32, how many steps before this one it attends to
-    active: jax.Array | None  # (B,), whether the agent has a part in the step; None: all have
-    returned_episode: jax.Array  # (B,), whether an episode ended whose metrics count
+    done: jax.Array  # (B,) bool, see `episode_boundaries`
+    terminated: jax.Array  # (B,) bool
+    truncated: jax.Array  # (B,) bool, ended by a limit and not terminated
+    final_value: jax.Array  # (B,), of the final observation; valid where truncated
+    layer_inputs: jax.Array  # (B, L, E), the memory entry: layer inputs, or a GRU's carries
+    reach: jax.Array  # (B,) int32, number of previous steps attended to
+    active: jax.Array | None  # (B,) bool, whether the agent takes part; None: all
+    returned_episode: jax.Array  # (B,) bool, whether `episode_metrics` are valid
     episode_metrics: jax.Array  # (B, number of metrics), in the order of `env.episode_metrics`
 
 
 class Rollout(NamedTuple):
-    """A rollout, from which an algorithm learns."""
+    """Rollout that an algorithm learns from."""
 
     trajectory: Transition  # leaves (T, B, ...)
-    last_value: jax.Array  # (B,), of the last observation, given the memory of that very step
-    last_active: jax.Array | None  # (B,), likewise for the step after the last
-    memory: jax.Array  # (B, M, L, E), layer inputs from before the rollout, oldest first
+    last_value: jax.Array  # (B,), of the observation after step T - 1
+    last_active: jax.Array | None  # (B,) bool, `active` after step T - 1
+    memory: jax.Array  # (B, M, L, E), layer inputs before the rollout, oldest first
     replay: Any = None  # (B, ...), rollouts up to this one, see `training.Algorithm`
 
 
@@ -71,13 +71,13 @@ def rollout(
     """Plays T steps of every environment.
 
     Args:
-      network: a Flax module with `init_cache` and `step`, as `ActorCriticTransformer` has them.
-      params: of the network that acts, fixed over the rollout.
-      normalizer: the running statistics, which the rollout's observations and rewards join.
-      axis_name: of the devices.
+      network: Flax module with `init_cache` and `step` of `ActorCriticTransformer`.
+      params: parameters of the policy that acts, constant during the rollout.
+      normalizer: running statistics of observations and rewards.
+      axis_name: axis of devices; None for one device.
 
     Returns:
-      the state after the steps, the statistics, and the trajectories.
+      the new state, the updated statistics, and the rollout.
     """
     with jax.named_scope("agent"):
         caches = network.apply(params, state.memory, method="init_cache")
@@ -103,10 +103,13 @@ def take_step(
     carry: tuple[RolloutState, Any, Normalizer],
     t: jax.Array,
 ) -> tuple[tuple[RolloutState, Any, Normalizer], Transition]:
-    """Takes step t () of the rollout in every environment.
+    """Takes step t () int32 of the rollout in every environment.
 
     Args:
-      carry: the state, the network's caches, and the statistics.
+      carry: state, caches of the network, and statistics.
+
+    Returns:
+      the new carry, and the transition.
     """
     state, caches, normalizer = carry
     env_keys, action_keys, step_keys = split_keys(state.env_keys, 3)
@@ -132,7 +135,7 @@ def take_step(
         config["GAMMA"], state.discounted_return, normalizer, reward, done, active, axis_name
     )
 
-    # EVALUATE FINAL OBSERVATION, as step t + 1 of the old episode
+    # EVALUATE FINAL OBSERVATION, as step t + 1 of the finished episode
     next_reach = jnp.minimum(state.reach + 1, config["WINDOW_MEM"])
     final_value = jnp.zeros_like(value)
     if env.can_truncate:
@@ -141,7 +144,7 @@ def take_step(
 
     with jax.named_scope("storage"):
         stored = pack_obs(obs, obs_space(env))
-    # One array, since Craftax's 67 would be as many kernels in every step on a GPU.
+    # One array, since each metric (Craftax has 67) would be a GPU kernel per step.
     metrics = jnp.stack([info[name] for name in env.episode_metrics], axis=-1)
     transition = Transition(
         obs=stored,
@@ -167,12 +170,11 @@ def take_step(
 def episode_boundaries(
     config: Config, done: jax.Array, info: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns where episodes end for the learner, each (B,): done, terminated, truncated.
+    """Returns done, terminated and truncated for the learner, (B,) bool each.
 
-    These are the environment's own ends; termination wins over truncation. With TRIAL_CREDIT, in an
-    environment of trials, only the trial's end counts, always as termination: an episode goes on in
-    the next one, as in RL^2 (Duan et al. 2016, arXiv 1611.02779), so that finding something out is
-    worth what it brings later in the trial.
+    An episode that is both terminated and truncated counts as terminated. With TRIAL_CREDIT, in an
+    environment of trials, only a trial's end counts, as a termination. Returns then continue in the
+    next episode, which rewards exploration, as in RL^2 (Duan et al. 2016, arXiv 1611.02779).
     """
     if "memory_boundary" in info and config["TRIAL_CREDIT"]:
         boundary = info["memory_boundary"]
@@ -189,7 +191,7 @@ def update_obs_statistics(
     active: jax.Array | None,
     axis_name: str | None,
 ) -> Normalizer:
-    """Updates the statistics of observations (B, obs_size), but for their binary columns."""
+    """Updates the statistics of observations (B, obs_size), except for binary entries."""
     return update_normalizer(normalizer, "obs", obs[:, env.num_binary :], active, axis_name)
 
 
@@ -203,13 +205,13 @@ def update_reward_statistics(
     active: jax.Array | None,
     axis_name: str | None,
 ) -> tuple[jax.Array, Normalizer, jax.Array]:
-    """Updates the statistics of discounted returns, and scales the rewards by them.
+    """Updates the statistics of discounted returns, and scales rewards by them.
 
-    Gym's NormalizeReward and PureJaxRL forget the return before they add the last reward of an
-    episode, which the next episode then inherits; here it is forgotten after that.
+    The return is reset after an episode's last reward is added. Gym's NormalizeReward and PureJaxRL
+    reset it before, so that reward leaks into the next episode.
 
     Returns:
-      the discounted return (B,) that the next step continues, the statistics, the rewards (B,).
+      the discounted returns (B,) after the step, the statistics, and the scaled rewards (B,).
     """
     if "reward" not in normalizer:
         return discounted_return, normalizer, reward
@@ -229,9 +231,9 @@ def value_where(
     t: jax.Array,
     reach: jax.Array,
 ) -> jax.Array:
-    """Returns the values (B,) of observations where `mask` (B,) is true, 0 elsewhere.
+    """Returns the values (B,) of observations (B, obs_size) where `mask` (B,) is true, else 0.
 
-    The network runs only in steps in which the mask is true anywhere.
+    The network runs only if any entry of the mask is true.
     """
 
     def value() -> jax.Array:
@@ -241,7 +243,7 @@ def value_where(
 
 
 def next_memory(collected: Rollout) -> jax.Array:
-    """Returns (B, M, L, E), the memory after a rollout: the newest M layer inputs."""
+    """Returns the memory after a rollout, (B, M, L, E): the newest M entries."""
     recent = swap_time_and_batch(collected.trajectory.layer_inputs)  # (B, T, L, E)
     return jnp.concatenate([collected.memory, recent], axis=1)[:, recent.shape[1] :]
 
@@ -252,8 +254,9 @@ def init_rollout(
     """Resets every environment, with an empty memory.
 
     Args:
-      envs_key: of the run, the same on every device.
-      first_row: the global index of this device's first row, from which the rows' streams follow.
+      envs_key: the same on every device.
+      first_row: global index of this device's first row. Each row's random stream follows from its
+        global index.
     """
     rows = first_row + jnp.arange(env.num_rows, dtype=jnp.int32)
     env_keys = jax.vmap(jax.random.fold_in, (None, 0))(envs_key, rows)
@@ -270,18 +273,18 @@ def init_rollout(
 
 
 def strongly_typed(env_state: Any) -> Any:
-    """A reset's state as steps leave it, nothing weakly typed: what takes it is compiled once."""
+    """Removes weak types from a reset's state, so that functions of the state compile once."""
     return jax.tree.map(lambda x: jnp.array(x, x.dtype), env_state)
 
 
 def empty_memory(config: Config, num_rows: int) -> jax.Array:
-    """Returns (B, M, L, E) zeros, the memory before the first step of a run."""
+    """Returns the memory before the first step of a run, (B, M, L, E) zeros."""
     shape = (num_rows, config["WINDOW_MEM"], config["num_layers"], config["EMBED_SIZE"])
     return jnp.zeros(shape, jnp.float32)
 
 
 def window_memory(config: Config, collected: Rollout) -> jax.Array:
-    """Returns (B, M+T-W, L, E), layer inputs of the steps -M .. T-W-1, W = WINDOW_GRAD."""
+    """Returns the memory entries (B, M+T-W, L, E) of steps -M .. T-W-1, W = WINDOW_GRAD."""
     before_last_window = config["NUM_STEPS"] - config["WINDOW_GRAD"]
     recent = swap_time_and_batch(collected.trajectory.layer_inputs[:before_last_window])
     return jnp.concatenate([collected.memory, recent], axis=1)
@@ -289,13 +292,13 @@ def window_memory(config: Config, collected: Rollout) -> jax.Array:
 
 @jax.named_scope("keys")
 def split_keys(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
-    """Splits every key of (B,) into `num` of them: a tuple of `num` arrays (B,)."""
+    """Splits keys (B,) into a tuple of `num` arrays (B,)."""
     split = jax.vmap(lambda key: jax.random.split(key, num))(keys)
     return tuple(split[:, i] for i in range(num))
 
 
 def active_rows(env: Any, env_state: Any) -> jax.Array | None:
-    """Returns (B,) bool, which agents have a part in the step from this state; None: all have."""
+    """Returns (B,) bool, which agents take part in the next step; None: all."""
     return env.agents_active(env_state) if env.num_agents is not None else None
 
 

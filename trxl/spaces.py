@@ -1,4 +1,4 @@
-"""Actions, as an environment describes them, and observations, as a rollout stores them."""
+"""Spaces of actions and observations, and packing of observations for storage."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jax.scipy.linalg import block_diag
 class Discrete(NamedTuple):
     """Actions 0 .. n - 1.
 
-    `masked`: the first n entries of an observation say which of them are legal, 1 or 0.
+    If `masked`, the first n entries of an observation are 1 for legal actions, else 0.
     """
 
     n: int
@@ -20,15 +20,15 @@ class Discrete(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """The number of the actor's outputs."""
+        """Number of the actor's outputs."""
         return self.n
 
 
 class MultiDiscrete(NamedTuple):
-    """An action of several choices, the i-th among 0 .. sizes[i] - 1.
+    """Actions of several choices, the i-th among 0 .. sizes[i] - 1.
 
-    `masked`: the first len(sizes) * max(sizes) entries of an observation say which options are
-    legal, a row of max(sizes) for each choice.
+    If `masked`, an observation begins with len(sizes) rows of max(sizes) entries: 1 for legal
+    options, else 0.
     """
 
     sizes: tuple[int, ...]
@@ -36,23 +36,23 @@ class MultiDiscrete(NamedTuple):
 
     @property
     def table(self) -> tuple[int, int]:
-        """Choices, and options of the choice that has most."""
+        """Number of choices, and of options of the largest choice."""
         return len(self.sizes), max(self.sizes)
 
     @property
     def num_outputs(self) -> int:
-        """The number of the actor's outputs."""
+        """Number of the actor's outputs."""
         return int(np.prod(self.table))
 
     def exists(self) -> np.ndarray:
-        """(choices, options) bool, False behind the last option of a choice with fewer."""
+        """Returns (choices, options) bool, False for the padding of smaller choices."""
         return np.arange(max(self.sizes)) < np.array(self.sizes)[:, None]
 
 
 class Box(NamedTuple):
-    """Real-valued actions of `size` numbers; `low` and `high` are tuples of that length.
+    """Real-valued actions (size,) between `low` and `high`.
 
-    `masked`: the first `size` entries of an observation say which of the numbers are used.
+    If `masked`, the first `size` entries of an observation are 1 for numbers in use, else 0.
     """
 
     low: tuple[float, ...]
@@ -65,15 +65,15 @@ class Box(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """The number of the actor's outputs."""
+        """Number of the actor's outputs."""
         return self.size
 
     def bounds(self) -> tuple[jax.Array, jax.Array]:
-        """The lower and the upper bounds, (size,) float32 each."""
+        """Returns the lower and the upper bounds, (size,) float32 each."""
         return jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
 
     def clip(self, action: jax.Array) -> jax.Array:
-        """(..., size), within the bounds."""
+        """Clips actions (..., size) to the bounds."""
         return jnp.clip(action, *self.bounds())
 
 
@@ -81,12 +81,12 @@ ActionSpace = Discrete | MultiDiscrete | Box
 
 
 def mask_size(space: ActionSpace) -> int:
-    """Returns how many leading entries of an observation are the mask of the actions."""
+    """Returns the number of entries of the action mask, at the start of an observation."""
     return space.num_outputs if space.masked else 0
 
 
 def encode_action(space: ActionSpace, action: jax.Array) -> jax.Array:
-    """An action (...) as (..., num_outputs) float32: one-hot, or the numbers within the bounds."""
+    """Encodes actions as (..., num_outputs) float32: one-hot, or clipped to the bounds."""
     if isinstance(space, Box):
         return space.clip(action)
     if isinstance(space, Discrete):
@@ -97,37 +97,39 @@ def encode_action(space: ActionSpace, action: jax.Array) -> jax.Array:
 
 
 class Grid(NamedTuple):
-    """A grid of cells that an observation holds: entries that are 0 or 1.
+    """Layout of a grid of cells, entries 0 or 1, within an observation.
 
-    It stands in the observation in `parts`, one behind the other, each of them row by row and cell
-    by cell. A part has its channels of a cell in groups: of a group of n at most one is 1, so that
-    it is one of n values or none. A channel that may be 1 beside any other is a group of 1.
+    The grid consists of consecutive `parts`, each row by row and cell by cell. A part is a tuple of
+    sizes of channel groups. At most one channel of a group is 1, as in a one-hot encoding.
+    Independent channels are groups of size 1.
     """
 
-    start: int  # entries of the observation before the grid
+    start: int
+    """Entries of the observation before the grid."""
     rows: int
     columns: int
     parts: tuple[tuple[int, ...], ...]
+    """Sizes of the groups of each part."""
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The groups of all parts."""
+        """Group sizes of all parts."""
         return sum(self.parts, ())
 
     @property
     def size(self) -> int:
-        """Entries of the observation that are the grid."""
+        """Number of entries of the grid."""
         return self.rows * self.columns * sum(self.groups)
 
     def join(self, entries: jax.Array) -> jax.Array:
-        """(..., size), as they stand in an observation, to (..., rows, columns, channels)."""
+        """Reshapes entries (..., size) of an observation to (..., rows, columns, channels)."""
         sizes = [self.rows * self.columns * sum(groups) for groups in self.parts]
         parts = jnp.split(entries, np.cumsum(sizes)[:-1], axis=-1)
         shape = (*entries.shape[:-1], self.rows, self.columns, -1)
         return jnp.concatenate([part.reshape(shape) for part in parts], axis=-1)
 
     def flatten(self, cells: jax.Array) -> jax.Array:
-        """Undoes `join`."""
+        """Inverts `join`."""
         ends = np.cumsum([sum(groups) for groups in self.parts])[:-1]
         shape = (*cells.shape[:-3], -1)
         parts = jnp.split(cells, ends, axis=-1)
@@ -135,10 +137,10 @@ class Grid(NamedTuple):
 
 
 class ObsSpace(NamedTuple):
-    """The layout of an observation (size,) float32."""
+    """Layout of an observation (size,) float32."""
 
     size: int
-    num_binary: int = 0  # leading entries that are always 0 or 1, the grid's among them
+    num_binary: int = 0  # leading entries that are always 0 or 1, including the grid
     grid: Grid | None = None
 
 
@@ -148,32 +150,32 @@ def obs_space(env: Any) -> ObsSpace:
 
 
 class StoredObs(NamedTuple):
-    """Observations (..., size) in the smallest types that hold them exactly."""
+    """Observations (..., size), stored losslessly in small types."""
 
-    binary: jax.Array  # (..., num_binary - grid.size) bool, leading entries that are 0 or 1
+    binary: jax.Array  # (..., num_binary - grid.size) bool, leading entries outside the grid
     cells: jax.Array | None  # (..., rows, columns, words) uint16, see `cell_words`; of a grid
-    real: jax.Array  # (..., size - num_binary) float32, the others
+    real: jax.Array  # (..., size - num_binary) float32, the other entries
 
 
 Obs = jax.Array | StoredObs
-"""Observations (..., size), or the same as they are stored."""
+"""Observations (..., size), plain or stored."""
 
 
 class Word(NamedTuple):
-    """A 16-bit word of a stored cell, and the channels that it holds."""
+    """Channels in a 16-bit word of a stored cell."""
 
-    values: np.ndarray  # (channels,) uint16, what the word has in the bits of a channel that is 1
-    masks: np.ndarray  # (channels,) uint16, which bits those are
+    values: np.ndarray  # (channels,) uint16, bits of the word if the channel is 1
+    masks: np.ndarray  # (channels,) uint16, bits of the channel's group
 
 
 @cache
 def cell_words(groups: tuple[int, ...]) -> tuple[Word, ...]:
-    """Returns how a cell's channels are stored, word by word.
+    """Returns the storage layout of a cell's channels.
 
-    A group of n takes the bits that hold 0 .. n: 0 where no channel is set, else 1 + its index.
+    A group of n channels takes the bits of 0 .. n: 0 if no channel is 1, else 1 + its index.
 
     Raises:
-      ValueError: a group takes more than 16 bits.
+      ValueError: a group needs more than 16 bits.
     """
     words: list[list[tuple[int, int]]] = [[]]  # (size, shift) of each group
     shift = 0
@@ -196,15 +198,15 @@ def cell_words(groups: tuple[int, ...]) -> tuple[Word, ...]:
 
 
 def pack_cells(channels: jax.Array, groups: tuple[int, ...]) -> jax.Array:
-    """(..., channels) of 0s and 1s to (..., words) uint16."""
+    """Packs channels (..., channels), 0 or 1, to (..., words) uint16."""
     words = cell_words(groups)
     weights = block_diag(*(word.values.astype(np.float32)[:, None] for word in words))
-    # Sums below 2^16 are exact in float32, which a GPU would otherwise round its products to less.
+    # Sums below 2^16 are exact in float32. GPUs use lower precision by default.
     return jnp.matmul(channels, weights, precision="highest").astype(jnp.uint16)
 
 
 def unpack_cells(cells: jax.Array, groups: tuple[int, ...]) -> jax.Array:
-    """Undoes `pack_cells`, as float32."""
+    """Inverts `pack_cells`, to float32."""
     channels = [
         (cells[..., index, None] & word.masks) == word.values
         for index, word in enumerate(cell_words(groups))
@@ -213,7 +215,7 @@ def unpack_cells(cells: jax.Array, groups: tuple[int, ...]) -> jax.Array:
 
 
 def pack_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
-    """(..., size) float32 in fewer bytes."""
+    """Packs observations (..., size) float32 for storage."""
     binary, real = jnp.split(obs, [space.num_binary], axis=-1)
     if space.grid is None:
         return StoredObs(binary.astype(bool), None, real)
@@ -222,12 +224,12 @@ def pack_obs(obs: jax.Array, space: ObsSpace) -> StoredObs:
 
 
 def unpack_obs(obs: Obs, space: ObsSpace) -> jax.Array:
-    """Undoes `pack_obs`; leaves observations alone that are (..., size)."""
+    """Inverts `pack_obs`; returns plain observations (..., size) unchanged."""
     return jnp.concatenate(obs_parts(obs, space), axis=-1)
 
 
 def obs_parts(obs: Obs, space: ObsSpace) -> list[jax.Array]:
-    """Observations (..., size) as pieces of them, one behind the other, that are there already."""
+    """Returns consecutive parts of observations (..., size), without concatenating them."""
     if not isinstance(obs, StoredObs):
         return [obs]
     binary = obs.binary.astype(jnp.float32)
@@ -243,7 +245,7 @@ def obs_parts(obs: Obs, space: ObsSpace) -> list[jax.Array]:
 
 
 def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Array]:
-    """The grid (..., rows, columns, channels), None without one, and all else (..., others)."""
+    """Returns the grid (..., rows, columns, channels), or None, and the rest (..., others)."""
     if space.grid is None:
         return None, unpack_obs(obs, space)
     if not isinstance(obs, StoredObs):
@@ -254,7 +256,7 @@ def grid_and_vector(obs: Obs, space: ObsSpace) -> tuple[jax.Array | None, jax.Ar
 
 
 def action_mask(obs: Obs, space: ActionSpace) -> jax.Array | None:
-    """Returns which actions are legal, (..., mask_size) bool; None where all are."""
+    """Returns the action mask (..., mask_size) bool; None if all actions are legal."""
     if not space.masked:
         return None
     leading = obs.binary if isinstance(obs, StoredObs) else obs
@@ -262,6 +264,6 @@ def action_mask(obs: Obs, space: ActionSpace) -> jax.Array | None:
 
 
 def _cut_grid(entries: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
-    """The grid (..., rows, columns, channels) and what is before and behind it."""
+    """Splits entries into the grid (..., rows, columns, channels) and the rest (..., others)."""
     before, cells, behind = jnp.split(entries, [grid.start, grid.start + grid.size], axis=-1)
     return grid.join(cells), jnp.concatenate([before, behind], axis=-1)

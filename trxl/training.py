@@ -1,7 +1,6 @@
-"""A training run: `init`, `update`, `make_train`, and what algorithms share.
+"""Training run of any `Algorithm`: `init`, `update`, `make_train`, gradient steps and metrics.
 
-An algorithm is a value, `Algorithm`; this file, rollout.py and runs/ work with any of them. Pure
-functions of JAX: no files, no printing. Letters as in rollout.py.
+Pure functions: no files, no printing. Letters as in rollout.py.
 """
 
 from collections.abc import Callable
@@ -32,20 +31,20 @@ from trxl.statistics import Moments, init_normalizer
 
 
 class TrainState(NamedTuple):
-    """The learner's state, the same on every device."""
+    """State of the learner, the same on every device."""
 
     params: Any
     opt_state: Any
     updates: jax.Array  # () int32, number of updates done
     normalizer: dict[str, Moments]  # "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD
-    algorithm_state: Any = None  # what else the algorithm learns or averages
+    algorithm_state: Any = None  # the algorithm's own, such as target parameters
 
 
 class RunnerState(NamedTuple):
-    """The state of a run between two updates.
+    """State of a run between two updates.
 
-    `train_state` and `permutation_key` are the same on every device; the other fields have a row
-    for each environment.
+    `train_state` and `permutation_key` are the same on every device. Other fields have a row per
+    environment.
     """
 
     train_state: TrainState
@@ -55,41 +54,46 @@ class RunnerState(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Parameters and statistics of an earlier run, to start from."""
+    """Parameters and statistics of an earlier run, from which a new run starts."""
 
     params: Any
     normalizer: dict[str, Moments]
 
 
 class Algorithm(NamedTuple):
-    """An algorithm, as a value.
+    """Functions and settings of an algorithm."""
 
-    make_env(config, num_envs) -> the batched environment, see wrappers.py.
-
-    make_network(config, action_space, obs_space) -> a Flax module with `init_cache` and `step`, see
-    `rollout.rollout`, and `unroll_windows`, by which its parameters are initialised.
-
-    init(config, params) -> the `TrainState` of fresh parameters, without statistics.
-
-    update(config, network, train_state, rollout, key, axis_name) -> (train_state, metrics): the
-    gradient steps on a rollout. `key` differs between devices; metrics are {name: ()}.
-
-    add_to_replay(config, replay, rollout) -> the replay with this rollout, leaves (B, ...), which
-    `update` finds in `rollout.replay`. The replay is None where shapes alone are asked for; a run
-    starts with zeros.
-    """
-
-    name: str  # saved in the config of a run
-    keys: Keys  # its whole table of settings, see `config.with_shared`
+    name: str
+    """Saved in the config of a run."""
+    keys: Keys
+    """Whole table of settings, see `config.with_shared`."""
     make_env: Callable
+    """`make_env(config, num_envs)` returns the batched environment, see `wrappers.make_env`."""
     make_network: Callable
+    """`make_network(config, action_space, obs_space)` returns a Flax module.
+
+    It has `init_cache`, `step` and `unroll_windows`, as `ActorCriticTransformer` has them.
+    `unroll_windows` initialises all parameters.
+    """
     init: Callable
+    """`init(config, params)` returns the `TrainState` of fresh parameters, without statistics."""
     update: Callable
-    must_be_finite: tuple[str, ...]  # metrics; a seed where one is not finite has diverged
-    behaviour_params: Callable = lambda train_state: train_state.params  # those that act
+    """`update(config, network, train_state, rollout, key, axis_name)` does the gradient steps.
+
+    It returns (train_state, metrics). key differs between devices; each metric is a scalar ().
+    """
+    must_be_finite: tuple[str, ...]
+    """Metrics; a seed has diverged once one is not finite."""
+    behaviour_params: Callable = lambda train_state: train_state.params
+    """`behaviour_params(train_state)` returns the parameters of the policy that acts."""
     add_to_replay: Callable | None = None
-    # (config, train_state) -> the parameters that a run saves; None: those that act.
+    """`add_to_replay(config, replay, rollout)` returns the replay with this rollout.
+
+    Its leaves are (B, ...). `update` reads it from `rollout.replay`. To infer shapes, it is called
+    with replay None. A run starts with zeros.
+    """
     saved_params: Callable | None = None
+    """`saved_params(config, train_state)` returns the saved parameters; None: those that act."""
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
         """Completes and checks a config against the algorithm's table, see `check_config`."""
@@ -97,7 +101,7 @@ class Algorithm(NamedTuple):
 
 
 def make_train(config: Config, algorithm: Algorithm, axis_name: str | None = None) -> Callable:
-    """Makes a whole training run one pure function, see `trainer_PPO_trXL.make_train`."""
+    """Makes a whole training run one function, see `trainer_PPO_trXL.make_train`."""
     num_devices = jax.device_count() if axis_name else 1
     config = algorithm.check(config, num_devices)
     init, update = make_init_and_update(config, algorithm, axis_name, num_devices)
@@ -121,7 +125,7 @@ def make_init_and_update(
 
     Args:
       config: checked.
-      axis_name: of the devices, under `jax.pmap` or `jax.shard_map`.
+      axis_name: axis of devices, under `jax.pmap` or `jax.shard_map`.
       num_devices: size of that axis.
 
     Returns:
@@ -131,7 +135,7 @@ def make_init_and_update(
     Raises:
       ConfigError: the environment can't be made.
     """
-    # With JAX_ENABLE_X64 a traced value may be float64.
+    # With JAX_ENABLE_X64 traced values may be float64.
     config = {
         name: x.astype(jnp.float32) if isinstance(x, jax.Array) else x for name, x in config.items()
     }
@@ -151,7 +155,7 @@ def make_init_and_update(
         return runner_state._replace(replay=init_replay(runner_state))
 
     def init_replay(state: RunnerState) -> Any:
-        """Returns a replay of zeros, None if the algorithm has none."""
+        """Returns a replay of zeros; None if the algorithm has no replay."""
         if algorithm.add_to_replay is None:
             return None
         shapes = jax.eval_shape(lambda: collect_trajectories(state)[1].replay)
@@ -196,10 +200,10 @@ def collect(
     state: RunnerState,
     axis_name: str | None = None,
 ) -> tuple[RunnerState, Rollout]:
-    """Plays a rollout with the parameters that act.
+    """Plays a rollout with `behaviour_params`.
 
     Returns:
-      the state after it, and the rollout.
+      the new state, and the rollout.
     """
     train_state = state.train_state
     rollout_state, normalizer, collected = rollout(
@@ -230,18 +234,18 @@ def init_params(config: Config, network: Any, obs_size: int, key: jax.Array) -> 
 def fresh_train_state(
     params: Any, optimizer: optax.GradientTransformation, algorithm_state: Any = None
 ) -> TrainState:
-    """Returns the state before the first update, without statistics."""
+    """Makes the state before the first update, without statistics."""
     return TrainState(params, optimizer.init(params), jnp.int32(0), {}, algorithm_state)
 
 
 def learning_rate(config: Config, updates: jax.Array) -> jax.Array:
-    """Returns the rate of the update that follows `updates` others; to 0 with ANNEAL_LR."""
+    """Returns the learning rate () after `updates` updates; with ANNEAL_LR it decays to 0."""
     fraction_left = 1 - updates / num_updates(config) if config["ANNEAL_LR"] else 1.0
     return jnp.asarray(config["LR"] * fraction_left, jnp.float32)
 
 
 def minibatch_rows(key: jax.Array, num_rows: int, epochs: int, minibatches: int) -> jax.Array:
-    """Returns (epochs, minibatches, num_rows / minibatches): per epoch a fresh permutation."""
+    """Permutes the rows per epoch: (epochs, minibatches, num_rows / minibatches) int32."""
     rows = jnp.arange(num_rows, dtype=jnp.int32)
     permute = jax.vmap(lambda epoch_key: jax.random.permutation(epoch_key, rows))
     return permute(jax.random.split(key, epochs)).reshape(epochs, minibatches, -1)
@@ -255,15 +259,15 @@ def gradient_step(
     train_state: TrainState,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes a step down the gradient of `loss`, the mean over all devices.
+    """Takes a gradient step on the mean of `loss` over all devices.
 
     Args:
       loss: params -> (loss (), metrics {name: ()}).
-      optimizer: returns Adam's direction or the like, which `rate` multiplies and -1.
+      optimizer: without a learning rate.
       rate: (), the learning rate.
 
     Returns:
-      the train state with new parameters and optimiser state, metrics {name: ()}.
+      the train state with new parameters and optimiser state, and metrics {name: ()}.
     """
     gradients, metrics = jax.grad(loss, has_aux=True)(train_state.params)
     gradients, metrics = mean_over_devices((gradients, metrics), axis_name)
@@ -274,11 +278,7 @@ def gradient_step(
 
 
 def mean_metrics(metrics: Metrics, rate: jax.Array, params: Any) -> Metrics:
-    """Returns an update's metrics: means over its gradient steps, the rate, the parameters' norm.
-
-    Args:
-      metrics: of all gradient steps, {name: (epochs, minibatches)}.
-    """
+    """Averages metrics {name: (epochs, minibatches)}; adds the learning rate and parameter norm."""
     metrics = jax.tree.map(jnp.mean, metrics)
     return metrics | {"learning_rate": rate, "param_norm": optax.tree.norm(params)}
 
@@ -287,12 +287,12 @@ INPUTS = {
     "mean_reward": "a reward of the environment",
     "mean_observation": "an observation of the environment",
 }
-"""Metrics that are infinite or NaN where a reward or an observation of the environment is."""
+"""Metrics that are not finite if the environment's rewards or observations are not."""
 
 
 @jax.named_scope("metrics")
 def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
-    """Returns the means of rewards and of entries that are not binary, as the loss reads them."""
+    """Returns the means of rewards and of non-binary observations, as the loss reads them."""
     real = trajectory.obs.real
     means = {
         "mean_reward": jnp.mean(trajectory.reward),
@@ -302,7 +302,7 @@ def input_metrics(trajectory: Transition, axis_name: str | None) -> Metrics:
 
 
 def check_metric_names(names: tuple[str, ...], metrics: Metrics) -> None:
-    """Raises a ConfigError where a metric of the environment is named like another one."""
+    """Raises a ConfigError if a metric of the environment has the name of another metric."""
     taken = {*metrics, "num_episodes", "steps_per_second", "env_steps"}
     for index, name in enumerate(names):
         if name in taken or name in names[:index]:
@@ -315,12 +315,12 @@ def check_metric_names(names: tuple[str, ...], metrics: Metrics) -> None:
 def episode_metrics(
     names: tuple[str, ...], trajectory: Transition, axis_name: str | None
 ) -> Metrics:
-    """Returns means over the episodes that ended, `no_value()` where none did, and their number.
+    """Averages the environment's metrics over the episodes that ended, and counts these.
 
-    An episode in which a metric is NaN is left out of that metric's mean.
+    A NaN is left out of its metric's mean. Without any value the mean is `no_value()`.
 
     Args:
-      names: of `trajectory.episode_metrics`, K of them.
+      names: names of `trajectory.episode_metrics` (T, B, K), K of them.
     """
     values = trajectory.episode_metrics  # (T, B, K)
     counted = trajectory.returned_episode[..., None] & ~jnp.isnan(values)
@@ -333,21 +333,21 @@ def episode_metrics(
 
 
 def no_value() -> np.float32:
-    """Returns what stands on a device where a metric has no value.
+    """Returns the placeholder of a missing metric on a device.
 
-    That is NaN. JAX_DEBUG_NANS stops at any NaN, so under it the lowest float32 stands there.
+    It is NaN. With JAX_DEBUG_NANS, which raises on NaN, it is the lowest float32.
     """
     debugging = jax.config.jax_debug_nans  # type: ignore[attr-defined]
     return np.finfo(np.float32).min if debugging else np.float32(np.nan)
 
 
 def without_nan(x: jax.Array) -> jax.Array:
-    """Returns a metric of the environment as a device may return it, see `no_value`."""
+    """Replaces NaN in a metric of the environment by `no_value()`."""
     return jnp.where(jnp.isnan(x), no_value(), x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def with_nan(metrics: Any) -> Any:
-    """Returns a tree of metrics on the host, with NaN for `no_value()`."""
+    """Replaces `no_value()` by NaN in a tree of metrics on the host."""
     none = no_value()
     if np.isnan(none):
         return metrics

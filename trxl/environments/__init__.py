@@ -1,12 +1,13 @@
-"""Single environments by name: the suites and one's own.
+"""Single environments by name: suites, and environments of your own.
 
-A suite is one file of this folder, and whatever file has `NAMES` is one. None imports its suite
-before it has to. A suite's file holds:
+A suite is a file of this folder that has `NAMES`. It imports the suite's package on first use.
 
-- `NAMES`, its registered environments, so that a bare name is found without importing any suite;
-- `registered()`, the names that the installed suite knows;
-- `make(name, env_kwargs)`, a `SingleEnvironment`;
-- `full_name(name)`, where names have other spellings: what the name stands for.
+| name | content |
+| --- | --- |
+| `NAMES` | names of its environments, to resolve a bare name without importing any suite |
+| `registered()` | names in the installed package |
+| `make(name, env_kwargs)` | makes a `SingleEnvironment` |
+| `full_name(name)` | resolves other spellings of a name; optional |
 """
 
 import importlib
@@ -38,7 +39,11 @@ __all__ = [
 
 
 def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """A suite's environment through its adapter, or one's own."""
+    """Makes an environment of a suite, or of your own.
+
+    Raises:
+      ConfigError: the name or an argument is invalid.
+    """
     if is_own(name):
         return make_own(name, env_kwargs)
     suite, full_name = resolve_name(name)
@@ -52,31 +57,29 @@ def make_single_env(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
 
 
 def suites() -> dict[str, ModuleType]:
-    """The suites' files in this folder, by name."""
+    """Returns the suites' modules by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "NAMES")}
 
 
 def resolve_name(name: str) -> tuple[str, str]:
-    """The suite and the full name of an environment; of one's own the file's name and the class.
+    """Resolves a name to suite and full name, or to file stem and class.
 
     Args:
-      name: `<suite>/<name>`, or the bare name where only one suite has it, or `<file.py>:<class>`.
+      name: `<suite>/<name>`, a bare name that only one suite has, or `<file.py>:<class>`.
 
     Raises:
-      ConfigError: there is none of that name, or several, or it is one of pixels; names candidates.
+      ConfigError: the name is unknown or ambiguous, or its environment observes pixels.
     """
     if is_own(name):
         path, class_name = file_and_class(name)
         return path.stem, class_name
     every = suites()
     suite, slash, bare = name.rpartition("/")
+    suites_are = f"; the suites are {', '.join(every)}; <file.py>:<class> is one of your own"
     if slash and suite not in every:
-        raise ConfigError(
-            f"unknown suite {shortened(suite)} in {shortened(name)}; there are"
-            f" {', '.join(every)}, and <file.py>:<class> for an environment of your own"
-        )
+        raise ConfigError(f"unknown suite {shortened(suite)} in {shortened(name)}{suites_are}")
     full = {s: getattr(module, "full_name", str)(bare) for s, module in every.items()}
     having = [s for s, module in every.items() if full[s] in module.NAMES]
     if slash and bare and suite not in having and full[suite] in every[suite].registered():
@@ -92,4 +95,5 @@ def resolve_name(name: str) -> tuple[str, str]:
         names = ", ".join(every[asked].NAMES)
         raise ConfigError(f"ENV_NAME={name} is a suite; choose one of its environments: {names}")
     known = [n for s, module in every.items() if s == suite or not slash for n in module.NAMES]
-    raise ConfigError(f"unknown environment {shortened(name)}{did_you_mean(bare, known)}")
+    hint = did_you_mean(bare, known) or suites_are
+    raise ConfigError(f"unknown environment {shortened(name)}{hint}")

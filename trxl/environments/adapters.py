@@ -1,7 +1,7 @@
-"""Parts that the suites' adapters share: importing a suite, its arguments, spaces and observations.
+"""Functions that the suites' adapters share: imports, arguments, spaces and observations.
 
-An adapter is a `wrappers.SingleEnvironment` that calls the suite's own reset and step and says what
-they mean. Observations leave it as flat float32 vectors.
+An adapter is a `SingleEnvironment` that calls the suite's reset and step. Its observations are flat
+float32 vectors.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from trxl.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 
 def each(pattern: str, parts: str) -> list[str]:
-    """Names that differ in one part: `each("{}-v0", "Maze Tetris")`."""
+    """Returns names that differ in one part: `each("{}-v0", "Maze Tetris")`."""
     return [pattern.format(part) for part in parts.split()]
 
 
 def import_suite(module: str) -> ModuleType:
-    """Imports a module of a suite, and keeps what it prints to itself.
+    """Imports a module of a suite, without its output.
 
     Raises:
-      ConfigError: the suite, or what it needs, is not installed; says what to install.
+      ConfigError: the suite or a dependency is not installed.
     """
     package = module.partition(".")[0]
     try:
@@ -45,7 +45,7 @@ def import_suite(module: str) -> ModuleType:
 
 
 def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
-    """Calls a function that makes an environment; any error becomes a `ConfigError` of one line."""
+    """Returns a function that calls another one, and turns any error into a `ConfigError`."""
 
     def make(function: Callable) -> Any:
         try:
@@ -55,7 +55,7 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
         except (
             Exception,
             SystemExit,
-        ) as error:  # suites check by assertion, download, or don't check at all
+        ) as error:  # suites raise almost anything: assertions, failed downloads
             given = f" with {shortened(env_kwargs)}" if env_kwargs else ""
             raise ConfigError(f"{name} can't be made{given}: {one_line(error)}") from error
 
@@ -63,10 +63,10 @@ def making(name: str, env_kwargs: dict[str, Any]) -> Callable:
 
 
 def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
-    """The object of that name.
+    """Returns the object of that name.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the name is unknown.
     """
     public = [name for name in by_name if not name.startswith("_")]
     if value not in public:
@@ -76,34 +76,31 @@ def choose(key: str, value: Any, by_name: dict[str, Any]) -> Any:
     return by_name[value]
 
 
-COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)")
-"""Names of arguments that count something or say how long something is."""
+COUNTS = re.compile("(^|_)(num|max|min|size|length|steps?|episodes?|bits|depth)(_|$)|time_limit")
+"""Names of arguments that are counts or lengths."""
 
 ENDS = re.compile("max_(time)?steps|episode_length|time_limit")
-"""Names of those that end an episode."""
+"""Names of arguments that limit an episode."""
 
 
 def check_numbers(env_kwargs: dict[str, Any]) -> None:
-    """Raises a ConfigError for a number that no suite can mean; hardly one looks itself.
+    """Raises a ConfigError for numbers that are invalid in every suite, since few suites check.
 
-    That is a negative count, with which an episode never ends, say, one that no array can have, and
-    an infinite number.
+    These are infinite numbers, negative or oversized counts, and episodes of length 0.
     """
     for key, value in env_kwargs.items():
         numbers = value if isinstance(value, tuple | list) else [value]
         for number in numbers:
             if isinstance(number, float) and not np.isfinite(number):
                 raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, which is not finite")
-            if type(number) is int and number < 0 and COUNTS.search(key):
-                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but can't be negative")
-            if number == 0 and ENDS.search(key):
-                raise ConfigError(f"ENV_KWARGS: {key} is 0: there would be no step")
-            if type(number) is int and number >= 2**31 and COUNTS.search(key):
-                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, beyond 2**31 - 1")
+            low = 1 if ENDS.search(key) else 0
+            if type(number) is int and COUNTS.search(key) and not low <= number < 2**31:
+                wanted = f"must be from {low} to 2**31 - 1"
+                raise ConfigError(f"ENV_KWARGS: {key} is {shortened(value)}, but {wanted}")
 
 
 def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) -> None:
-    """Raises a ConfigError for a name that ENV_KWARGS can't set; the message says which exist."""
+    """Raises a ConfigError for an unknown name in ENV_KWARGS."""
     for key in env_kwargs:
         if key not in known:
             raise ConfigError(
@@ -115,10 +112,10 @@ def check_env_kwargs(name: str, env_kwargs: dict[str, Any], known: list[str]) ->
 def split_env_kwargs(
     name: str, env_kwargs: dict[str, Any], fields: list[str], arguments: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """ENV_KWARGS, split into fields of the environment's parameters and constructor arguments.
+    """Splits ENV_KWARGS into fields of the environment's parameters and constructor arguments.
 
     Raises:
-      ConfigError: a name that is neither; the message says which exist.
+      ConfigError: a name is neither.
     """
     check_env_kwargs(name, env_kwargs, [*fields, *(a for a in arguments if a not in fields)])
     of_params = {key: value for key, value in env_kwargs.items() if key in fields}
@@ -127,10 +124,10 @@ def split_env_kwargs(
 
 
 def replace_fields(params: Any, values: dict[str, Any]) -> Any:
-    """A dataclass with some fields replaced, each by a value of the type that was there.
+    """Replaces fields of a dataclass by values of the same type and shape.
 
     Raises:
-      ConfigError: a value of another type or shape.
+      ConfigError: a value has another type or shape.
     """
     converted: dict[str, Any] = {}
     for field, value in values.items():
@@ -159,10 +156,10 @@ def replace_fields(params: Any, values: dict[str, Any]) -> Any:
 
 
 def read_action_space(name: str, space: Any) -> ActionSpace:
-    """A suite's action space as ours, told apart by its fields.
+    """Converts a suite's action space, whose kind follows from its fields.
 
     Raises:
-      ConfigError: it is of no kind that this agent has a policy for.
+      ConfigError: the kind is unknown.
     """
     if hasattr(space, "n"):
         return Discrete(int(space.n))
@@ -176,7 +173,7 @@ def read_action_space(name: str, space: Any) -> ActionSpace:
 
 
 def make_box(low: Any, high: Any, shape: tuple[int, ...]) -> Box:
-    """A box of that shape, flattened."""
+    """Makes a flattened `Box`; bounds broadcast to the shape."""
     low, high = (np.broadcast_to(bound, shape).ravel() for bound in (low, high))
     return Box(tuple(map(float, low)), tuple(map(float, high)))
 
@@ -187,16 +184,16 @@ def is_bool(x: Any) -> bool:
 
 
 def flatten_obs(arrays: Iterable[jax.Array]) -> jax.Array:
-    """Arrays of any shapes as one float32 vector."""
+    """Flattens arrays of any shapes to one float32 vector."""
     return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in arrays])
 
 
 def field_names(params: Any) -> list[str]:
-    """The names of a dataclass's fields."""
+    """Returns the names of a dataclass's fields."""
     return [field.name for field in dataclasses.fields(params)]
 
 
 def argument_names(environment_class: type) -> list[str]:
-    """The names of its constructor's arguments."""
+    """Returns the names of a constructor's arguments."""
     parameters = inspect.signature(environment_class).parameters.values()
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]

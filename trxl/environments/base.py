@@ -1,4 +1,4 @@
-"""Interface of a single environment, which every suite's adapter and one of your own has."""
+"""Interface of a single environment: adapters of suites, and environments of your own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,74 +22,75 @@ ATTRIBUTES = (
     "default_reset_strategy",
     "float64",
 )
-"""Attributes of a `SingleEnvironment`, which one around another passes on."""
+"""Attributes of a `SingleEnvironment`, which wrappers copy."""
 
 
 class SingleEnvironment:
-    """An environment, pure functions of JAX, that does not reset itself.
+    """Environment of pure functions, without auto-reset.
 
-    Every adapter is one, and so is an environment of your own; it sets `action_space` and
-    `obs_size`, and others of these attributes where they are different.
+    A subclass sets `action_space` and `obs_size`, and other attributes if they differ.
     """
 
     action_space: ActionSpace
     obs_size: int
     num_binary = 0
-    """So many leading entries of an observation are always 0 or 1."""
+    """Number of leading entries of an observation that are always 0 or 1."""
     grid: Grid | None = None
-    """The grid of cells that an observation holds, among its binary entries."""
+    """Grid of cells within the binary entries of an observation."""
     can_truncate = True
-    """Whether truncation is told from termination; if not, it counts as one."""
+    """Bootstrapping of truncated episodes. If False, truncation counts as termination."""
     episode_metrics: tuple[str, ...] = ()
     """Names in info whose values at an episode's end are averaged over episodes.
 
     In an environment of your own, () means every number in info.
     """
     num_agents: int | None = None
-    """With several agents, how many; then see `FlattenAgents`."""
+    """Number of agents, A; None for one agent without an axis, see `FlattenAgents`."""
     episodes_per_trial = 1
-    """How many episodes there are between two memory boundaries."""
+    """Number of episodes between two memory boundaries."""
     previous_action_reward = False
-    """What PREV_ACTION_REWARD=None means."""
+    """Value of PREV_ACTION_REWARD=None."""
     default_reset_strategy = "auto"
     float64 = True
-    """Whether JAX_ENABLE_X64 is for it too; a suite's computes in float32 in any case."""
+    """Support of JAX_ENABLE_X64. False for suites, which always compute in float32."""
 
     @property
     def continues(self) -> bool:
-        """Tells whether an episode builds on the one before it."""
+        """Returns whether an episode continues the previous one."""
         return type(self).next_episode is not SingleEnvironment.next_episode
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
-        """A first observation (obs_size,) float32, and the state."""
+        """Returns a first observation (obs_size,) float32, and the state."""
         raise NotImplementedError
 
-    def step(self, key: jax.Array, state: Any, action: jax.Array):
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         """Takes a step.
 
         Args:
-          action: () int for `Discrete` actions, else (choices,) int or (size,) float; numbers of a
-            `Box` come within its bounds.
+          action: () int for `Discrete`, (choices,) int for `MultiDiscrete`, (size,) float within
+            its bounds for `Box`.
 
         Returns:
-          obs, state, reward (), terminated () bool, truncated () bool, info: a dict, which may have
-          `memory_boundary` () bool.
+          obs (obs_size,), state, reward (), terminated () bool, truncated () bool, and info, a dict
+          with an optional `memory_boundary` () bool.
         """
         raise NotImplementedError
 
     def next_episode(self, key: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """Starts the episode after one that ended in `state`: by default a reset."""
+        """Starts the episode after the one that ended in `state`; by default resets."""
         del state
         return self.reset(key)
 
     def agents_done(self, state: Any) -> jax.Array:
-        """Returns (A,) bool, which of several agents have left the episode."""
+        """Returns (A,) bool, which agents have left the episode."""
         raise NotImplementedError
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8.
+        """Returns a function from a state to a picture (height, width, 3) uint8.
 
         Raises:
-          ConfigError: there is none for this environment.
+          ConfigError: the environment has no renderer.
         """
         raise ConfigError(f"{type(self).__name__} has no renderer")

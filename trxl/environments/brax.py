@@ -23,17 +23,17 @@ NAMES = [
 
 
 def registered() -> list[str]:
-    """The names that the installed Brax knows."""
+    """Returns the names in the installed Brax."""
     return list(import_suite("brax.envs")._envs)
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of Brax."""
+    """Makes an environment of Brax."""
     return BraxAdapter(name, env_kwargs)
 
 
 class BraxAdapter(SingleEnvironment):
-    """An environment of Brax under its `EpisodeWrapper`, whose time limit is a truncation.
+    """Environment of Brax under its `EpisodeWrapper`, whose time limit truncates.
 
     ENV_KWARGS: `episode_length` (1000), `action_repeat` (1), and arguments of the environment's
     constructor such as `backend`.
@@ -66,7 +66,7 @@ class BraxAdapter(SingleEnvironment):
 
 
 def mend_fluid() -> None:
-    """Lets the swimmer swim: Brax 0.14.2 names an argument of `clip` as JAX no longer does."""
+    """Fixes `swimmer`: Brax 0.14.2 passes `clip` an argument name that JAX has removed."""
 
     def clip(x: jax.Array, a_min: Any = None, a_max: Any = None) -> jax.Array:
         return jnp.clip(x, a_min, a_max)

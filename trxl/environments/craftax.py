@@ -24,19 +24,19 @@ NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]
 
 SPELLINGS = {"craftax": NAMES[0], **{name.lower(): name for name in NAMES}}
 
-BLOCK_PIXELS = 16  # one of the sizes that Craftax has textures for
+BLOCK_PIXELS = 16  # one of the sizes of Craftax's textures
 
 
 def registered() -> list[str]:
-    """Returns no names beyond `NAMES`: Craftax keeps no list."""
+    """Returns no names, since Craftax has no registry."""
     return []
 
 
 def full_name(name: str) -> str:
-    """The name that a name in lower case, or `craftax`, stands for; any other as it is.
+    """Returns the full name of `craftax` or of a name in lower case; other names unchanged.
 
     Raises:
-      ConfigError: it is one of pixels.
+      ConfigError: the environment observes pixels.
     """
     lower = name.lower()
     if lower.startswith("craftax") and "pixels" in lower:
@@ -48,16 +48,19 @@ def full_name(name: str) -> str:
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """Craftax or Craftax-Classic."""
+    """Makes Craftax or Craftax-Classic."""
     return CraftaxAdapter(name, env_kwargs)
 
 
 def map_in_view(module: Any) -> Grid:
-    """The grid that Craftax's observations begin with.
+    """Returns the grid at the start of Craftax's observations.
 
-    A cell of Craftax: its block, its item, by class the creature (melee, passive, ranged) that
-    stands there, all projectiles, which may share a cell, and whether it is lit; in the dark the
-    rest is 0. Of Craftax-Classic: its block and the four kinds of creatures.
+    Channel groups of a cell:
+
+    | Craftax | Craftax-Classic |
+    | --- | --- |
+    | block, item, melee, passive and ranged creature | block |
+    | each projectile, lit (else the cell is 0) | each of four creatures |
     """
     rows, columns, channels = module.get_map_obs_shape()
     blocks = len(module.BlockType)
@@ -72,16 +75,16 @@ def map_in_view(module: Any) -> Grid:
 
 @contextmanager
 def choosing_at_once() -> Iterator[None]:
-    """While Craftax is traced, `jax.random.choice` is `choice`."""
+    """Replaces `jax.random.choice` by `choice` while Craftax is traced."""
     with mock.patch.object(jax.random, "choice", choice):
         yield
 
 
 def choice(key: jax.Array, a: Any, shape: Any = (), replace: bool = True, p: Any = None, **more):
-    """`jax.random.choice`, the same numbers, but draws by weights are made without a loop.
+    """Samples the same values as `jax.random.choice`, with weights but without a loop.
 
-    JAX looks for a draw among the summed weights by bisection, a loop of some 60 kernels on a GPU;
-    here it is compared with all of them at once.
+    JAX bisects the cumulative weights, about 60 kernels on a GPU. Here a draw is compared with all
+    of them.
     """
     if p is None or not replace or jnp.ndim(a) != 1 or more:
         return jax_choice(key, a, shape, replace, p, **more)
@@ -95,19 +98,19 @@ jax_choice = jax.random.choice
 
 @cache
 def textures(module: Any) -> dict[int, Any]:
-    """Returns Craftax's textures of the one size that is drawn.
+    """Returns Craftax's textures of size `BLOCK_PIXELS`.
 
-    Craftax itself makes all three sizes, which takes minutes, and saves them in its own folder. If
-    that is interrupted, its file is cut short, and every later picture fails.
+    Craftax makes all three sizes, which takes minutes, and caches them in its folder. If
+    interrupted, it leaves a truncated file, with which all later rendering fails.
     """
     print("making Craftax's textures ...", flush=True)
     return {BLOCK_PIXELS: module.load_all_textures_given_size(BLOCK_PIXELS)}
 
 
 class CraftaxAdapter(SingleEnvironment):
-    """Craftax and Craftax-Classic with symbolic observations, in the variant without auto-reset.
+    """Craftax or Craftax-Classic with symbolic observations, without auto-reset.
 
-    Craftax reports its step limit as an end like any other, so no step is truncated.
+    Craftax reports its step limit as a termination, so no step is truncated.
     """
 
     default_reset_strategy = "pool"
@@ -141,7 +144,7 @@ class CraftaxAdapter(SingleEnvironment):
         return obs, state, reward, done, jnp.zeros_like(done), info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8, by Craftax itself."""
+        """Returns Craftax's own renderer, from a state to (height, width, 3) uint8."""
         package = "craftax_classic" if "Classic" in self._env.name else "craftax"
         module = importlib.import_module(f"craftax.{package}.renderer")
         with mock.patch.object(module, "load_all_textures", return_value=textures(module)):

@@ -1,11 +1,10 @@
-"""A function with its short loops written out and its small lookups as comparisons.
+"""Rewriting of a game's step into elementwise operations, for GPUs.
 
-Games are written for one environment: they read and write at indices that they compute, `x[i]` and
-`x.at[i].set(y)`, and loop over a few creatures. Under `vmap` each of these is a gather, a scatter
-or a loop, on a GPU a kernel of its own or several for each trip. Where the array is small, all its
-entries are compared with the index here instead, which is elementwise: XLA makes one kernel of it
-with all that stands around. The numbers are the same. On a CPU, where a kernel costs nothing to
-start, the game as it is written is faster.
+Games index with computed values, `x[i]` and `x.at[i].set(y)`, and loop over a few creatures. Under
+`vmap` these become gathers, scatters and loops, each at least one GPU kernel. Here short loops are
+unrolled, and in small arrays all entries are compared with the index. XLA fuses these elementwise
+operations with their surroundings. The results are the same. CPUs run the original faster, since
+kernels cost nothing to launch there.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,26 +18,26 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jax.lax import GatherScatterMode
 
 LONGEST_LOOP = 10
-"""Scans of so many steps are written out."""
+"""Largest number of steps of an unrolled scan."""
 
 LONGEST_CHAIN = 80
-"""Entries along a dimension that are looked at one after the other."""
+"""Largest number of entries of a dimension in a chain of operations."""
 
 LARGEST_READ, LARGEST_WRITTEN = 1024, 4096
-"""Entries of an array that are all looked at, or all written anew."""
+"""Largest array size for rewritten reads and writes."""
 
 Params = dict[str, Any]
-"""Of a primitive."""
+"""Parameters of a primitive."""
 
 
 def elementwise(function: Callable) -> Callable:
-    """The same function of pytrees of arrays. It is traced once for each shape of its arguments.
+    """Rewrites a function of pytrees of arrays, which is traced once per shape of its arguments.
 
-    While it is traced, `jax.lax.scan` is `scan`; of what a trace holds, `RULES` apply.
+    During the trace `jax.lax.scan` is replaced by `scan`. `RULES` apply to the traced equations.
     """
 
     def rewritten(*args: Any) -> Any:
-        def anew(*args: Any) -> Any:  # JAX remembers the traces of a function that it has seen
+        def anew(*args: Any) -> Any:  # a new function, since JAX caches traces by function
             with mock.patch.object(jax.lax, "scan", scan):
                 return function(*args)
 
@@ -50,7 +49,7 @@ def elementwise(function: Callable) -> Callable:
 
 
 def scan(f: Callable, init: Any, xs: Any = None, length: int | None = None, **options: Any):
-    """`jax.lax.scan`; a short one step after step."""
+    """Runs `jax.lax.scan`, unrolled if short."""
     steps = range(len(jax.tree.leaves(xs)[0]) if length is None else length)
     if len(steps) > LONGEST_LOOP:
         return jax_scan(f, init, xs, length, **options)
@@ -65,7 +64,7 @@ jax_scan = jax.lax.scan
 
 
 def evaluate(closed: ClosedJaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
-    """The outputs of a traced function, by `RULES` where there is one and it applies."""
+    """Evaluates a traced function, with `RULES` where they apply."""
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
 
@@ -83,19 +82,19 @@ def evaluate(closed: ClosedJaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def as_it_is(jaxpr: Any, equation: Any, values: dict[Any, jax.Array]) -> list[jax.Array]:
-    """An equation's outputs by JAX itself, which evaluates whole functions: of this one alone."""
+    """Evaluates an equation with JAX itself, as a function of this equation alone."""
     read = list(dict.fromkeys(atom for atom in equation.invars if not isinstance(atom, Literal)))
     alone = jaxpr.replace(constvars=[], invars=read, outvars=equation.outvars, eqns=[equation])
     return jax.core.eval_jaxpr(alone, (), *(values[atom] for atom in read))
 
 
 def call(params: Params, *inputs: jax.Array) -> list[jax.Array]:
-    """A function within the function."""
+    """Rewrites a call of an inner function."""
     return evaluate(params.get("jaxpr") or params["call_jaxpr"], inputs)
 
 
 def branch(params: Params, index: jax.Array, *operands: jax.Array) -> list[jax.Array]:
-    """`lax.cond` and `lax.switch`: each branch by itself."""
+    """Rewrites `lax.cond` and `lax.switch`, branch by branch."""
     branches = [
         lambda *args, branch=branch: evaluate(branch, args) for branch in params["branches"]
     ]
@@ -103,7 +102,7 @@ def branch(params: Params, index: jax.Array, *operands: jax.Array) -> list[jax.A
 
 
 def gather(params: Params, x: jax.Array, index: jax.Array) -> list[jax.Array] | None:
-    """x[i, j, ...] with one index for each of some dimensions, the others whole."""
+    """Rewrites x[i, j, ...] with one index into each of some dimensions, and whole others."""
     numbers, mode = params["dimension_numbers"], params["mode"]
     dims = numbers.start_index_map
     if not points_once(index, dims, numbers.collapsed_slice_dims):
@@ -120,7 +119,7 @@ def gather(params: Params, x: jax.Array, index: jax.Array) -> list[jax.Array] | 
 
 
 def dynamic_slice(params: Params, x: jax.Array, *starts: jax.Array) -> list[jax.Array] | None:
-    """The same as JAX has it where nothing else is indexed; the dimensions stay, of size 1."""
+    """Rewrites a dynamic slice of size 1 in the indexed dimensions, which are kept."""
     sizes = params["slice_sizes"]
     dims = [dim for dim, n in enumerate(x.shape) if sizes[dim] != n]
     found = look_up(x, sizes, dims, [starts[dim] for dim in dims])
@@ -130,10 +129,9 @@ def dynamic_slice(params: Params, x: jax.Array, *starts: jax.Array) -> list[jax.
 def look_up(
     x: jax.Array, sizes: Sequence[int], dims: Sequence[int], starts: Sequence[jax.Array]
 ) -> jax.Array | None:
-    """The entries of `x` at one index for each of `dims`, clipped; these dimensions stay.
+    """Reads `x` at one clipped index into each of `dims`, which keep size 1.
 
-    None where a slice (`sizes`) is not one entry of some dimensions and the whole of the others, or
-    the array is too large.
+    Returns None if the array is too large, or if `sizes` is not 1 in `dims` and whole elsewhere.
     """
     if x.size > LARGEST_READ or any(
         size != 1 or n > LONGEST_CHAIN if dim in dims else size != n
@@ -148,13 +146,13 @@ def look_up(
 
 
 def scatter(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Array] | None:
-    """x.at[i, j, ...].set(y), likewise."""
+    """Rewrites x.at[i, j, ...].set(y)."""
     where, update = written(params, x, *inputs)
     return None if where is None else [jnp.where(where, update, x)]
 
 
 def scatter_add(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Array] | None:
-    """x.at[i, j, ...].add(y), likewise."""
+    """Rewrites x.at[i, j, ...].add(y)."""
     where, update = written(params, x, *inputs)
     return None if where is None else [jnp.where(where, x + update, x)]
 
@@ -162,7 +160,7 @@ def scatter_add(params: Params, x: jax.Array, *inputs: jax.Array) -> list[jax.Ar
 def written(
     params: Params, x: jax.Array, index: jax.Array, update: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
-    """Returns where a scatter writes, and what, as wide as the array; None if not this simple."""
+    """Returns mask and values of a scatter, which broadcast to `x`; no mask if not supported."""
     numbers = params["dimension_numbers"]
     dims = numbers.scatter_dims_to_operand_dims
     whole = update.shape == tuple(n for dim, n in enumerate(x.shape) if dim not in dims)
@@ -180,12 +178,12 @@ def written(
 
 
 def points_once(index: jax.Array, dims: Sequence[int], gone: Sequence[int]) -> bool:
-    """Returns whether `index` is one position in `dims`, all of which the result lacks."""
+    """Returns whether `index` is one position in `dims`, all of which are dropped."""
     return index.shape == (len(dims),) and sorted(dims) == sorted(gone)
 
 
 def reduction(combine: Callable, any_order: bool) -> Callable:
-    """The rule of a reduction by `combine`; of floats only if their order does not matter."""
+    """Makes the rule of a reduction by `combine`; for floats only if order does not matter."""
 
     def rule(params: Params, x: jax.Array) -> list[jax.Array] | None:
         axes = params["axes"]
@@ -201,7 +199,7 @@ def reduction(combine: Callable, any_order: bool) -> Callable:
 
 
 def argmax(params: Params, x: jax.Array) -> list[jax.Array] | None:
-    """The first of the largest entries."""
+    """Rewrites argmax, the first of the largest entries."""
     (axis,) = params["axes"]
     if x.shape[axis] > LONGEST_CHAIN or jnp.issubdtype(x.dtype, jnp.inexact):
         return None
@@ -214,12 +212,12 @@ def argmax(params: Params, x: jax.Array) -> list[jax.Array] | None:
 
 
 def entries(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The slices along an axis, each of size 1 there."""
+    """Returns the slices along an axis, each of size 1."""
     return [jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(x.shape[axis])]
 
 
 def filling(params: Params, dtype: Any) -> jax.Array:
-    """Returns the value of a gather beyond the array's end: as in JAX, NaN or an extreme number."""
+    """Returns the fill value of an out-of-bounds gather: as in JAX, NaN or an extreme number."""
     value = params["fill_value"]
     if value is None and jnp.issubdtype(dtype, jnp.inexact):
         value = jnp.nan
@@ -245,4 +243,4 @@ RULES: dict[str, Callable] = {
     "reduce_and": reduction(jnp.bitwise_and, any_order=True),
     "reduce_or": reduction(jnp.bitwise_or, any_order=True),
 }
-"""By the primitive's name: its parameters and inputs to its outputs, None where it is left."""
+"""Rules by primitive: (parameters, *inputs) -> outputs, or None to leave the equation unchanged."""

@@ -1,4 +1,4 @@
-"""Environments of one's own, `<file.py>:<class>`: a file that is run, and when it may be."""
+"""Environments of your own, `<file.py>:<class>`: files that are executed only if named."""
 
 import importlib.util
 import logging
@@ -18,52 +18,55 @@ from trxl.environments import gymnax
 from trxl.environments.adapters import making
 from trxl.environments.base import ATTRIBUTES, SingleEnvironment
 from trxl.environments.validation import check_environment, check_values, flat, is_number
-from trxl.errors import ConfigError, one_line, shortened
+from trxl.errors import OWN_PACKAGE, ConfigError, one_line, shortened
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# JAX would print the traceback of an error in a callback, which the error's message has too.
+# JAX prints the traceback of errors in callbacks, which the error's message also has.
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 PLAYED: set[tuple[Path, int, str, str]] = set()
-"""Files, their times of change, classes and arguments whose values were checked."""
+"""Files, modification times, classes and arguments that passed `check_values`."""
 
 
 def is_own(name: str) -> bool:
-    """Returns whether an ENV_NAME names a file and a class in it, not a suite's environment."""
+    """Returns whether an ENV_NAME is a file and a class, not a suite's environment."""
     return ":" in name or name.endswith(".py")
 
 
 def file_and_class(name: str) -> tuple[Path, str]:
-    """The two parts of `<file.py>:<class>`; the class is empty where the name is a file alone."""
+    """Splits `<file.py>:<class>`; the class is empty for a file alone."""
     path, colon, class_name = name.rpartition(":")
     return (Path(name), "") if name.endswith(".py") or not colon else (Path(path), class_name)
 
 
 def find(file: Path) -> Path | None:
-    """The file seen from the current directory, else from where the scripts are."""
+    """Finds a file in the current directory, else beside the scripts; None if missing."""
     file = Path(os.path.expanduser(file))
-    # os.path, for which a name that is too long is no file either.
+    # `Path.is_file` raises on names that are too long.
     return next((path for path in (file, REPOSITORY / file) if os.path.isfile(path)), None)
 
 
 def located(name: str) -> str:
-    """An ENV_NAME that means the same from any directory, if its file is there."""
+    """Returns an ENV_NAME with the absolute path of its file, if that exists."""
     file, class_name = file_and_class(name)
     path = find(file) if class_name else None
     return f"{path.resolve()}:{class_name}" if path else name
 
 
-NOT_METRICS = ("memory_boundary", "terminated", "truncated", "returned_episode", "discount")
-"""Names in info that say how a step ended, by Gymnax's and our own customs."""
+NOT_METRICS = (
+    *("memory_boundary", "terminated", "truncated", "returned_episode", "discount"),
+    "final_observation",
+)
+"""Names in info that describe a step's end, in Gymnax and here."""
 
 
 class OwnEnvironment(SingleEnvironment):
-    """An environment of the user's own: its observations as float32, its info's numbers as metrics.
+    """Environment of the user's own, with float32 observations, and numbers in info as metrics.
 
     Args:
-      env: checked.
-      info: of a step, in shapes.
+      env: after `check_environment`.
+      info: info of a step, as shapes.
     """
 
     def __init__(self, env: SingleEnvironment, info: dict[str, Any]):
@@ -103,12 +106,12 @@ class OwnEnvironment(SingleEnvironment):
 
 
 def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of the user's own: an object of `<file.py>:<class>`, made with ENV_KWARGS.
+    """Makes an environment of the class in `<file.py>:<class>`, with ENV_KWARGS.
 
-    The class is a `SingleEnvironment`, or was written for Gymnax.
+    The class is a `SingleEnvironment`, or was written for Gymnax. Executes the file.
 
     Raises:
-      ConfigError: there is no such file or class, or it can't be made.
+      ConfigError: the file or class is missing, or the environment can't be made.
     """
     named, class_name = file_and_class(name)
     path = find(named)
@@ -118,7 +121,7 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     with keeping_precision(name, path):
         own_class = find_class(name, import_file(name, path), class_name)
         env, own = construct(name, env_kwargs, own_class)
-        info = check_environment(label, env, str(path), own)
+        info = check_environment(label, env, own)
     env = OwnEnvironment(env, info)
     version = (path.resolve(), path.stat().st_mtime_ns, class_name, repr(env_kwargs))
     if version not in PLAYED:
@@ -130,7 +133,7 @@ def make_own(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
 def construct(
     name: str, env_kwargs: dict[str, Any], own_class: type
 ) -> tuple[SingleEnvironment, Any]:
-    """Makes an environment of the user's class; returns the object of that class too."""
+    """Makes an environment of the user's class; returns it and the user's object."""
     if issubclass(own_class, SingleEnvironment):
         env = making(name, env_kwargs)(lambda: own_class(**env_kwargs))
         return env, env
@@ -139,10 +142,10 @@ def construct(
 
 
 def find_class(name: str, module: ModuleType, class_name: str) -> type:
-    """Returns a module's class of environments, of ours or of Gymnax's kind.
+    """Returns a module's class of environments, a `SingleEnvironment` or written for Gymnax.
 
     Raises:
-      ConfigError: there is none of that name; names those that are there.
+      ConfigError: the class is missing; the message lists the others.
     """
     found = {
         own: x
@@ -161,36 +164,34 @@ def find_class(name: str, module: ModuleType, class_name: str) -> type:
 
 
 def import_file(name: str, path: Path) -> ModuleType:
-    """Runs a file as a module; it may import the files beside it, by relative imports too.
+    """Executes a file as a module, which may import files beside it, also relatively.
 
     Raises:
-      ConfigError: it can't be imported.
+      ConfigError: the file can't be imported.
     """
-    package = ModuleType("own_environment")
+    package = ModuleType(OWN_PACKAGE)
     package.__path__ = [str(path.resolve().parent)]
-    for old in [module for module in sys.modules if module.startswith(f"{package.__name__}.")]:
-        del sys.modules[old]  # of another folder, or of an older version
-    sys.modules[package.__name__] = package
+    for old in [module for module in sys.modules if module.startswith(f"{OWN_PACKAGE}.")]:
+        del sys.modules[old]  # from another folder or an older version
+    sys.modules[OWN_PACKAGE] = package
     if package.__path__[0] not in sys.path:
         sys.path.append(package.__path__[0])
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{OWN_PACKAGE}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"ENV_NAME={name}: {path} is no file of Python, <file.py>")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up annotations
+    sys.modules[spec.name] = module  # dataclasses resolve annotations there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise ConfigError(
-            f"ENV_NAME={name}: {path} can't be imported: {one_line(error)}"
-        ) from error
+        raise ConfigError(f"{path} can't be imported: {one_line(error)}") from error
     return module
 
 
 @contextmanager
 def keeping_precision(name: str, path: Path) -> Iterator[None]:
-    """Refuses a file that switches JAX's x64 on or off, half of the program being made by then."""
+    """Refuses a file that changes jax_enable_x64, since parts of the program exist already."""
     before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     try:
         yield
@@ -204,21 +205,19 @@ def keeping_precision(name: str, path: Path) -> Iterator[None]:
 
 
 def named_by_user(saved: str, given: str | None, argument: str) -> str:
-    """The ENV_NAME to make the environment of a saved config by.
+    """Returns the ENV_NAME with which to make the environment of a saved config.
 
-    A saved config may be a stranger's, and to make an environment of one's own is to run its file.
-    So the file is the one that the user names in this very command, never the one that the config
-    names. It may have moved: the file's name without its folder and ending, and the class, agree.
-    Where there is none of the name that they give, they are told which file the config names.
+    A saved config may be untrusted, and loading its environment executes a file. So the file must
+    be named in the current command. It may have moved: only file stem and class must agree.
 
     Args:
       saved: ENV_NAME in the saved config.
-      given: what the user names, if anything.
-      argument: how to name it, with `{}` where the name goes.
+      given: ENV_NAME of the command, if any.
+      argument: how to name the file, with `{}` for the name.
 
     Raises:
-      ConfigError: it is a file that the user didn't name, or one that isn't there, or they named
-        another environment.
+      ConfigError: the command does not name the file, names a missing file, or names another
+        environment.
     """
     if given is None:
         if is_own(saved):

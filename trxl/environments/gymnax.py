@@ -34,8 +34,8 @@ NAMES = [
     *each("{}-misc", "Pong Reacher Swimmer"),
 ]
 
-# Tasks that are their time limit and show the agent the clock: nothing is cut off at the end, so
-# truncation counts as termination (Pardo et al. 2018, arXiv 1712.00378, time-aware tasks).
+# Tasks defined by their time limit that observe the time: truncation counts as termination
+# (Pardo et al. 2018, arXiv 1712.00378, time-aware tasks).
 ENDS_WITH_ITS_CLOCK = (
     "BernoulliBandit-misc",
     "DiscountingChain-bsuite",
@@ -46,18 +46,18 @@ ENDS_WITH_ITS_CLOCK = (
 
 
 def registered() -> list[str]:
-    """The names that the installed Gymnax knows."""
+    """Returns the names in the installed Gymnax."""
     return list(import_suite("gymnax").registered_envs)
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of Gymnax."""
+    """Makes an environment of Gymnax."""
     gymnax = import_suite("gymnax")
     return GymnaxAdapter(name, env_kwargs, lambda **arguments: gymnax.make(name, **arguments))
 
 
 def make_own(name: str, env_kwargs: dict[str, Any], own_class: type) -> "GymnaxAdapter":
-    """An environment of the user's own, written for Gymnax."""
+    """Makes the user's own environment, written for Gymnax."""
     names = argument_names(own_class)
     given = {key: value for key, value in env_kwargs.items() if key in names}
 
@@ -69,7 +69,7 @@ def make_own(name: str, env_kwargs: dict[str, Any], own_class: type) -> "GymnaxA
 
 
 class GymnaxAdapter(SingleEnvironment):
-    """An environment of Gymnax, on Gymnax 1.0's `step_env` and `is_truncated`.
+    """Environment of Gymnax, by `step_env` and `is_truncated` of Gymnax 1.0.
 
     Args:
       construct: takes constructor arguments by name; returns an environment and its parameters.
@@ -77,7 +77,7 @@ class GymnaxAdapter(SingleEnvironment):
 
     def __init__(self, name: str, env_kwargs: dict[str, Any], construct: Callable):
         attempt = making(name, env_kwargs)
-        # Constructors check by assertion, and MNISTBandit's downloads its data.
+        # Constructors assert, and MNISTBandit's downloads data.
         self.env, params = attempt(construct)
         of_params, of_constructor = split_env_kwargs(
             name, env_kwargs, field_names(params), argument_names(type(self.env))
@@ -99,10 +99,10 @@ class GymnaxAdapter(SingleEnvironment):
                     " flat vectors of small numbers; return obs / 255"
                 )
         self.obs_size = self._num_categories or sum(x.size for x in arrays)
-        is_minatar = name.endswith("-MinAtar")  # 0s and 1s, as float32
+        is_minatar = name.endswith("-MinAtar")  # float32, but only 0 and 1
         binary = self._num_categories or all(map(is_bool, arrays)) or is_minatar
         self.num_binary = self.obs_size if binary else 0
-        if is_minatar:  # things of several kinds may share a cell
+        if is_minatar:  # objects of several kinds may share a cell
             rows, columns, kinds = obs.shape
             self.grid = Grid(0, rows, columns, ((1,) * kinds,))
         self.can_truncate = name not in ENDS_WITH_ITS_CLOCK
@@ -119,30 +119,20 @@ class GymnaxAdapter(SingleEnvironment):
         return self._flatten(obs), state, reward, terminated, truncated, info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8, by Gymnax's visualiser.
+        """Returns Gymnax's own renderer, from a state to (height, width, 3) uint8.
 
-        Raises:
-          ConfigError: it has none for this environment.
+        The renderer raises a ConfigError if Gymnax can't draw the environment.
         """
-        import matplotlib
-
-        matplotlib.use("Agg")
-        # The classic-control tasks are drawn by pygame, which need not find a screen or a speaker.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-        from gymnax.visualize import Visualizer
-
-        visualizer = Visualizer(self.env, self._params, [None])
+        visualizers: list[Any] = []
 
         def render(state: Any) -> np.ndarray:
+            if not visualizers:
+                visualizers.append(make_visualizer(self.env, self._params, state))
+            (visualizer,) = visualizers
             visualizer.state_seq = [state]
-            if not hasattr(visualizer, "im"):
-                visualizer.init()
-                if not hasattr(visualizer, "im"):
-                    raise ConfigError(f"Gymnax can't draw {self.env.name}")
             with kept_open():
                 visualizer.update(0)
-            if hasattr(visualizer.im, "to_rgba"):  # an image, which need not be drawn into a figure
+            if hasattr(visualizer.im, "to_rgba"):  # an image, faster to read than the figure
                 return visualizer.im.to_rgba(visualizer.im.get_array(), bytes=True)[..., :3]
             visualizer.ax.set_title("")
             visualizer.fig.canvas.draw()
@@ -156,9 +146,39 @@ class GymnaxAdapter(SingleEnvironment):
         return flatten_obs(jax.tree.leaves(obs))
 
 
+def make_visualizer(env: Any, params: Any, state: Any) -> Any:
+    """Makes Gymnax's visualiser and closes its figure, which a notebook would show.
+
+    Raises:
+      ConfigError: Gymnax can't draw the environment.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # pygame, which draws classic control, must not look for a screen or a speaker.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    from gymnax.visualize import Visualizer
+
+    backend = matplotlib.get_backend(auto_select=False)
+    plt.switch_backend("agg")
+    try:
+        visualizer = Visualizer(env, params, [state])
+        visualizer.init()
+        plt.close(visualizer.fig)
+        FigureCanvasAgg(visualizer.fig)  # instead of the one that was closed
+    finally:
+        if backend is not None:
+            plt.switch_backend(backend)
+    if not hasattr(visualizer, "im"):
+        raise ConfigError(f"Gymnax can't draw {env.name}")
+    return visualizer
+
+
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """Keeps pygame running, which Gymnax starts and ends for every frame, most of its time."""
+    """Keeps pygame running, since Gymnax spends most time restarting it for every frame."""
     pygame = sys.modules.get("pygame")
     if pygame is None:
         yield

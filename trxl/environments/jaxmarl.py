@@ -1,4 +1,4 @@
-"""JaxMARL: several agents with shared parameters, each with a memory of its own.
+"""JaxMARL: several agents with shared parameters and separate memories.
 
 Rutherford et al. 2024, "JaxMARL" (arXiv 2311.10090).
 """
@@ -29,36 +29,36 @@ OWN_RESET = {
     name: {"auto_reset": False}
     for name in ("ant_4x2", "halfcheetah_6x1", "hopper_3x1", "humanoid_9|8", "walker2d_2x3")
 }
-"""Arguments for those that would reset within their step."""
+"""Arguments for environments that would reset themselves."""
 
 
 def registered() -> list[str]:
-    """The names that the installed JaxMARL knows."""
+    """Returns the names in the installed JaxMARL."""
     return list(import_suite("jaxmarl").registered_envs)
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of JaxMARL."""
+    """Makes an environment of JaxMARL."""
     return JaxMARLAdapter(name, env_kwargs)
 
 
 class Team(NamedTuple):
-    """JaxMARL's state, and the agents that have left the episode."""
+    """State of JaxMARL, and the agents that have left the episode."""
 
     state: Any
-    done: jax.Array  # (A,) bool, this agent's episode is over while the others' goes on
+    done: jax.Array  # (A,) bool
 
 
 class JaxMARLAdapter(SingleEnvironment):
-    """An environment of JaxMARL, for `wrappers.FlattenAgents`.
+    """Environment of JaxMARL, for `wrappers.FlattenAgents`.
 
-    Every agent's observation is flattened, padded with zeros to the longest, and ends with the
-    agent's number as one-hot. Actions that are not available are masked, and those of agents that
-    have fewer than others are padded and masked. Every agent gets the reward that the suite gives
-    it. The suite doesn't report time limits, so no step is truncated.
+    Observations are flattened, padded with zeros to the longest, and end with the agent's index as
+    one-hot. Action spaces are padded to the largest; padding and illegal actions are masked.
+    Rewards are the suite's, per agent. The suite doesn't report time limits, so no step is
+    truncated.
 
-    ENV_KWARGS: arguments of the environment's constructor; SMAX's `scenario` and Overcooked's
-    `layout` by their names in JaxMARL.
+    ENV_KWARGS: arguments of the environment's constructor. SMAX's `scenario` and Overcooked's
+    `layout` are given by name.
     """
 
     can_truncate = False
@@ -103,7 +103,7 @@ class JaxMARLAdapter(SingleEnvironment):
         return jnp.stack([by_agent[agent] for agent in self._agents])
 
     def _observe(self, obs: dict[str, jax.Array], state: Any) -> jax.Array:
-        """(A, obs_size)."""
+        """Returns the observations (A, obs_size) float32."""
         longest = max(self._sizes)
         padded = [
             jnp.pad(jnp.ravel(obs[agent]).astype(jnp.float32), (0, longest - size))
@@ -115,7 +115,7 @@ class JaxMARLAdapter(SingleEnvironment):
         return jnp.concatenate(parts, axis=-1)
 
     def _legal(self, state: Any) -> jax.Array:
-        """(A, num_outputs) float32."""
+        """Returns the action masks (A, num_outputs) float32."""
         usable = jnp.asarray(self._usable, jnp.float32)
         if not self._has_legal:
             return usable
@@ -127,16 +127,16 @@ class JaxMARLAdapter(SingleEnvironment):
 
 
 def legal_actions(env: Any, state: Any) -> dict[str, jax.Array]:
-    """Each agent's legal actions, (n,), in whichever way the environment gives them.
+    """Returns each agent's legal actions (n,), by either method of JaxMARL.
 
     Raises:
-      NotImplementedError: it doesn't.
+      NotImplementedError: the environment has none.
     """
     return getattr(env, "get_legal_moves", env.get_avail_actions)(state)
 
 
 def has_legal(env: Any, state: Any) -> bool:
-    """Returns whether the environment says which actions are legal."""
+    """Returns whether the environment reports legal actions."""
     try:
         jax.eval_shape(lambda state: legal_actions(env, state), state)
     except NotImplementedError:
@@ -147,7 +147,7 @@ def has_legal(env: Any, state: Any) -> bool:
 def join_spaces(
     name: str, spaces: list[ActionSpace], has_legal: bool
 ) -> tuple[ActionSpace, np.ndarray]:
-    """Returns an action space for all agents, and the outputs that each uses, (A, outputs).
+    """Returns an action space for all agents, and the outputs that each uses (A, outputs) bool.
 
     Raises:
       ConfigError: the agents' actions are of different kinds.
@@ -163,7 +163,7 @@ def join_spaces(
         return spaces[0], usable
     if Discrete in kinds:
         return Discrete(most, masked), usable
-    # Where bounds differ, each agent's own are kept by `own_part`.
+    # If bounds differ, `own_part` clips to each agent's own.
     boxes = [space for space in spaces if isinstance(space, Box)]
     low = tuple(min(s.low[i] for s in boxes if i < s.size) for i in range(most))
     high = tuple(max(s.high[i] for s in boxes if i < s.size) for i in range(most))
@@ -171,15 +171,15 @@ def join_spaces(
 
 
 def own_part(space: ActionSpace, action: jax.Array) -> jax.Array:
-    """Returns the part of a joint action that an agent with this space takes."""
+    """Cuts a padded action to an agent's own space."""
     return space.clip(action[: space.size]) if isinstance(space, Box) else action
 
 
 def named_argument(name: str, key: str, value: Any) -> Any:
-    """A constructor's argument; a scenario of SMAX or a layout of Overcooked by its name.
+    """Resolves a constructor's argument: a scenario of SMAX or a layout of Overcooked by name.
 
     Raises:
-      ConfigError: there is none of that name, or it would run what may be a stranger's code.
+      ConfigError: the name is unknown, or its maps would be unpickled, which can execute code.
     """
     if key == "map_id" and value == "Grid-Buffer":
         raise ConfigError(

@@ -30,27 +30,27 @@ NAMES = [
 
 
 def registered() -> list[str]:
-    """The names that the installed Jumanji knows."""
+    """Returns the names in the installed Jumanji."""
     return list(import_suite("jumanji").registered_environments())
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of Jumanji."""
+    """Makes an environment of Jumanji."""
     return JumanjiAdapter(name, env_kwargs)
 
 
 CATEGORIES = 64
-"""The most values that a number in an observation may have to be read as one of so many things."""
+"""Largest number of values of a scalar in an observation that is encoded as one-hot."""
 
 
 class JumanjiAdapter(SingleEnvironment):
-    """A registered environment of Jumanji, its observation flattened, its action mask in front.
+    """Environment of Jumanji, its observation flattened, its action mask in front.
 
-    Where the mask has an entry for each combination of several choices, the combinations are the
-    actions. A number that names one of at most `CATEGORIES` things, such as TSP's city, is one-hot,
-    as Gymnasium flattens a Discrete space. With it goes that thing's row of every table that has a
-    row for each, here its coordinates. Several agents' rewards are summed: one agent plays them
-    all. The timestep's extras are metrics, averaged over episodes.
+    - If the mask has an entry per combination of choices, the combinations are the actions.
+    - Scalars with at most `CATEGORIES` values, such as TSP's city, are one-hot. Their row of every
+      table with a row per value is appended, such as the city's coordinates.
+    - One agent plays all agents of the environment, whose rewards are summed.
+    - The timestep's scalar extras are metrics, averaged over episodes.
     """
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
@@ -79,7 +79,7 @@ class JumanjiAdapter(SingleEnvironment):
         elif isinstance(self.action_space, Box):
             action = action.reshape(self._env.action_spec.shape)
         state, timestep = self._env.step(state, action.astype(self._env.action_spec.dtype))
-        # A last timestep whose discount is not 0 is cut off by time.
+        # A last timestep whose discount is not 0 was truncated.
         terminated = timestep.last() & jnp.all(timestep.discount == 0)
         truncated = timestep.last() & ~terminated
         info = {name: jnp.asarray(timestep.extras[name], float) for name in self.episode_metrics}
@@ -91,7 +91,7 @@ class JumanjiAdapter(SingleEnvironment):
         return flatten_obs(arrays if mask is None else [mask, *arrays])
 
     def _parts(self, observation: Any) -> tuple[jax.Array | None, list[jax.Array]]:
-        """The action mask, None where there is none, and the other arrays, bool ones first."""
+        """Returns the action mask, or None, and the other arrays, bool arrays first."""
         mask, tables, arrays = None, [], []
         leaves = jax.tree_util.tree_leaves_with_path(observation)
         for path, x in leaves:
@@ -108,7 +108,7 @@ class JumanjiAdapter(SingleEnvironment):
         return mask, sorted(arrays, key=lambda x: not is_bool(x))
 
     def _categories(self, path: tuple, x: jax.Array) -> int:
-        """Returns how many values a number may have by its spec; 0 if unknown or too many."""
+        """Returns the number of values of a scalar by its spec; 0 if unknown or too many."""
         spec = self._env.observation_spec
         for key in path:
             spec = getattr(spec, getattr(key, "name", ""), None)
@@ -128,7 +128,7 @@ class JumanjiAdapter(SingleEnvironment):
         if mask.shape == sizes:
             self._joint = sizes
             return Discrete(mask.size, masked=True)
-        # MultiCVRP's spec has an action more than its mask, which is right.
+        # MultiCVRP's mask is right; its spec has one action too many.
         space = MultiDiscrete(tuple(min(n, mask.shape[-1]) for n in sizes), masked=True)
         if mask.shape != space.table:
             raise ConfigError(f"{name} has an action mask {mask.shape} for the choices {sizes}")

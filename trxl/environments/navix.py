@@ -33,20 +33,20 @@ NAMES = [
 
 
 def registered() -> list[str]:
-    """The names that the installed Navix knows."""
+    """Returns the names in the installed Navix."""
     return list(import_suite("navix").registry())
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """An environment of Navix."""
+    """Makes an environment of Navix."""
     return NavixAdapter(name, env_kwargs)
 
 
 class NavixAdapter(SingleEnvironment):
-    """An environment of Navix, whose own step is not given the chance to reset.
+    """Environment of Navix, without auto-reset.
 
-    ENV_KWARGS: `max_steps` and other fields of Navix's `Environment`; functions such as
-    `observation_fn` go by their name in Navix's module of that kind ("symbolic_first_person").
+    ENV_KWARGS: `max_steps` and other fields of Navix's `Environment`. Functions such as
+    `observation_fn` are given by name ("symbolic_first_person").
     """
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
@@ -72,11 +72,11 @@ class NavixAdapter(SingleEnvironment):
         return flatten_obs([timestep.observation]), timestep
 
     def step(self, key: jax.Array, state: Any, action: jax.Array):
-        # `step` resets instead where the timestep before was a last one: never here.
+        # `step` would reset after a last timestep.
         timestep = self._env._step(state, action)
         ends = timestep.is_termination(), timestep.is_truncation()
         return flatten_obs([timestep.observation]), timestep, timestep.reward, *ends, {}
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8, by Navix itself."""
+        """Returns Navix's own renderer, from a state to (height, width, 3) uint8."""
         return lambda timestep: np.asarray(self._draw(timestep.state))

@@ -1,9 +1,8 @@
-"""POPGym: tasks that take a memory, in three difficulties each.
+"""POPGym: tasks that need memory, in three difficulties each.
 
-Morad et al. 2023, "POPGym: Benchmarking Partially Observable Reinforcement Learning" (arXiv
-2303.01859), written anew for JAX; the tests play each beside the original. The two labyrinths are
-left out: they come from a generator that does not vectorise, and the original itself says that
-they can be solved without a memory.
+A JAX implementation of Morad et al. 2023, "POPGym: Benchmarking Partially Observable Reinforcement
+Learning" (arXiv 2303.01859). Tests compare each task with the original. The two labyrinths are left
+out: their generator does not vectorise, and the original documents that they need no memory.
 """
 
 from collections.abc import Callable
@@ -22,16 +21,16 @@ LEVELS = ("Easy", "Medium", "Hard")
 
 
 class Swing(SingleEnvironment):
-    """Gymnax's CartPole or Pendulum, of which only some numbers are seen, maybe with noise.
+    """Gymnax's CartPole or Pendulum, partially observed, with optional noise.
 
     Args:
-      limit: steps until the episode is cut off.
-      noise: standard deviation of what is added to the observation, which is then clipped.
+      limit: steps until truncation.
+      noise: standard deviation of noise on the observation, which is then clipped to `bounds`.
     """
 
     task: str
     bounds: tuple[float, ...]
-    """Of the numbers that are seen, up and down."""
+    """Largest absolute values of an observation's entries."""
 
     def __init__(self, limit: int, noise: float = 0.0):
         self._env, self._params = import_suite("gymnax").make(self.task)
@@ -55,7 +54,7 @@ class Swing(SingleEnvironment):
         return obs, state, self.scaled(reward), failed, truncated, {}
 
     def see(self, physics: Any) -> list[jax.Array]:
-        """The numbers that the agent sees."""
+        """Returns the entries of an observation."""
         raise NotImplementedError
 
     def first(self, physics: Any) -> list[jax.Array]:
@@ -63,7 +62,7 @@ class Swing(SingleEnvironment):
         return self.see(physics)
 
     def scaled(self, reward: jax.Array) -> jax.Array:
-        """A reward of Gymnax's as POPGym's."""
+        """Converts a reward of Gymnax to POPGym's scale."""
         raise NotImplementedError
 
     def _seen(self, key: jax.Array, numbers: list[jax.Array]) -> jax.Array:
@@ -76,7 +75,7 @@ class Swing(SingleEnvironment):
 
 
 class PositionOnlyCartPole(Swing):
-    """CartPole without its velocities."""
+    """CartPole without velocities."""
 
     task = "CartPole-v1"
     bounds = (4.8, 0.41887903)
@@ -90,7 +89,7 @@ class PositionOnlyCartPole(Swing):
 
 
 class VelocityOnlyCartPole(PositionOnlyCartPole):
-    """CartPole without its positions, which, as in the original, are what is seen first."""
+    """CartPole without positions, except, as in the original, in the first observation."""
 
     def see(self, physics):
         return [physics.x_dot, physics.theta_dot]
@@ -100,7 +99,7 @@ class VelocityOnlyCartPole(PositionOnlyCartPole):
 
 
 class PositionOnlyPendulum(Swing):
-    """Pendulum without its velocity."""
+    """Pendulum without velocity."""
 
     task = "Pendulum-v1"
     bounds = (1.0, 1.0)
@@ -130,35 +129,35 @@ FAMILIES: dict[str, tuple[Callable[..., SingleEnvironment], tuple, tuple, tuple]
     "RepeatPrevious": (cards.RepeatPrevious, (1, 4), (2, 32), (3, 64)),
     "VelocityOnlyCartPole": (VelocityOnlyCartPole, (200,), (400,), (600,)),
 }
-"""By the name of a family its environment, and its arguments in each of LEVELS."""
+"""Environment of each family, and its arguments for each of LEVELS."""
 
 NAMES = [f"{family}{level}" for family in FAMILIES for level in LEVELS]
 
 
 def registered() -> list[str]:
-    """The names that there are."""
+    """Returns all names."""
     return NAMES
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
-    """A task as POPGym's own baselines see it, see `WithAction`; it takes no ENV_KWARGS.
+    """Makes a task with the observations of POPGym's own baselines, see `WithAction`.
 
     Raises:
-      ConfigError: there are some.
+      ConfigError: `env_kwargs` is not empty.
     """
     check_env_kwargs(name, env_kwargs, [])
     return WithAction(bare(name))
 
 
 def bare(name: str) -> SingleEnvironment:
-    """A task without what its baselines add."""
+    """Makes a task without `WithAction`."""
     (level,) = (level for level in LEVELS if name.endswith(level))
     kind, *arguments = FAMILIES[name.removesuffix(level)]
     return kind(*arguments[LEVELS.index(level)])
 
 
 def no_action(space: ActionSpace) -> jax.Array:
-    """The action 0."""
+    """Returns action 0."""
     match space:
         case Discrete():
             return jnp.int32(0)
@@ -169,10 +168,10 @@ def no_action(space: ActionSpace) -> jax.Array:
 
 
 class WithAction(SingleEnvironment):
-    """Puts a flag of an episode's first step and the previous action before the observation.
+    """Prepends a flag of an episode's first step, and the previous action, to observations.
 
-    The original's baselines add both (its wrappers PreviousAction and Antialias); the action before
-    the first is 0.
+    These are the wrappers Antialias and PreviousAction of the original's baselines. In the first
+    step the previous action is 0.
     """
 
     def __init__(self, env: SingleEnvironment):

@@ -1,4 +1,4 @@
-"""POPGym's boards and bandits: the agent sees what its last action met, and nothing else.
+"""POPGym's boards and bandits, which observe only the last action's result.
 
 Morad et al. 2023, "POPGym" (arXiv 2303.01859), appendix A.
 """
@@ -13,10 +13,9 @@ from trxl.spaces import Discrete, MultiDiscrete
 
 
 def ship_places(board: jax.Array, size: int) -> jax.Array:
-    """(2, n, n) bool: where a ship of that size fits from its first tile on, down or to the right.
+    """Returns the first tiles (2, n, n) bool where a ship of that size fits, down or right.
 
-    The original draws first tile, axis and direction until the ship fits: every place is equally
-    likely, as here.
+    All places are equally likely, as in the original, which draws until the ship fits.
     """
 
     def down(board: jax.Array) -> jax.Array:
@@ -28,10 +27,10 @@ def ship_places(board: jax.Array, size: int) -> jax.Array:
 
 
 class Battleship(SingleEnvironment):
-    """Shots at a board that is not seen; the observation is whether the last one hit.
+    """Battleship: shots at a hidden board; the observation is whether the last shot hit.
 
     Args:
-      size: of the board, in tiles each way.
+      size: side of the board, in tiles.
     """
 
     ships = (2, 3, 3, 4)
@@ -71,11 +70,11 @@ class Battleship(SingleEnvironment):
 
 
 class MineSweeper(SingleEnvironment):
-    """Tiles to be uncovered; the observation is how many mines lie in the 3 x 3 around the last.
+    """MineSweeper: the observation is the number of mines in the 3 x 3 around the last tile.
 
     Args:
-      size: of the board, in tiles each way.
-      mines: how many.
+      size: side of the board, in tiles.
+      mines: number of mines.
     """
 
     def __init__(self, size: int, mines: int):
@@ -111,11 +110,11 @@ class MineSweeper(SingleEnvironment):
 
 
 class MultiarmedBandit(SingleEnvironment):
-    """Arms that pay with a chance of their own; the observation is whether the last one did.
+    """Bernoulli bandit; the observation is whether the last arm paid.
 
     Args:
-      arms: how many.
-      length: of an episode, in steps.
+      arms: number of arms.
+      length: steps per episode.
     """
 
     def __init__(self, arms: int, length: int):

@@ -1,7 +1,7 @@
-"""POPGym's games of cards: what was seen must be repeated, counted, or turned up again.
+"""POPGym's card games.
 
-Morad et al. 2023, "POPGym" (arXiv 2303.01859), appendix A. A deck is the order in which its cards
-come; a card is the number of its colour, suit or rank. Letters: N cards, C kinds of them.
+Morad et al. 2023, "POPGym" (arXiv 2303.01859), appendix A. A card is the number of its colour, suit
+or rank. N is the number of cards.
 """
 
 import math
@@ -18,29 +18,29 @@ KINDS = {"colors": 2, "suits": 4, "ranks": 13}
 
 
 def cards_of(decks: int, kind: str) -> np.ndarray:
-    """(N,) what each card of unshuffled decks is, as many of every kind."""
+    """Returns the cards of unshuffled decks, (N,)."""
     return np.arange(52 * decks) % KINDS[kind]
 
 
 def one_hots(*pairs: tuple[jax.Array | int, int]) -> jax.Array:
-    """Numbers (...) one behind the other as one-hot vectors of so many entries."""
+    """Concatenates one-hot vectors of pairs (numbers (...), number of classes)."""
     vectors = (jax.nn.one_hot(jnp.asarray(x, jnp.int32), n) for x, n in pairs)
     return jnp.concatenate([vector.reshape(-1) for vector in vectors])
 
 
 def signed(right: jax.Array, scale: float) -> jax.Array:
-    """The reward for an answer: `scale`, or minus as much."""
+    """Returns the reward of an answer: `scale` if right, else -`scale`."""
     return jnp.where(right, scale, -scale)
 
 
 class Deal(SingleEnvironment):
-    """A game in which cards are dealt one by one, and every step is an answer.
+    """Game that deals cards one by one, with an answer per step.
 
-    A state is the cards in their order and `dealt`, how many have been shown.
+    A state is the shuffled `cards` and `dealt`, the number of cards shown.
 
     Args:
-      decks: of 52 cards each.
-      kind: of what the cards show.
+      decks: number of decks of 52 cards.
+      kind: key of `KINDS` that the cards show.
     """
 
     def __init__(self, decks: int, kind: str = "suits"):
@@ -59,23 +59,23 @@ class Deal(SingleEnvironment):
         return self.show(state), state, reward, over, jnp.bool_(False), {}
 
     def judge(self, state: Any, action: jax.Array) -> jax.Array:
-        """The reward of an answer, before the next card."""
+        """Returns the reward of an answer, before the next card is dealt."""
         raise NotImplementedError
 
     def show(self, state: Any) -> jax.Array:
-        """The newest card."""
+        """Returns the observation, by default the newest card."""
         return one_hots((state["cards"][state["dealt"] - 1], self.kinds))
 
 
 class RepeatFirst(Deal):
-    """The answer is always the first card."""
+    """RepeatFirst: the answer is the first card."""
 
     def judge(self, state, action):
         return signed(action == state["cards"][0], 1 / (len(self.cards) - 1))
 
 
 class RepeatPrevious(Deal):
-    """The answer is the card of `k` cards ago, the newest counted."""
+    """RepeatPrevious: the answer is the k-th newest card; k = 1 is the newest."""
 
     def __init__(self, decks: int, k: int):
         super().__init__(decks)
@@ -88,7 +88,7 @@ class RepeatPrevious(Deal):
 
 
 class HigherLower(Deal):
-    """HigherLower: guess whether the next card is higher, 0, or lower, 1; a tie is worth 0."""
+    """HigherLower: the answer is whether the next card is higher (0) or lower (1)."""
 
     def __init__(self, decks: int):
         super().__init__(decks, "ranks")
@@ -101,7 +101,7 @@ class HigherLower(Deal):
 
 
 class CountRecall(Deal):
-    """CountRecall: count how often the queried card was dealt; both have decks of their own."""
+    """CountRecall: the answer is how often the queried card was dealt, from separate decks."""
 
     def __init__(self, decks: int, kind: str):
         super().__init__(decks, kind)
@@ -130,7 +130,7 @@ class CountRecall(Deal):
 
 
 class Autoencode(Deal):
-    """Autoencode: all cards are shown, and then recited in reverse order, unseen."""
+    """Autoencode: all cards are shown, then the answers repeat them in reverse order."""
 
     def __init__(self, decks: int):
         super().__init__(decks)
@@ -138,7 +138,7 @@ class Autoencode(Deal):
 
     def step(self, key, state, action):
         number = len(self.cards)
-        recited = state["dealt"] - number  # negative while they are shown
+        recited = state["dealt"] - number  # negative while cards are shown
         right = action == state["cards"][jnp.clip(number - 1 - recited, 0, number - 1)]
         reward = jnp.where(recited >= 0, signed(right, 1 / number), 0.0)
         state = {**state, "dealt": state["dealt"] + 1}
@@ -147,19 +147,19 @@ class Autoencode(Deal):
     def show(self, state):
         number, dealt = len(self.cards), state["dealt"]
         shown = state["cards"][jnp.minimum(dealt, number) - 1]
-        card = jnp.where(dealt <= number, shown, 0)  # while reciting always the first of a deck
+        card = jnp.where(dealt <= number, shown, 0)  # 0 after all cards were shown
         return one_hots((dealt < number, 2), (card, self.kinds))
 
 
 class Concentration(SingleEnvironment):
-    """Cards lie face down; two may be turned, and stay if they are equal.
+    """Concentration: cards lie face down; two are turned at a time, and stay up if equal.
 
-    A state has `cards`, `up` (N,), whether each stays face up, `turned`, which card was turned and
-    waits for a second, N if none, and `steps`.
+    A state has `cards`, `up` (N,) bool (face up for good), `turned` (the index of a pair's first
+    card, N if none) and `steps`.
 
     Args:
-      decks: of 52 cards each.
-      kind: of what must be equal.
+      decks: number of decks of 52 cards.
+      kind: key of `KINDS` that must be equal.
     """
 
     def __init__(self, decks: int, kind: str):
@@ -201,5 +201,5 @@ class Concentration(SingleEnvironment):
         return obs, state, reward, equal & jnp.all(state["up"]), truncated, {}
 
     def show(self, state, visible):
-        """Shows every card; one that is face down has a kind of its own."""
+        """Returns every card, one-hot; face-down cards have a class of their own."""
         return one_hots((jnp.where(visible, state["cards"], self.kinds), self.kinds + 1))

@@ -1,10 +1,8 @@
-"""Checks of an environment, in shapes and in a short play, before a run is compiled."""
+"""Checks of an environment before a run is compiled, by shapes and by random play."""
 
 import math
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,115 +32,106 @@ A_COUNT = "a whole number of at least 1"
 RESULTS = ("obs", "state", "reward", "terminated", "truncated", "info")
 
 STEPS_PLAYED = 100
-"""How many steps `check_values` plays."""
+"""Number of steps that `check_values` plays."""
 
 
-def check_environment(
-    name: str, env: SingleEnvironment, source: str = "", own: Any = None
-) -> dict[str, Any]:
-    """Sees that an environment is what `SingleEnvironment` says; traces `reset` and `step` once.
+def check_environment(name: str, env: SingleEnvironment, own: Any = None) -> dict[str, Any]:
+    """Checks that an environment follows `SingleEnvironment`, by tracing `reset` and `step`.
 
     Args:
-      name: how a message calls the environment.
-      source: its file, if it is one; a message says in which line of it something was raised.
-      own: the user's object, to which `reset` and `step` may not write.
+      name: name of the environment in messages.
+      own: the user's object, to which `reset` and `step` must not write.
 
     Returns:
-      the info of a step, in shapes.
+      the info of a step, as shapes.
 
     Raises:
-      ConfigError: it is not; one line names the attribute or the method, and what was expected.
+      ConfigError: an attribute or a method is wrong. One line says what was expected.
     """
     check_attributes(name, env)
-    return check_shapes(name, env, source, own)
+    return check_shapes(name, env, own)
 
 
 def check_attributes(name: str, env: SingleEnvironment) -> None:
-    """Raises a ConfigError where a space or a size makes no sense."""
-    require = requiring(name)
+    """Raises a ConfigError if a space or a size is invalid."""
     space = getattr(env, "action_space", None)
     kinds = "action_space must be a Discrete, MultiDiscrete or Box of `environments`"
-    require(isinstance(space, ActionSpace), kinds, shortened(space))
+    require(name, isinstance(space, ActionSpace), kinds, shortened(space))
     check_action_space(name, space)
     obs_size: Any = getattr(env, "obs_size", None)
-    require(is_count(obs_size), f"obs_size must be {A_COUNT}", shortened(obs_size))
-    least = mask_size(env.action_space)
-    require(obs_size >= least, f"obs_size must be at least {least}, the mask's size", str(obs_size))
-    binary = env.num_binary
-    wanted = f"num_binary must be at least {least}, since the mask is 0s and 1s"
-    require(not least or (is_count(binary, 0) and binary >= least), wanted, shortened(binary))
-    wanted = f"num_binary must be a whole number from 0 to obs_size = {obs_size}"
-    require(is_count(binary, 0) and binary <= obs_size, wanted, shortened(binary))
+    binary, mask = env.num_binary, mask_size(env.action_space)
+    since = ", as the action mask has so many 0s and 1s" if mask else ""
+    wanted = f"obs_size must be a whole number of at least {max(mask, 1)}{since}"
+    require(name, is_count(obs_size, max(mask, 1)), wanted, shortened(obs_size))
+    wanted = f"num_binary must be a whole number from {mask} to obs_size = {obs_size}{since}"
+    require(name, is_count(binary, mask) and binary <= obs_size, wanted, shortened(binary))
     if env.grid is not None:
         first, end = env.grid.start, env.grid.start + env.grid.size
         wanted = f"grid must be among the num_binary = {binary} binary entries"
-        require(first >= 0 and end <= binary, wanted, f"entries {first} to {end}")
+        require(name, first >= 0 and end <= binary, wanted, f"entries {first} to {end}")
     metrics = env.episode_metrics
     texts = isinstance(metrics, tuple) and all(isinstance(metric, str) for metric in metrics)
-    require(texts, "episode_metrics must be a tuple of texts", shortened(metrics))
+    require(name, texts, "episode_metrics must be a tuple of texts", shortened(metrics))
     agents, trial = env.num_agents, env.episodes_per_trial
     none_or_count = agents is None or is_count(agents)
-    require(none_or_count, f"num_agents must be None or {A_COUNT}", shortened(agents))
-    require(is_count(trial), f"episodes_per_trial must be {A_COUNT}", shortened(trial))
+    require(name, none_or_count, f"num_agents must be None or {A_COUNT}", shortened(agents))
+    require(name, is_count(trial), f"episodes_per_trial must be {A_COUNT}", shortened(trial))
 
 
 def check_action_space(name: str, space: Any) -> None:
-    """Raises a ConfigError where it has no action, or bounds that are none."""
-    require = requiring(name)
+    """Raises a ConfigError if the space has no actions, or invalid bounds."""
     match space:
         case Discrete(n=n):
-            require(is_count(n), f"action_space.n must be {A_COUNT}", shortened(n))
+            require(name, is_count(n), f"action_space.n must be {A_COUNT}", shortened(n))
         case MultiDiscrete(sizes=sizes):
             counts = isinstance(sizes, tuple) and sizes and all(map(is_count, sizes))
             what = f"action_space.sizes must be a tuple, each of it {A_COUNT}"
-            require(counts, what, shortened(sizes))
+            require(name, counts, what, shortened(sizes))
         case Box(low=low, high=high):
             tuples = isinstance(low, tuple) and isinstance(high, tuple)
             same = tuples and len(low) == len(high) > 0
             what = "action_space.low and .high must be tuples of the same length"
-            require(same, what, shortened((low, high)))
+            require(name, same, what, shortened(space))
             below = all(a < b for a, b in zip(low, high, strict=True))
-            require(below, "action_space.low must be below .high", shortened((low, high)))
+            require(name, below, "action_space.low must be below .high", shortened(space))
 
 
-def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> dict[str, Any]:
-    """Raises a ConfigError where `reset` or `step` does not give what it should, or raises.
+def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
+    """Traces the methods, and raises a ConfigError for wrong results or exceptions.
 
     Returns:
-      the info of a step, in shapes.
+      the info of a step, as shapes.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs_size = () if env.num_agents is None else (env.num_agents,)
 
     def trace(method: str, *arguments: Any) -> Any:
         where = f"{name}.{method}"
-        call = partial(traced, where, getattr(env, method), arguments, source)
+        call = partial(traced, where, getattr(env, method), arguments)
         return without_writing(where, call, own)
 
     def check_first(method: str, given: Any) -> Any:
-        require = requiring(f"{name}.{method}")
         pair = isinstance(given, tuple) and len(given) == 2
-        require(pair, "must return (obs, state)", described(given))
+        require(f"{name}.{method}", pair, "must return (obs, state)", described(given))
         check_obs(f"{name}.{method}", given[0], (*obs_size, env.obs_size))
         return given[1]
 
     state = check_first("reset", trace("reset", key))
     given = trace("step", key, state, action_of(env))
-    require = requiring(f"{name}.step")
     whole = isinstance(given, tuple) and len(given) == len(RESULTS)
-    require(whole, f"must return ({', '.join(RESULTS)})", described(given))
+    require(f"{name}.step", whole, f"must return ({', '.join(RESULTS)})", described(given))
     obs, next_state, reward, terminated, truncated, info = given
     check_obs(f"{name}.step", obs, (*obs_size, env.obs_size))
     check_same_state(f"{name}.step", state, next_state)
     check_array(f"{name}.step", "reward", reward, obs_size, NUMBERS, "float32")
     for what, flag in (("terminated", terminated), ("truncated", truncated)):
         check_array(f"{name}.step", what, flag, (), (jnp.bool_, jnp.integer), "bool")
-    require(isinstance(info, dict), "info must be a dict", described(info))
+    require(f"{name}.step", isinstance(info, dict), "info must be a dict", described(info))
+    metrics = dict(flat(info))
     for metric in env.episode_metrics:
-        require(
-            metric in info, f"info must have {metric!r} of episode_metrics", shortened(list(info))
-        )
-        check_array(f"{name}.step", metric, info[metric], (), NUMBERS, "float32")
+        what = f"info must have {metric!r} of episode_metrics"
+        require(f"{name}.step", metric in metrics, what, shortened(list(metrics)))
+        check_array(f"{name}.step", metric, metrics[metric], (), NUMBERS, "float32")
     if "memory_boundary" in info:
         boundary = info["memory_boundary"]
         check_array(f"{name}.step", "memory_boundary", boundary, (), (jnp.bool_,), "bool")
@@ -155,7 +144,7 @@ def check_shapes(name: str, env: SingleEnvironment, source: str, own: Any) -> di
 
 
 def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
-    """An action as `step` gets it."""
+    """Returns shape and dtype of the action that `step` receives."""
     agents = () if env.num_agents is None else (env.num_agents,)
     match env.action_space:
         case Discrete():
@@ -166,11 +155,11 @@ def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*agents, box.size), jnp.float32)
 
 
-def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str) -> Any:
-    """Traces a method: its result in shapes.
+def traced(name: str, method: Callable, arguments: tuple[Any, ...]) -> Any:
+    """Traces a method; returns its result as shapes.
 
     Raises:
-      ConfigError: it raises.
+      ConfigError: the method raises an exception.
     """
     outputs = []
 
@@ -185,24 +174,19 @@ def traced(name: str, method: Callable, arguments: tuple[Any, ...], source: str)
     except (Exception, SystemExit) as error:
         if outputs and not isinstance(error, SystemExit):
             raise ConfigError(
-                f"{name} must return arrays and numbers, but {one_line(error)}"
+                f"{name} must return arrays and numbers, in dicts, NamedTuples or dataclasses of"
+                f" flax.struct, but {one_line(error)}"
             ) from error
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if source and Path(frame.filename).resolve() == Path(source).resolve()
-        ]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{name} raises {one_line(error)}{where}") from error
+        raise ConfigError(f"{name} raises {one_line(error)}") from error
 
 
 def without_writing(name: str, call: Callable, own: Any) -> Any:
-    """Returns a call's result; calls twice if it writes to the user's object.
+    """Returns a call's result, and checks that the call does not write to the user's object.
 
-    What the first call alone writes is a constant that it keeps.
+    If it does, it is called again: a cached constant is only written in the first call.
 
     Raises:
-      ConfigError: it writes in every call, or a value that is known only in a step.
+      ConfigError: the call writes every time, or writes a traced value.
     """
     for again in (False, True):
         before = dict(contents(own))
@@ -220,12 +204,12 @@ def without_writing(name: str, call: Callable, own: Any) -> Any:
 
 
 def contents(own: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes of an object and its classes, and entries of containers, by name."""
+    """Yields the attributes of an object and its classes by name, and entries of containers."""
     attributes: dict[str, Any] = {}
     for owner in (*reversed(type(own).__mro__), own):
         attributes |= getattr(owner, "__dict__", {})
     left = [(f".{name}", x) for name, x in attributes.items()]
-    for name, x in left:  # grows meanwhile
+    for name, x in left:  # grows in the loop
         if isinstance(x, dict):
             left += [(f"{name}[{key!r}]", entry) for key, entry in x.items()]
         elif isinstance(x, list | tuple):
@@ -240,7 +224,7 @@ def is_same(x: Any, y: Any) -> bool:
 
 
 def flat(info: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the arrays of info by name, that of an inner dict with a `/`."""
+    """Returns the arrays of info by name, with `/` between the names of nested dicts."""
     leaves = jax.tree.leaves_with_path(info)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
@@ -251,14 +235,14 @@ def is_number(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def check_values(name: str, env: SingleEnvironment) -> None:
-    """Plays a little, if entries are declared binary, and sees that they are.
+    """Checks binary entries, the grid and the action mask by random play.
 
     Args:
-      env: checked in shapes.
+      env: after `check_environment`.
 
     Raises:
-      ConfigError: an entry is neither 0 nor 1, cells of the grid are not as it says, or no action
-        is legal.
+      ConfigError: a binary entry is neither 0 nor 1, the grid's groups are wrong, or no action is
+        legal.
     """
     if not env.num_binary:
         return
@@ -294,8 +278,8 @@ def play(env: SingleEnvironment, key: jax.Array) -> tuple[jax.Array, ...]:
     """Plays random legal actions in one environment, S steps of A agents.
 
     Returns:
-      the observations (S, A, obs_size) before each step, which agents were active (S, A), all
-      observations (N, obs_size), and the same after they were stored.
+      the observations (S, A, obs_size) before each step, active agents (S, A) bool, all
+      observations (N, obs_size), and the same packed and unpacked.
     """
     agents, space = env.num_agents or 1, obs_space(env)
 
@@ -354,37 +338,38 @@ def check_obs(name: str, obs: Any, shape: tuple[int, ...]) -> None:
 def check_array(
     name: str, what: str, x: Any, shape: tuple[int, ...], kinds: tuple[Any, ...], dtype: str
 ) -> None:
-    """Raises a ConfigError where `x` has another shape, or a type that is none of the kinds."""
+    """Raises a ConfigError if `x` has another shape, or a dtype of none of the kinds."""
     right = isinstance(x, jax.ShapeDtypeStruct) and x.shape == shape
     right = right and any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
-    requiring(name)(right, f"{what} must be {dtype} of shape {shape}", described(x))
+    require(name, right, f"{what} must be {dtype} of shape {shape}", described(x))
 
 
 def check_same_state(name: str, before: Any, after: Any) -> None:
-    """Raises a ConfigError where a state has other arrays than the first one."""
-    require = requiring(name)
+    """Raises a ConfigError if two states differ in structure, shapes or dtypes."""
     old_structure, new_structure = map(str, map(jax.tree.structure, (before, after)))
     what = f"state must have the structure of reset's, {old_structure[:80]}"
-    require(old_structure == new_structure, what, new_structure[:80])
+    require(name, old_structure == new_structure, what, new_structure[:80])
     pairs = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
     for (path, old), new in pairs:
         same = old.shape == new.shape and old.dtype == new.dtype
         what = f"state{jax.tree_util.keystr(path)} must be {described(old)} as reset's"
-        require(same, what, described(new))
+        require(name, same, what, described(new))
 
 
-def requiring(name: str) -> Callable[[Any, str, str], None]:
-    """(condition, what must be, what is): raises a ConfigError where it does not hold."""
+def require(name: str, condition: Any, what: str, found: str) -> None:
+    """Raises a ConfigError if a condition is not met.
 
-    def require(condition: Any, what: str, found: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}: {what}, not {found}")
-
-    return require
+    Args:
+      name: name of what is checked.
+      what: expected state.
+      found: actual state.
+    """
+    if not condition:
+        raise ConfigError(f"{name}: {what}, not {found}")
 
 
 def is_count(x: Any, low: int = 1) -> bool:
-    """Returns whether x is an integer of at least `low` that an array can have."""
+    """Returns whether x is an integer from `low` to 2**31 - 1."""
     whole = isinstance(x, int | np.integer) and not isinstance(x, bool)
     return whole and low <= int(x) < 2**31
 

@@ -1,4 +1,4 @@
-"""XLand-MiniGrid: its MiniGrid tasks, and meta-reinforcement-learning on its rulesets.
+"""XLand-MiniGrid: MiniGrid tasks, and meta-reinforcement-learning on rulesets.
 
 Nikulin et al. 2024, "XLand-MiniGrid" (arXiv 2312.12044).
 """
@@ -52,36 +52,38 @@ SPLITS = ("train", "held_out")
 
 
 def registered() -> list[str]:
-    """The names that the installed XLand-MiniGrid knows."""
+    """Returns the names in the installed XLand-MiniGrid."""
     return list(import_suite("xminigrid").registered_environments())
 
 
 def make(name: str, env_kwargs: dict[str, Any]) -> SingleEnvironment:
     """Makes a MiniGrid task, or trials of XLand-MiniGrid.
 
-    ENV_KWARGS: `height`, `width`, `view_size`, `max_steps`, and for trials
+    ENV_KWARGS are `height`, `width`, `view_size` and `max_steps`. Trials also have:
 
-    - `benchmark`: the name of one of xminigrid's benchmarks, or the path of such a file;
-    - `episodes_per_trial` (10);
-    - `show_episode` (False): whether the observation has the episode's number in its trial;
-    - `held_out` (0.0): the share of rulesets kept for evaluation;
-    - `split`: "held_out" for those, "train" for the others.
+    | name | default | meaning |
+    | --- | --- | --- |
+    | `benchmark` | | name of a benchmark of xminigrid, or path of a benchmark file |
+    | `episodes_per_trial` | 10 | |
+    | `show_episode` | False | add the episode's index in the trial to observations, one-hot |
+    | `held_out` | 0.0 | share of rulesets held out for evaluation |
+    | `split` | "train" | "train" or "held_out" rulesets |
 
     Raises:
-      ConfigError: it can't be made so.
+      ConfigError: an argument is invalid.
     """
     return (Trials if name.startswith("XLand-") else Task)(name, env_kwargs)
 
 
 class Task(SingleEnvironment):
-    """A registered MiniGrid task: one-hot tiles and colours of what is in view, and the direction.
+    """MiniGrid task, observed as one-hot tiles and colours in view, and the agent's direction.
 
     Logs `success`: 1 for an episode that ended with a reward, else 0.
     """
 
     episode_metrics: tuple[str, ...] = ("success",)
     extra: tuple[str, ...] = ()
-    """What ENV_KWARGS can set besides xminigrid's parameters."""
+    """Names in ENV_KWARGS besides xminigrid's parameters."""
 
     def __init__(self, name: str, env_kwargs: dict[str, Any]):
         xminigrid = import_suite("xminigrid")
@@ -106,7 +108,7 @@ class Task(SingleEnvironment):
         return self._step(self._params, state, action)
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """A function from a state to its picture (height, width, 3), uint8, by xminigrid itself."""
+        """Returns xminigrid's own renderer, from a state to (height, width, 3) uint8."""
         return lambda state: np.asarray(self._env.render(self._params, state))
 
     def _step(self, params: Any, timestep: Any, action: jax.Array):
@@ -126,7 +128,7 @@ class Task(SingleEnvironment):
 
 
 class Trial(NamedTuple):
-    """The state of a trial."""
+    """State of a trial."""
 
     ruleset: Any
     episode: jax.Array  # () int32, from 0
@@ -134,13 +136,14 @@ class Trial(NamedTuple):
 
 
 class Trials(Task):
-    """Meta-reinforcement-learning: several episodes under a ruleset that the agent isn't shown.
+    """Trials for meta-reinforcement-learning: several episodes under one hidden ruleset.
 
-    A trial draws a ruleset (goal, rules, objects) from the benchmark; its episodes differ in where
-    things are. The memory boundary is the trial's end. The observation also says whether it is an
-    episode's first, and the previous action and reward are part of it unless PREV_ACTION_REWARD is
-    False (Duan et al. 2016, "RL^2", arXiv 1611.02779). Logs `trial_return/episode_<i>`, i from 1:
-    the return of a trial's i-th episode.
+    A trial samples a ruleset (goal, rules, objects) from the benchmark. Its episodes differ in the
+    objects' positions. The memory boundary is the trial's end. Observations also have a flag of an
+    episode's first step. By default they include the previous action and reward (Duan et al. 2016,
+    "RL^2", arXiv 1611.02779).
+
+    Logs `trial_return/episode_<i>`, i from 1: the return of a trial's i-th episode.
     """
 
     previous_action_reward = True
@@ -162,7 +165,7 @@ class Trials(Task):
         return self._start(key, self._rulesets.sample_ruleset(ruleset_key), jnp.int32(0))
 
     def next_episode(self, key: jax.Array, state: Trial):
-        """The trial's next episode, or the first of the next trial."""
+        """Starts the trial's next episode, or the first of the next trial."""
         ruleset_key, key = jax.random.split(key)
         episode = (state.episode + 1) % self.episodes_per_trial
         fresh = self._rulesets.sample_ruleset(ruleset_key)
@@ -175,7 +178,7 @@ class Trials(Task):
             params, state.timestep, action
         )
         obs = self._with_episode(obs, state.episode)
-        # The reward comes with the end alone, so it is the episode's return.
+        # Only the last step has a reward, so this is the episode's return.
         for episode in range(self.episodes_per_trial):
             info[self._metric(episode)] = jnp.where(state.episode == episode, reward, jnp.nan)
         last = state.episode == self.episodes_per_trial - 1
@@ -184,7 +187,7 @@ class Trials(Task):
         return obs, state, reward, terminated, truncated, info
 
     def renderer(self) -> Callable[[Any], np.ndarray]:
-        """Returns the task's renderer, for the trial's running episode."""
+        """Returns the task's renderer, for the current episode."""
         render = super().renderer()
         return lambda trial: render(trial.timestep)
 
@@ -205,10 +208,10 @@ class Trials(Task):
 
 
 def load_rulesets(name: str, benchmark: str) -> Any:
-    """xminigrid's `Benchmark` of that name, downloaded by xminigrid, or from a file.
+    """Loads xminigrid's `Benchmark` of that name, which xminigrid downloads, or a file.
 
     Raises:
-      ConfigError: there is none, or it can't be loaded, or the file holds something else.
+      ConfigError: the benchmark is unknown, can't be loaded, or the file holds no rulesets.
     """
     benchmarks = import_suite("xminigrid.benchmarks")
     names = benchmarks.registered_benchmarks()
@@ -230,13 +233,13 @@ def load_rulesets(name: str, benchmark: str) -> Any:
 
 
 def split_rulesets(rulesets: Any, held_out: float, split: str) -> Any:
-    """The part of a `Benchmark` that is for training, or the one that is kept for evaluation.
+    """Returns the training or the held-out part of a `Benchmark`.
 
-    Which rulesets are in which depends on their number and the share alone, so that training never
-    sees what any evaluation plays.
+    The split depends only on the number of rulesets and the share. So training and evaluation never
+    overlap.
 
     Raises:
-      ConfigError: it is no share, or a part would be empty.
+      ConfigError: the share is invalid, or the part is empty.
     """
     share = isinstance(held_out, int | float) and 0 <= held_out < 1
     if not share:
@@ -247,7 +250,7 @@ def split_rulesets(rulesets: Any, held_out: float, split: str) -> Any:
         )
     number = rulesets.num_rulesets()
     kept = round(number * held_out)
-    shuffled = np.random.default_rng(0).permutation(number)  # the same in every process
+    shuffled = np.random.default_rng(0).permutation(number)  # equal in every process
     chosen = np.sort(shuffled[:kept] if split == "held_out" else shuffled[kept:])
     if not len(chosen):
         raise ConfigError(

@@ -1,14 +1,15 @@
-"""Rulesets for XLand-MiniGrid: `python -m environments.rulesets KIND NUMBER FILE [SEED]`.
+"""Rulesets for XLand-MiniGrid.
 
-The procedure is that of XLand-MiniGrid's own benchmarks (Nikulin et al. 2024, arXiv 2312.12044,
-section 3, after AdA, arXiv 2301.07608, appendix A.2), KIND is one of theirs, `trivial`, `small`,
-`medium` or `high`, and so is the format of FILE, which `ENV_KWARGS={'benchmark': FILE}` and
-`xminigrid.benchmarks.load_benchmark_from_path` read.
+python -m trxl.environments.xminigrid_rulesets KIND NUMBER FILE [SEED]
 
-A ruleset is a tree of productions. Its root is the goal, which asks for one or two objects. Level
-by level each open object is either there when an episode begins, or made by a rule of one or two
-other objects, which are open on the next level. What is open at the end is there too. Objects that
-nothing needs, and rules that make nothing needed, are added to distract.
+Procedure and kinds (`trivial`, `small`, `medium`, `high`) are those of XLand-MiniGrid's benchmarks
+(Nikulin et al. 2024, arXiv 2312.12044, section 3, after AdA, arXiv 2301.07608, appendix A.2). FILE
+is read by `ENV_KWARGS={'benchmark': FILE}` and `xminigrid.benchmarks.load_benchmark_from_path`.
+
+A ruleset is a tree of productions. Its root is the goal, which needs one or two objects. A needed
+object either exists at the start of an episode, or a rule makes it from one or two others. These
+are needed on the next level of the tree. After the last level all needed objects exist at the
+start. Distractors are objects and rules that the goal does not need.
 """
 
 import bz2
@@ -25,36 +26,36 @@ from tqdm import tqdm
 from trxl.errors import ConfigError, shortened
 
 Tile = tuple[int, int]
-"""An object: its kind and its colour, by XLand-MiniGrid's numbers."""
+"""Object, as kind and colour in XLand-MiniGrid's numbers."""
 
 COLOURS = (1, 2, 3, 4, 5, 6, 9, 10, 11, 8)
 """Red, green, blue, purple, yellow, grey, white, brown, pink, orange."""
 
 PICKABLE = tuple(product((3, 4, 5, 7, 12, 11), COLOURS))
-"""Ball, square, pyramid, key, star and hex, of each colour: what the agent can carry."""
+"""Objects that the agent can carry: ball, square, pyramid, key, star and hex, of each colour."""
 
 ANY = PICKABLE + tuple(product((6,), COLOURS))
-"""These, and goal tiles, which lie where they are."""
+"""Objects that can be carried, and goal tiles, which can't."""
 
 NOTHING = (1, 7)
-"""The floor: as a product, what a rule's objects vanish into."""
+"""Floor, the product of a rule that removes its objects."""
 
 HOLD, NEAR, BESIDE = range(3)
-"""What a goal or a rule looks at: an object held, one beside the agent, one beside another."""
+"""Conditions of goals and rules: object held, object near the agent, object beside another."""
 
 GOALS = {HOLD: (1,), NEAR: (3, 11, 13, 14, 12), BESIDE: (4, 7, 9, 10, 8)}
 RULES = {HOLD: (1,), NEAR: (2, 8, 10, 11, 9), BESIDE: (3, 4, 6, 7, 5)}
-"""XLand-MiniGrid's numbers of them: anywhere beside, above, below, to the left, to the right."""
+"""XLand-MiniGrid's numbers of goals and rules: in any direction, above, below, left, right."""
 
 GOAL_LENGTH, RULE_LENGTH = 5, 7
-"""How many numbers encode one."""
+"""Numbers per encoded goal and rule."""
 
 
 class Kind(NamedTuple):
-    """The distribution of a benchmark's rulesets."""
+    """Distribution of a benchmark's rulesets."""
 
     depth: int  # levels of productions
-    keep: float  # probability that an open object is there rather than made
+    keep: float  # probability that a needed object exists at the start
     distractor_rules: int  # at most
     distractor_objects: int
 
@@ -65,11 +66,11 @@ KINDS = {
     "medium": Kind(2, 0.1, 3, 2),
     "high": Kind(3, 0.1, 4, 1),
 }
-"""The published benchmarks' (`scripts/generate_benchmarks.sh` of their repository)."""
+"""Kinds of the published benchmarks (`scripts/generate_benchmarks.sh` of XLand-MiniGrid)."""
 
 
 class Ruleset(NamedTuple):
-    """A goal, the rules, and the objects that are there when an episode begins."""
+    """Goal, rules, and the objects at the start of an episode."""
 
     goal: tuple[int, ...]
     rules: tuple[tuple[int, ...], ...]
@@ -77,10 +78,10 @@ class Ruleset(NamedTuple):
 
 
 def draw_objects(rng: random.Random, what: int, used: set[Tile], near: tuple[Tile, ...]):
-    """The objects that a goal or a rule looks at, none of them used yet.
+    """Draws the unused objects of a goal's or rule's condition.
 
     Args:
-      near: which may be beside the agent; of two beside each other, one can be carried.
+      near: objects allowed with NEAR. With BESIDE, the second object is always pickable.
     """
     choices = {HOLD: (PICKABLE,), NEAR: (near,), BESIDE: (ANY, PICKABLE)}[what]
     return tuple(rng.choice([tile for tile in tiles if tile not in used]) for tiles in choices)
@@ -109,7 +110,7 @@ def draw_ruleset(rng: random.Random, kind: Kind) -> Ruleset:
     there += rng.choices(unused, k=kind.distractor_objects)
     for _ in range(rng.randint(0, kind.distractor_rules)):
         useless = [tile for tile in (*PICKABLE, NOTHING) if tile not in used]
-        # Of any objects: one that is needed may be lost to it.
+        # From any objects, so the rule may consume a needed one.
         rule, inputs = draw_rule(rng, rng.choice(useless), set())
         rules.append(rule)
         there += inputs
@@ -117,28 +118,28 @@ def draw_ruleset(rng: random.Random, kind: Kind) -> Ruleset:
 
 
 def draw_rule(rng: random.Random, made: Tile, used: set[Tile]):
-    """A rule that makes an object, encoded, and the objects that it takes."""
+    """Draws a rule that makes an object; returns it encoded, and the objects that it consumes."""
     number, what = draw_number(rng, RULES)
     inputs = draw_objects(rng, what, used, PICKABLE)
     return encode(number, (*inputs, made), RULE_LENGTH), inputs
 
 
 def draw_number(rng: random.Random, numbers: dict[int, tuple[int, ...]]) -> tuple[int, int]:
-    """Draws one of the goals or rules, all equally likely, and its tiles."""
+    """Draws a goal or rule uniformly; returns its number and its condition."""
     return rng.choice([(number, what) for what, several in numbers.items() for number in several])
 
 
 def encode(number: int, tiles: tuple[Tile, ...], length: int) -> tuple[int, ...]:
-    """Returns a goal's or rule's number and tiles, padded with zeros."""
+    """Encodes a goal's or rule's number and tiles, padded with zeros."""
     numbers = (number, *(x for tile in tiles for x in tile))
     return numbers + (0,) * (length - len(numbers))
 
 
 def draw_rulesets(kind: str, number: int, seed: int = 0) -> list[Ruleset]:
-    """Draws rulesets of a kind, no two with the same goal and rules.
+    """Draws rulesets of a kind, distinct in goal or rules.
 
     Raises:
-      ConfigError: there is no such kind, or there are not so many different ones.
+      ConfigError: the kind is unknown, or has fewer rulesets than `number`.
     """
     if kind not in KINDS:
         raise ConfigError(f"no rulesets {shortened(kind)}; there are {', '.join(KINDS)}")
@@ -157,18 +158,17 @@ def draw_rulesets(kind: str, number: int, seed: int = 0) -> list[Ruleset]:
 
 
 def goals_of_all() -> int:
-    """Returns the number of goals, and so of rulesets that are a goal alone."""
+    """Returns the number of goals, which is the number of rulesets without rules."""
     beside = len(ANY) * len(PICKABLE)
     sizes = {HOLD: len(PICKABLE), NEAR: len(ANY), BESIDE: beside}
     return sum(len(GOALS[what]) * size for what, size in sizes.items())
 
 
 def as_arrays(rulesets: list[Ruleset]) -> dict[str, np.ndarray]:
-    """A benchmark's arrays, of N rulesets.
+    """Converts N rulesets to a benchmark's arrays, uint8, padded with zeros.
 
     Returns:
-      goals (N, 5), rules (N, most rules, 7), init_tiles (N, most objects, 2), num_rules (N, 1), all
-      of them uint8, padded with zeros.
+      goals (N, 5), rules (N, most rules, 7), init_tiles (N, most objects, 2), num_rules (N, 1).
     """
     most_rules = max(1, *(len(ruleset.rules) for ruleset in rulesets))
     most_objects = max(len(ruleset.objects) for ruleset in rulesets)
@@ -193,13 +193,13 @@ def save(rulesets: list[Ruleset], file: Path) -> None:
 
 
 def main() -> None:
-    """Writes what the command line asks for, and says what is in it."""
+    """Draws and saves the command line's rulesets, and prints their statistics."""
     try:
         kind, number, file, *rest = sys.argv[1:]
         (seed,) = rest or ["0"]
         asked = int(float(number)), int(seed)
     except (ValueError, TypeError, OverflowError):
-        sys.exit("usage: python -m environments.rulesets KIND NUMBER FILE [SEED]")
+        sys.exit("usage: python -m trxl.environments.xminigrid_rulesets KIND NUMBER FILE [SEED]")
     try:
         rulesets = draw_rulesets(kind, *asked)
         save(rulesets, Path(file))
@@ -211,7 +211,7 @@ def main() -> None:
 
 
 def statistics(rulesets: list[Ruleset]) -> str:
-    """Summarises how many rules and objects rulesets have."""
+    """Summarises the numbers of rules and objects of rulesets."""
     counts = {
         "rules": [len(ruleset.rules) for ruleset in rulesets],
         "objects": [len(ruleset.objects) for ruleset in rulesets],

@@ -1,1 +1,1 @@
-"""The host side of a run: command line, loop, files, processes."""
+"""Host side of a run: command line, loop, files, processes."""

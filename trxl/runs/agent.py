@@ -1,4 +1,4 @@
-"""A saved agent, for a loop of one's own."""
+"""Trained agent, for a loop of your own."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trxl.config import of_saved_run
 from trxl.distributions import sample_per_row, sample_uniformly
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError
-from trxl.results import load_results
 from trxl.rollout import empty_memory
-from trxl.runs.parameters import file_of_seed, fits, read_params, saved_seeds
+from trxl.runs.parameters import file_of_seed, fits, read_file, read_params, saved_seeds
+from trxl.runs.saved_config import check_saved
 from trxl.spaces import obs_space
 from trxl.statistics import init_normalizer, network_input
 from trxl.training import Algorithm, Start, init_params
@@ -23,36 +22,33 @@ ENVIRONMENT_ARGUMENT = 'environment="{0}" (on the command line ENV_NAME={0})'
 
 
 class AgentMemory(NamedTuple):
-    """The keys and values of the last steps, and how many of them are of the running episode."""
+    """Caches of the last steps, and the number of steps that belong to the current episode."""
 
     caches: Any
-    t: jax.Array  # () int32, the slot that the next step writes
+    t: jax.Array  # () int32, slot that the next step writes
     reach: jax.Array  # (B,) int32
 
 
 class Agent(NamedTuple):
-    """A trained agent for a loop of one's own; both functions are jitted.
-
-    initial_memory(batch) -> memory of `batch` environments, empty.
-
-    act(memory, obs, done, key) -> (action, memory): one step of all of them. obs is
-    (batch, obs_size), flat float32, as `make_env` gives it; done (batch,) says whose episode ended
-    in the step before, so that the observation is a new episode's first and the memory is to be
-    emptied.
-
-    look(memory, obs, done, key) -> (action, memory, attention) is `act`, and how much of each
-    head's attention is on the step itself and on those 1 .. M before it, (batch, L, H, M+1); L is 0
-    where nothing attends.
-
-    config is the run's, but for the reset strategy: the suite's own, with a world of its own for
-    every episode.
-    """
+    """Trained agent for a loop of your own, as jitted functions."""
 
     initial_memory: Callable
+    """`initial_memory(batch)` returns the empty memory of `batch` environments."""
     act: Callable
+    """`act(memory, obs, done, key)` does a step of all environments and returns (action, memory).
+
+    obs is (batch, obs_size) float32, as from `make_env`. done is (batch,) bool, whether obs begins
+    a new episode, which resets the memory.
+    """
     config: dict[str, Any]
+    """Config of the run, with the suite's default reset strategy."""
     look: Callable
+    """`look(memory, obs, done, key)` is `act` and returns (action, memory, attention).
+
+    attention is (batch, L, H, M+1), the weights of ages 0 .. M. Without attention layers L is 0.
+    """
     make_env: Callable
+    """`make_env(config, num_envs)` of the algorithm."""
 
     def environment(self, num_envs: int = 1) -> Any:
         """Returns the batched environment of the agent's config."""
@@ -67,48 +63,52 @@ def load_agent(
     algorithm: Algorithm | None = None,
     environment: str | None = None,
 ) -> Agent:
-    """The agent that a run saved.
+    """Loads the agent of a run, see `evaluate_PPO_trXL.load_agent`.
 
     Args:
-      folder: of the run.
       known: algorithms by the name in a saved config.
-      seed: of the agent; None: the lowest that is there.
-      greedy: takes the most probable action instead of sampling one.
-      algorithm: that trained it; None: the known one that the run names.
-      environment: `<file.py>:<class>` of an agent whose environment is a file. The run's files may
-        be a stranger's, so that no file is run that is not named here.
-
-    Raises:
-      ConfigError: there is no such agent, or its files are broken or don't fit together, or its
-        environment is a file that `environment` doesn't name.
     """
     paths = saved_seeds(Path(os.path.expanduser(folder)))
     path = file_of_seed(paths, min(paths) if seed is None else seed)
     beside = path.with_name(path.name.replace("params", "config"))
-    params, normalizer = read_params(path)
-    config = read_config(beside)
+    start = read_params(path)
+    config = read_file(beside)
     algorithm = resolve_algorithm(str(config.pop("ALGORITHM", "PPO")), known, algorithm)
-    try:
-        config = algorithm.check(of_saved_run(config, algorithm.keys))
-    except ConfigError as error:
-        raise ConfigError(f"{beside}: {error}; is it another version's?") from error
+    config = check_saved(config, algorithm, str(beside))
     config["ENV_NAME"] = named_by_user(config["ENV_NAME"], environment, ENVIRONMENT_ARGUMENT)
-    config["RESET_STRATEGY"] = None  # with worlds that environments share, returns would be alike
+    misfit = f"{path} does not fit {beside.name} beside it"
+    return make_agent(config, start, algorithm, greedy, misfit)
+
+
+def make_agent(
+    config: dict[str, Any], start: Start, algorithm: Algorithm, greedy: bool, misfit: str
+) -> Agent:
+    """Makes an agent of parameters and statistics.
+
+    Args:
+      config: checked config.
+      misfit: message of the error if they don't fit the config.
+
+    Raises:
+      ConfigError: they don't fit, or the environment can't be made.
+    """
+    config = {**config, "RESET_STRATEGY": None}  # shared levels would correlate the returns
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]
-    if not fits(Start(params, normalizer), fresh_agent(config, env, network, algorithm)):
-        raise ConfigError(f"{path} does not fit {beside.name} beside it")
+    if not fits(start, fresh_agent(config, env, network, algorithm)):
+        raise ConfigError(misfit)
+    params, normalizer = start
 
     def initial_memory(batch: int) -> AgentMemory:
         caches = network.apply(params, empty_memory(config, batch), method="init_cache")
         return AgentMemory(caches, jnp.int32(0), jnp.zeros(batch, jnp.int32))
 
     def look(memory: AgentMemory, obs: jax.Array, done: jax.Array, key: jax.Array):
-        batch = memory.reach.shape
+        obs, done, batch = jnp.asarray(obs), jnp.asarray(done), memory.reach.shape
         for name, x, wanted in (("obs", obs, (*batch, env.obs_size)), ("done", done, batch)):
-            if jnp.shape(x) != wanted:
-                raise ConfigError(f"{name} must have the shape {wanted}, not {jnp.shape(x)}")
+            if x.shape != wanted:
+                raise ConfigError(f"{name} must have the shape {wanted}, not {x.shape}")
         reach = jnp.where(done, 0, memory.reach)
         (policy, _, caches, _), seen = network.apply(
             params,
@@ -135,12 +135,12 @@ def resolve_algorithm(
     """Returns the algorithm that a run was trained with.
 
     Args:
-      name: in the saved config.
+      name: name in the saved config.
       known: algorithms by name.
-      given: one of the user's own.
+      given: the user's own algorithm.
 
     Raises:
-      ConfigError: the run was trained with another one, or with one that isn't known here.
+      ConfigError: the run was trained with another algorithm, or with an unknown one.
     """
     if given is not None and given.name != name:
         raise ConfigError(f"the run was trained by {name}, not by {given.name}")
@@ -153,7 +153,7 @@ def resolve_algorithm(
 
 
 def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Start:
-    """Returns the parameters that act before a run, and the statistics, in shapes."""
+    """Returns the shapes of fresh `behaviour_params` and statistics."""
 
     def fresh() -> Start:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
@@ -164,28 +164,14 @@ def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algor
 
 
 def attention_of(seen: Any) -> jax.Array:
-    """Stacks the attention that a network's layers recorded: (B, L, H, M+1)."""
+    """Stacks the attention weights that layers recorded, (B, L, H, M+1)."""
     layers = seen.get("intermediates", {}).get("transformer", {})
     weights = [layers[f"layers_{i}"]["attention"][0] for i in range(len(layers))]
     return jnp.stack(weights, axis=1) if weights else jnp.zeros((1, 0))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads a saved config.
-
-    Raises:
-      ConfigError: there is none, or it is broken.
-    """
-    try:
-        return load_results(path)
-    except OSError as error:
-        raise ConfigError(f"no config in {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def random_agent(agent: Agent) -> Agent:
-    """An agent for the same environment that takes every legal action with equal probability."""
+    """Makes an agent for the same environment that acts uniformly over legal actions."""
     action_space = agent.environment().action_space
 
     def act(memory: Any, obs: jax.Array, done: jax.Array, key: jax.Array):

@@ -1,7 +1,10 @@
-"""Checkpoints of a run: written by Orbax, whole or absent whenever the process dies.
+"""Checkpoints of a run, written atomically by Orbax.
 
-A checkpoint holds the `RunnerState`, or with CHECKPOINT_KIND=learner its `TrainState` alone, with
-CHECKPOINT_KIND=params that without the optimiser's state.
+| CHECKPOINT_KIND | content |
+| --- | --- |
+| full | `RunnerState` |
+| learner | `TrainState` |
+| params | `TrainState` without the optimiser's state |
 """
 
 import os
@@ -16,43 +19,43 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.compiled import Program
 from trxl.runs.processes import is_main, print_main, run_on_all
 from trxl.training import RunnerState
 
 LEAST_ROOM = 500_000
-"""Bytes that a checkpoint takes beside the arrays: the names of everything in it."""
+"""Bytes of a checkpoint's metadata."""
 
 LEFTOVERS = ("*.partial", "*.orbax-checkpoint-tmp*")
-"""What a kill may leave beside the whole checkpoints, which have a number for a name."""
+"""Incomplete checkpoints of a killed process. Complete ones have a number for a name."""
 
 
 class Checkpoints:
-    """The newest few trees of arrays of a run, in its folder's `checkpoints/<updates done>`.
+    """Newest checkpoints of a run, in its folder's `checkpoints/<updates done>`.
 
     Args:
-      folder: of the run.
-      keep: how many to keep.
+      folder: the run's folder.
+      keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int):
         self.root = folder.absolute() / "checkpoints"
         self._keep = keep
-        self._current: int | None = None  # the one that was last written or read
+        self._current: int | None = None  # updates of the last one written or read
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
     def all(self) -> list[int]:
-        """Returns after how many updates there are checkpoints, in order."""
+        """Returns the numbers of updates of all checkpoints, ascending."""
         names = (path.parent.name for path in self.root.glob("*/_CHECKPOINT_METADATA"))
         return sorted(int(name) for name in names if name.isdigit())
 
     def newest(self) -> int:
-        """Returns after how many updates the newest one was taken, 0 if there is none."""
+        """Returns the number of updates of the newest checkpoint, 0 if there is none."""
         return max(self.all(), default=0)
 
     def save(self, updates: int, tree: Any) -> None:
-        """Writes the arrays after so many updates; returns when they are on the disk.
+        """Writes the arrays after `updates` updates; returns when they are on the disk.
 
         Raises:
           OSError: they can't be written.
@@ -69,29 +72,32 @@ class Checkpoints:
             )
             if is_main():
                 self._prune()
-        except Exception as error:  # a disk's failures have many names
-            raise OSError(first_line(str(error))) from error
+        except Exception as error:  # Orbax raises many types for disk errors
+            raise OSError(one_line(error)) from error
         self._current = updates
 
     def saved_names(self, updates: int) -> Any:
-        """Returns the tree that a checkpoint has, with None where nothing was saved.
+        """Returns the tree of a checkpoint's metadata, with None for what was not saved.
 
         Raises:
-          ConfigError: it is broken.
+          ConfigError: the checkpoint is broken.
         """
         with unreadable_in_one_line(self.root / str(updates)):
             return self._orbax.metadata(self.root / str(updates)).item_metadata.tree
 
     def restore(self, updates: int, shapes: Any) -> Any:
-        """Returns the arrays after so many updates, in a tree of `jax.ShapeDtypeStruct`.
+        """Restores the arrays after `updates` updates, into a tree of `jax.ShapeDtypeStruct`.
 
         Raises:
-          ConfigError: the checkpoint is broken, or of a run with other shapes.
+          ConfigError: the checkpoint is broken, or has other shapes.
         """
         saved = shapes_by_name(self.saved_names(updates))
+        wanted = shapes_by_name(without_empty(shapes))
         with unreadable_in_one_line(self.root / str(updates)):
-            if saved != shapes_by_name(without_empty(shapes)):  # Orbax would fail in many threads
-                raise ValueError("the arrays have other names or shapes")
+            if differing := [x for x in saved | wanted if saved.get(x) != wanted.get(x)]:
+                # Orbax would fail in many threads.
+                name = differing[0]
+                raise ValueError(f"{name}: {saved.get(name)} there, {wanted.get(name)} here")
             tree = self._orbax.restore(
                 self.root / str(updates), args=ocp.args.StandardRestore(without_empty(shapes))
             )
@@ -100,12 +106,12 @@ class Checkpoints:
 
     @contextmanager
     def _room_for(self, tree: Any) -> Iterator[None]:
-        """Reserves the room that this process's part of the arrays needs, where that is possible.
+        """Reserves disk space for this process's part of the arrays, if the system can.
 
-        A disk that fills up while Orbax writes would leave the other processes waiting.
+        If the disk filled up while Orbax writes, the other processes would wait forever.
 
         Raises:
-          OSError: there is not enough.
+          OSError: there is not enough space.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         if is_main():
@@ -114,21 +120,21 @@ class Checkpoints:
         probe = self.root / f"room_{jax.process_index()}.partial"
         try:
             with open(probe, "wb") as file:
-                if hasattr(os, "posix_fallocate"):  # macOS has none
+                if hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(file.fileno(), 0, size)
             yield
         finally:
             probe.unlink(missing_ok=True)  # process 0 may have removed it as a leftover
 
     def _prune(self) -> None:
-        """Removes all but the newest; one that is cut short has no number for a name any more."""
+        """Removes old checkpoints, renamed first so that an interruption leaves no number."""
         for old in self.all()[: -self._keep]:
             partial = self.root / f"{old}.partial"
             os.rename(self.root / str(old), partial)
             shutil.rmtree(partial)
 
     def _remove_leftovers(self) -> None:
-        """Removes what a kill left half-written or half-removed."""
+        """Removes the incomplete checkpoints of a killed process."""
         for leftover in (path for pattern in LEFTOVERS for path in self.root.glob(pattern)):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -137,8 +143,8 @@ class Checkpoints:
 
 
 def kept_of(state: RunnerState, kind: str) -> dict[str, Any]:
-    """Returns what a checkpoint of this CHECKPOINT_KIND has of a state, or of its shapes."""
-    if kind == "full":  # what an algorithm does not use is in no checkpoint
+    """Returns the parts of a state, or of its shapes, that a CHECKPOINT_KIND saves."""
+    if kind == "full":  # without fields that the algorithm does not use
         return {name: part for name, part in state._asdict().items() if part is not None}
     if kind == "learner":
         return {"train_state": state.train_state}
@@ -146,7 +152,7 @@ def kept_of(state: RunnerState, kind: str) -> dict[str, Any]:
 
 
 def restored_state(checkpoints: Checkpoints, updates: int, program: Program) -> RunnerState:
-    """Returns the state after so many updates; with fresh episodes where only the learner was kept.
+    """Restores the state after `updates` updates; learner-only checkpoints start fresh episodes.
 
     Raises:
       ConfigError: the checkpoint is broken or of another run.
@@ -166,7 +172,7 @@ def restored_state(checkpoints: Checkpoints, updates: int, program: Program) -> 
 
 
 def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {name: shape} of the arrays as Orbax saves them, random keys as numbers."""
+    """Returns {name: shape} of the arrays that Orbax saves, with random keys as integers."""
 
     def shape(x: Any) -> tuple[int, ...]:
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -177,12 +183,12 @@ def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def without_empty(tree: Any) -> Any:
-    """The tree with None for arrays without entries, which Orbax refuses: a memory of 0 steps."""
+    """Replaces empty arrays, such as a memory of 0 steps, by None, since Orbax refuses them."""
     return jax.tree.map(lambda x: x if x.size else None, tree)
 
 
 def with_empty(tree: Any, shapes: Any) -> Any:
-    """Undoes `without_empty`."""
+    """Inverts `without_empty`."""
 
     def fill(shape: jax.ShapeDtypeStruct | None, x: Any) -> Any:
         if x is not None or shape is None:
@@ -195,12 +201,12 @@ def with_empty(tree: Any, shapes: Any) -> Any:
 
 @contextmanager
 def unreadable_in_one_line(path: Path) -> Iterator[None]:
-    """Turns whatever reading a checkpoint raises, which may be anything, into a `ConfigError`."""
+    """Turns any error of reading a checkpoint into a `ConfigError`."""
     try:
         yield
     except Exception as error:
-        reason = first_line(str(error) or type(error).__name__)[:120]
+        reason = one_line(error)[:120]
         raise ConfigError(
-            f"RESUME: {path} is broken, of another run or of earlier code ({reason}); move it away"
-            " to go on from the checkpoint before it"
+            f"RESUME: {path} is broken, or of another run, environment or version ({reason}); move"
+            " it away to go on from the checkpoint before it"
         ) from error

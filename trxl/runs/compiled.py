@@ -1,4 +1,4 @@
-"""The jitted functions of a run, for one seed, for several under vmap, or for several devices."""
+"""Jitted functions of a run: one seed, several seeds under vmap, or several devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,19 +17,19 @@ AXIS = "devices"
 EVERYWHERE, BY_ROW = PartitionSpec(), PartitionSpec(AXIS)
 
 SPECS = RunnerState(EVERYWHERE, BY_ROW, EVERYWHERE, BY_ROW)  # type: ignore[arg-type]
-"""How the fields of a state lie on several devices: parameters everywhere, environments by row."""
+"""Sharding of a state over devices: parameters are replicated, environments sharded by row."""
 
 
 class Program:
-    """`init` and `update`, jitted.
+    """Jitted `init` and `update` of a run.
 
-    A state is the same whether one device has it or several, but for the sharding of its arrays;
-    with NUM_SEEDS above 1 its leaves have an axis of the seeds in front.
+    On one or several devices a state differs only in its sharding. With NUM_SEEDS above 1, leaves
+    begin with an axis of seeds.
 
     Args:
       config: checked.
-      algorithm: that trains.
-      num_devices: of all processes together; None for one device.
+      algorithm: algorithm that trains.
+      num_devices: devices of all processes; None for one device.
 
     Raises:
       ConfigError: the config can't be run, or PARAMS does not fit.
@@ -55,7 +55,7 @@ class Program:
             init_seed, update = jax.vmap(init_seed, (0, None, 0)), jax.vmap(update)
         self._init = jax.jit(init_seed)
         self._update = jax.jit(update, donate_argnums=0)
-        begins = config["PARAMS"] and not config["RESUME"]  # a resumed run has begun
+        begins = config["PARAMS"] and not config["RESUME"]  # RESUME has its own parameters
         self._start = self._read_start(config["PARAMS"]) if begins else None
 
     def _read_start(self, path: str) -> Start:
@@ -70,7 +70,7 @@ class Program:
         return seeds if self._several else seeds[0], np.uint32(stream), start
 
     def init(self, stream: int = 0) -> RunnerState:
-        """Returns a first state; another `stream` has other environments and actions."""
+        """Returns a first state, with random streams that depend on `stream`."""
         return jax.block_until_ready(self._init(*self._arguments(stream, self._start)))
 
     def shapes(self) -> RunnerState:
@@ -85,25 +85,25 @@ class Program:
         return RunnerState(*placed)
 
     def num_parameters(self) -> int:
-        """Returns the number of one seed's parameters."""
+        """Returns the number of parameters per seed."""
         params = self.shapes().train_state.params
         return sum(x.size for x in jax.tree.leaves(params)) // len(self.seeds)
 
     def trace_update(self) -> Any:
-        """Returns the traced update, which `compile` then need not trace again."""
+        """Traces the update; JAX caches the trace for `compile`."""
         return self._update.trace(self.shapes())
 
     def compile(self, state: RunnerState) -> Callable:
-        """Returns the update, compiled for such a state.
+        """Compiles the update for such a state.
 
-        With JAX_DEBUG_NANS it is compiled when first called: only then does JAX name the operation.
+        With JAX_DEBUG_NANS returns the jitted update, since only then JAX names the operation.
         """
         if jax.config.jax_debug_nans:  # type: ignore[attr-defined]
             return self._update
         return self._update.lower(state).compile()
 
     def per_seed(self, tree: Any) -> list[Any]:
-        """Returns the train state or the metrics as one tree of NumPy arrays for each seed."""
+        """Copies the train state or metrics to the host, as one tree of NumPy arrays per seed."""
         tree = jax.device_get(tree)
         if not self._several:
             return [tree]
@@ -111,5 +111,5 @@ class Program:
 
 
 def with_sharding(shapes: Any, sharding: Sharding) -> Any:
-    """Returns a tree of `jax.ShapeDtypeStruct`, placed."""
+    """Adds a sharding to a tree of `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

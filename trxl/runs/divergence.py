@@ -1,4 +1,4 @@
-"""Seeds whose agent broke: a run marks them in its `diverged.json`, and the others go on."""
+"""Marks of diverged seeds, in a run's `diverged.json`."""
 
 import json
 from collections.abc import Iterable
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.rollout import Metrics
 from trxl.runs.outputs import write_whole
 from trxl.training import INPUTS
 
 
 class NotFiniteError(Exception):
-    """A loss or a parameter is infinite or not a number; a line for each seed that has it."""
+    """Error of a loss or parameter that is not finite, with a line per diverged seed."""
 
 
 class Divergence(NamedTuple):
-    """The mark of a seed that diverged."""
+    """Mark of a diverged seed."""
 
-    what: str  # the metric that is not finite, such as "total_loss is nan"
-    update: int  # after how many updates
+    what: str  # the metric, such as "total_loss is nan"
+    update: int  # number of updates done
 
 
 def read_divergences(folder: Path, updates: int) -> dict[int, Divergence]:
-    """Returns the seeds of a run that had diverged after so many updates.
+    """Returns the seeds that had diverged after `updates` updates.
 
     Raises:
       ConfigError: the file is broken.
@@ -37,12 +37,12 @@ def read_divergences(folder: Path, updates: int) -> dict[int, Divergence]:
         return {seed: mark for seed, mark in marks.items() if mark.update <= updates}
     except FileNotFoundError:
         return {}
-    except Exception as error:  # what is no such file may raise almost anything
-        raise ConfigError(f"RESUME: {path} is broken: {first_line(str(error))}") from error
+    except Exception as error:  # other content may raise anything
+        raise ConfigError(f"RESUME: {path} is broken: {one_line(error)}") from error
 
 
 def save_divergences(folder: Path, marks: dict[int, Divergence]) -> None:
-    """Writes `diverged.json`, and removes it where no seed has diverged."""
+    """Writes `diverged.json`; removes it if no seed has diverged."""
     path = folder / "diverged.json"
     if marks:
         text = json.dumps({seed: mark._asdict() for seed, mark in marks.items()}, indent=1)
@@ -52,7 +52,7 @@ def save_divergences(folder: Path, marks: dict[int, Divergence]) -> None:
 
 
 def what_is_not_finite(metrics: Metrics, must_be_finite: Iterable[str]) -> str | None:
-    """Returns which metric shows that the update broke the agent; None if none does."""
+    """Describes the first metric that is not finite; None if all are finite."""
     for name in (*INPUTS, *must_be_finite):
         if not np.isfinite(metrics[name]):
             return f"{INPUTS.get(name, name)} is {metrics[name]}"

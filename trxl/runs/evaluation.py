@@ -1,4 +1,4 @@
-"""Episodes that a saved agent plays, and their report."""
+"""Evaluation episodes of a saved agent, and their report."""
 
 import math
 from collections.abc import Callable
@@ -18,20 +18,19 @@ from trxl.runs.outputs import write_whole
 from trxl.training import with_nan, without_nan
 
 MAX_STEPS = 20_000
-"""Of an episode; one that has not ended by then is taken for endless."""
+"""Default number of steps after which an episode counts as endless."""
 
 STEPS_PER_CALL = 64
 MOST_ENVIRONMENTS = 256
 
 
 def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
-    """An agent in a batched environment.
+    """Makes the loop of an agent in a batched environment of N environments.
 
     Returns:
       start(key) -> carry, whose first entry is the environment's state, and
-      step(carry, key) -> (carry, (returned, reward, {name: (N,)} of the environment's log)), with
-      one entry for each environment, not each agent: whether an episode returned, and the reward,
-      several agents' mean.
+      step(carry, key) -> (carry, (returned (N,) bool, reward (N,), {name: (N,)} of the log)). The
+      reward is the mean over agents.
     """
     num_rows, agents = env.num_rows, env.num_rows // env.num_envs
 
@@ -48,7 +47,7 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
         keys = jax.random.split(step_key, num_rows)
         obs, env_state, reward, done, info = env.step(keys, env_state, action)
         forget = info.get("memory_boundary", done)
-        # The log is in the row of the first agent.
+        # The first agent's row has the log.
         returned = info.get("returned_episode", done)[::agents]
         logged = {name: without_nan(info[name][::agents]) for name in env.episode_metrics}
         reward = reward.reshape(-1, agents).mean(axis=1)
@@ -58,9 +57,9 @@ def make_loop(agent: Agent, env: Any) -> tuple[Callable, Callable]:
 
 
 def enough_episodes(agent: Agent) -> int:
-    """1,000, or those of the least number of hundreds of trials that has as many.
+    """Returns 1,000, or the episodes of the smallest multiple of 100 trials that has as many.
 
-    Of hundreds, since a number of trials with many divisors is played many at a time.
+    Multiples of 100 have many divisors, so that many trials are played in parallel.
     """
     per_trial = agent.environment().episodes_per_trial
     return per_trial * 100 * math.ceil(10 / per_trial)
@@ -69,16 +68,16 @@ def enough_episodes(agent: Agent) -> int:
 def play(
     agent: Agent, episodes: int, key: jax.Array, max_steps: int = MAX_STEPS
 ) -> dict[str, np.ndarray]:
-    """Plays complete episodes.
+    """Plays complete episodes in parallel environments.
 
-    Environments run side by side and each plays the same number of episodes, so that short ones
-    are not counted more often than long ones; where episodes make up trials, of whole trials.
+    Each environment plays the same number of episodes, or of whole trials, so that short episodes
+    are not overrepresented.
 
     Returns:
-      {name: (episodes,)} for everything that the environment logs at an episode's end.
+      {name: (episodes,)} of the environment's log at each episode's end.
 
     Raises:
-      ConfigError: the episodes are no whole number of trials, or one has more than `max_steps`.
+      ConfigError: `episodes` is no multiple of a trial's, or an episode has more than `max_steps`.
     """
     per_trial = agent.environment().episodes_per_trial
     if episodes % per_trial:
@@ -102,12 +101,12 @@ def play(
             call += 1
             carry, logged = run(carry, jax.random.fold_in(key, call))
             returned, _, logged = with_nan(jax.device_get(logged))
-            # How many episodes of its environment each one is, itself counted.
+            # Number of each episode within its environment, from 1.
             ordinal = finished + np.cumsum(returned, axis=0)
             counted = returned & (ordinal <= per_env)
             for name, values in logged.items():
                 results[name].append(values[counted])
-            since = np.argmax(returned[::-1], axis=0)  # steps of the call after the last end
+            since = np.argmax(returned[::-1], axis=0)  # steps after the last end in this call
             length = np.where(returned.any(axis=0), since, length + STEPS_PER_CALL)
             finished = ordinal[-1]
             bar.update(int(counted.sum()))
@@ -117,19 +116,19 @@ def play(
 
 
 def endless(max_steps: int) -> ConfigError:
-    """Returns the error of an episode that does not end."""
+    """Makes the error of an episode that does not end."""
     return ConfigError(f"an episode has not ended after MAX_STEPS={max_steps}; raise it if it may")
 
 
 MAX_RETURN = {"Craftax-Symbolic-v1": 226.0, "Craftax-Classic-Symbolic-v1": 22.0}
-"""Return of a perfect episode (Matthews et al. 2024): the score is given in % of it."""
+"""Return of a perfect episode (Matthews et al. 2024), 100 % of the score."""
 
 OF_A_TRIAL = "trial_return/episode_"
-"""What the metrics of a trial begin with; the number of the episode, from 1, follows."""
+"""Prefix of a trial's metrics, before the episode's number from 1."""
 
 
 def describe(values: np.ndarray) -> str:
-    """Mean, its standard error, interquartile mean, minimum and maximum of any values."""
+    """Formats mean, standard error, interquartile mean, minimum and maximum."""
     if not len(values):
         return "none"
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
@@ -142,12 +141,15 @@ def describe(values: np.ndarray) -> str:
 
 
 def crafter_score(rates: list[float]) -> float:
-    """The geometric mean of success rates in % (Hafner 2021, arXiv 2109.06780), of 1 + rate."""
+    """Computes exp(mean(log(1 + s_i))) - 1 of success rates s_i in %.
+
+    Hafner 2021 (arXiv 2109.06780).
+    """
     return float(np.expm1(np.mean(np.log1p(rates))))
 
 
 def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
-    """Reports the results of `play`, with Craftax's score and its achievements."""
+    """Formats the results of `play`, with Craftax's score and achievements."""
     returns = results["returned_episode_returns"]
     lines = [
         f"return: {describe(returns)}",
@@ -180,11 +182,11 @@ def report(config: dict[str, Any], results: dict[str, np.ndarray]) -> str:
 def plot_trials(path: Path, results: dict[str, dict[str, np.ndarray]]) -> None:
     """Draws the return by an episode's number in its trial.
 
-    Mean with its standard error, median and 20th percentile over the trials, as XLand-MiniGrid's
-    authors report them (Nikulin et al. 2024, arXiv 2312.12044).
+    Shows mean with standard error, median and 20th percentile over trials, like Nikulin et al. 2024
+    (arXiv 2312.12044).
 
     Args:
-      results: what was played of each part of the rulesets.
+      results: results of `play` by split of the rulesets.
     """
     from matplotlib.figure import Figure
 

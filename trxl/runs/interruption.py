@@ -1,4 +1,4 @@
-"""Signals that stop a run, which saves first, and output that a run outlives."""
+"""Signals that stop a run after saving, and output streams that can't fail."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Closed(Protocol):
-    """A folder of a run or a search, which is closed before the process ends."""
+    """Folder of a run or a search, which is closed before the process ends."""
 
     def close(self) -> None: ...
 
@@ -21,13 +21,13 @@ class Closed(Protocol):
 
 
 class StopOnSignal:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second ends it all.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; a second one exits.
 
-    SIGHUP comes when the terminal goes; under nohup it is left alone, and Windows has none.
+    SIGHUP, sent when a terminal closes, is ignored under nohup. Windows has no SIGHUP.
 
-    `signal` is the number of the signal to stop for, or None. Of several processes all must stop
-    after the same update, whichever got it: they `agree`. Before `training` is set there is nothing
-    to save, so the first one ends the process too, as soon as there is a record to close.
+    `signal` is the number of the signal to stop for, or None. All processes must stop after the
+    same update, so they `agree` on it. Before `training` is set, the first signal exits, once there
+    is a record to close.
     """
 
     def __init__(self):
@@ -37,13 +37,13 @@ class StopOnSignal:
         self.training = False
 
     def watch(self, record: Closed) -> None:
-        """Closes this record before the process ends, or now if it is to end."""
+        """Sets the record to close on exit; exits now if a signal is pending."""
         self._record = record
         if self._own:
             self._quit(self._own)
 
     def agree(self) -> None:
-        """Sets `signal` to what any of the processes got; all of them call it after an update."""
+        """Sets `signal` to that of any process; all processes call it after each update."""
         self.signal = largest(self._own) or None
         if self.signal and not self._own:
             warn_main("stopping: another process was asked to")
@@ -52,7 +52,7 @@ class StopOnSignal:
         self._previous = {
             number: signal.signal(number, self._handle)
             for number in (getattr(signal, name, None) for name in SIGNALS)
-            if number and signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+            if number and signal.getsignal(number) != signal.SIG_IGN  # as under nohup
         }
         return self
 
@@ -65,29 +65,29 @@ class StopOnSignal:
         if again:
             self._quit(number, patient=False)
         elif self._record is None:
-            return  # half made: `watch` will close it
+            return  # the record is not complete yet; `watch` exits
         elif not self.training:
             self._quit(number)
         else:
             warn_main("stopping after this update (once more to quit at once)")
 
     def _quit(self, number: int, patient: bool = True) -> None:
-        """Ends the process; closing the record may wait for the receiver of live metrics."""
+        """Exits. If patient, waits until live metrics are sent."""
         warn_main("stopped at once")
         if self._record:
             (self._record.close if patient else self._record.discard_if_empty)()
-        # XLA's threads may be at work for minutes yet; an orderly exit would wait for them.
+        # A normal exit would wait for XLA's threads, possibly for minutes.
         os._exit(128 + number)
 
 
 class LastingStream:
-    """A text stream that, once it can't be written any more, takes everything to nowhere."""
+    """Text stream that discards its output once writing fails."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes the text if that can be done, with escapes for what the encoding lacks."""
+        """Writes the text if possible, escaping characters that the encoding lacks."""
         try:
             return self._stream.write(text)
         except UnicodeEncodeError:
@@ -97,20 +97,20 @@ class LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """Flushes if that can be done."""
+        """Flushes if possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
             self._lose()
 
     def _lose(self) -> None:
-        """Python would fail once more at its end, over what it could not flush."""
+        """Redirects the stream to `os.devnull`, since Python would fail to flush it at exit."""
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         except (OSError, ValueError):
-            pass  # it has no descriptor, or is closed
+            pass  # no descriptor, or closed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -118,7 +118,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Makes standard output and error lasting."""
+    """Replaces standard output and error by `LastingStream`."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (LastingStream(stream) for stream in before)  # type: ignore
     try:

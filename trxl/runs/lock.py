@@ -1,4 +1,4 @@
-"""A run's folder has one writer at a time."""
+"""Lock that gives a run's folder one writer at a time."""
 
 import errno
 from contextlib import suppress
@@ -10,17 +10,17 @@ from trxl.errors import ConfigError
 from trxl.runs.processes import print_main
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""Errors of a file system, or of a Python, that has no locks."""
+"""Errors of file systems, or Pythons, without locks."""
 
 
 class FolderLock:
-    """The right to write to a run's folder, until `release` or the end of the process.
+    """Lock on a run's folder, held until `release` or the end of the process.
 
     Args:
-      folder: that exists.
+      folder: existing folder.
 
     Raises:
-      ConfigError: another process has it, or the folder can't be written.
+      ConfigError: another process holds the lock, or the folder can't be written.
     """
 
     def __init__(self, folder: Path):
@@ -39,7 +39,7 @@ class FolderLock:
             print_main(f"no locks here ({error.strerror}): don't start a run twice")
 
     def release(self) -> None:
-        """Gives it back; the file goes."""
-        with suppress(OSError):  # Windows removes it later, with the release
+        """Releases the lock, and removes its file."""
+        with suppress(OSError):  # on Windows the release removes the file
             self._path.unlink()
         self._lock.release()

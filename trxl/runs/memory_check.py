@@ -1,4 +1,4 @@
-"""Checks whether a run fits the machine, before anything is compiled."""
+"""Check that a run fits into the device's memory, before anything is compiled."""
 
 import math
 import os
@@ -26,26 +26,26 @@ KEYS = {
     KEPT: ("REPLAY_ROLLOUTS", "NUM_ENVS", "NUM_STEPS", "WINDOW_MEM", "NUM_SEEDS"),
     ROLLOUT: ("NUM_ENVS", "NUM_STEPS", "EMBED_SIZE", "num_layers", "NUM_SEEDS", "UPDATE_EPOCHS"),
 }
-"""Which keys make a part of what a run holds smaller."""
+"""Keys that reduce each part of a run's memory."""
 
 
 def check_sizes(config: dict[str, Any], num_devices: int = 1) -> None:
-    """Refuses sizes by the config alone, since JAX can't even trace those beyond its integers.
+    """Checks sizes by the config alone, since JAX can't trace arrays beyond its integers.
 
     Args:
       config: checked.
-      num_devices: that the environments are spread over.
+      num_devices: devices that share the environments.
 
     Raises:
       ConfigError: see `compare`.
     """
-    width = max(1, config["num_layers"] * config["EMBED_SIZE"])  # what a layer saw, of all layers
+    width = max(1, config["num_layers"] * config["EMBED_SIZE"])  # of a memory entry
     of_a_step = 4 * width * config["NUM_SEEDS"] * config["NUM_ENVS"] // num_devices
     compare({MEMORY: of_a_step * config["WINDOW_MEM"], ROLLOUT: of_a_step * config["NUM_STEPS"]})
 
 
 def least_bytes(program: Program) -> dict[str, int]:
-    """Returns what a run holds at least on one device at a time: {what: bytes}."""
+    """Returns a lower bound of a run's memory on one device, {part: bytes}."""
     state = program.shapes()
     update = program.trace_update().jaxpr.jaxpr
     rollout_state = state.rollout_state
@@ -59,13 +59,13 @@ def least_bytes(program: Program) -> dict[str, int]:
 
 
 def compare(needs: dict[str, int]) -> None:
-    """Compares what a run holds at least with a device's memory.
+    """Compares a run's memory with that of the device.
 
     Args:
-      needs: {what: bytes}.
+      needs: {part: bytes}.
 
     Raises:
-      ConfigError: it is more; the line says which keys to lower.
+      ConfigError: the run needs more; the message says which keys to lower.
     """
     total, memory = sum(needs.values()), device_memory()
     if total > memory:
@@ -77,7 +77,7 @@ def compare(needs: dict[str, int]) -> None:
 
 
 def bytes_of(shapes: Any) -> int:
-    """Returns the bytes on one device of a tree of `jax.ShapeDtypeStruct` with shardings."""
+    """Returns the bytes per device of a tree of `jax.ShapeDtypeStruct` with shardings."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(shapes)
@@ -85,7 +85,7 @@ def bytes_of(shapes: Any) -> int:
 
 
 def stacked_bytes(jaxpr: Any) -> int:
-    """Returns the bytes that a function's scan stacks up, of the scan with the most."""
+    """Returns the bytes of the stacked outputs of a function's largest scan."""
     most = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
@@ -97,29 +97,29 @@ def stacked_bytes(jaxpr: Any) -> int:
 
 
 def device_memory() -> int:
-    """Bytes of the first device's memory: of a CPU the machine's, or what the process may take."""
+    """Returns the bytes of the first device's memory; on a CPU the machine's or cgroup's limit."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats.get("bytes_limit", 2**62)
     limits = [2**62]
-    if hasattr(os, "sysconf"):  # Windows has none
+    if hasattr(os, "sysconf"):  # not on Windows
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return min(limits)
 
 
 def in_units(size: int) -> str:
-    """Bytes in the unit in which they are a short number."""
+    """Formats bytes in a suitable unit."""
     unit = min((len(str(size)) - 1) // 3, len(UNITS) - 1)
     return f"{size / 1000**unit:.0f} {UNITS[unit]}"
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Names with commas and a final "or"."""
+    """Joins names with commas and a final "or"."""
     *others, last = keys
     return f"{', '.join(others)} or {last}"

@@ -1,5 +1,6 @@
-"""A run's metrics on the disk while it goes, a line per update."""
+"""Metrics of a running run on the disk, a line per update."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,17 +12,17 @@ from trxl.errors import ConfigError
 
 
 class CurveFile:
-    """A seed's metrics on the disk, `<seed>_metrics.jsonl`: a line per update, as the run goes.
+    """File of a seed's metrics, `<seed>_metrics.jsonl`, with a line per update.
 
-    Lines that can't be written, on a full disk say, wait in memory until they can.
+    Lines that can't be written, such as on a full disk, are buffered.
 
     Args:
-      folder: of the run.
-      seed: whose metrics.
-      updates: how many of the lines that are there to go on from.
+      folder: the run's folder.
+      seed: the seed.
+      updates: number of existing lines to continue from.
 
     Raises:
-      ConfigError: there are fewer, or they can't be read.
+      ConfigError: there are fewer lines, or the file can't be read.
     """
 
     def __init__(self, folder: Path, seed: int, updates: int):
@@ -30,14 +31,15 @@ class CurveFile:
         try:
             self._file = open_unbuffered(self._path, new=not updates)
             lines = self._file.readall().splitlines(keepends=True)[:updates]
-        except OSError as error:
-            raise ConfigError(f"{self._path}: {error.strerror}") from error
+        except OSError as error:  # a process may open some hundreds of files
+            cure = "; lower NUM_SEEDS" if error.errno == errno.EMFILE else ""
+            raise ConfigError(f"{self._path}: {error.strerror}{cure}") from error
         if len(lines) < updates:
             raise ConfigError(f"{self._path} has {len(lines)} lines, not one for each update")
         self._length = sum(map(len, lines))
 
     def cut_off(self) -> None:
-        """Removes the lines behind those to go on from."""
+        """Removes the lines after the first `updates`."""
         self._file.truncate(self._length)
         self._file.seek(self._length)
 
@@ -45,9 +47,9 @@ class CurveFile:
         """Adds an update's metrics, {name: number}.
 
         Raises:
-          OSError: the line can't be written yet; it waits.
+          OSError: the line can't be written; it is buffered.
         """
-        # float32 has an exact double, and JSON's decimals read back as the same double.
+        # JSON is lossless here: float32 is exact as double, and its decimals read back exactly.
         line = json.dumps({name: np.asarray(v).item() for name, v in metrics.items()})
         self._waiting += f"{line}\n".encode()
         self._write()
@@ -57,10 +59,10 @@ class CurveFile:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk.
+        """Writes buffered lines, and syncs the file to the disk.
 
         Raises:
-          OSError: they can't be.
+          OSError: writing fails.
         """
         self._write()
         os.fsync(self._file.fileno())
@@ -71,13 +73,12 @@ class CurveFile:
 
     def _content(self) -> bytes:
         self._file.seek(0)
-        return self._file.readall() + self._waiting  # and is at the end again
+        return self._file.readall() + self._waiting  # the position is at the end again
 
     def read(self) -> dict[str, np.ndarray]:
-        """The whole curve, {name: (updates,)}; whole numbers as integers, others as float32.
+        """Reads all metrics, {name: (updates,)}, as integers or float32.
 
-        A run that is resumed by another version may get other metrics: NaN stands where an update
-        had none of a name.
+        Metrics missing in an update, as after a resume by another version, are NaN.
         """
         rows = [json.loads(line) for line in self._content().splitlines()]
         names = dict.fromkeys(name for row in rows for name in row)
@@ -89,12 +90,12 @@ class CurveFile:
 
 
 def open_unbuffered(path: Path, new: bool = False) -> Any:
-    """The file for reading and writing, emptied where it is to be new."""
+    """Opens a file for reading and writing; truncates it if new."""
     return open(path, "w+b" if new else "r+b", buffering=0)
 
 
 def whole_updates(path: Path, steps_per_update: int) -> int:
-    """Returns how many updates a run's curve has, complete and in order; 0 without a file."""
+    """Returns the number of complete updates, in order, in a file of metrics; 0 without a file."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -109,6 +110,6 @@ def is_metrics(line: bytes, env_steps: int) -> bool:
     """Returns whether a line holds the metrics of the update that ended after `env_steps`."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # cut off by a kill, say, or not UTF-8
+    except (ValueError, RecursionError):  # truncated by a kill, or not UTF-8
         return False
     return line.endswith(b"\n") and isinstance(row, dict) and row.get("env_steps") == env_steps

@@ -1,4 +1,4 @@
-"""The files and plots of a finished run, and the fresh folder that they lie in."""
+"""Files and plots of a finished run, and its new folder."""
 
 import itertools
 import os
@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from trxl.environments import resolve_name
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.processes import warn_main
 
 
 def results_root(config: dict[str, Any]) -> Path:
-    """Returns the folder in which a run's folder is made."""
+    """Returns the parent of a run's folder."""
     suite, _ = resolve_name(config["ENV_NAME"])
     return Path(config["RESULTS_DIR"] or f"runs/{suite}")
 
 
 def fresh_folder(config: dict[str, Any], algorithm: str = "PPO") -> Path:
-    """Makes the run's folder, with a number behind its name where earlier runs took the name.
+    """Makes a run's folder, with a number appended if the name is taken.
 
     Args:
-      algorithm: that trains; its name is part of the folder's if it is not PPO.
+      algorithm: name of the algorithm, part of the folder's name unless PPO.
 
     Raises:
-      ConfigError: it can't be made.
+      ConfigError: the folder can't be made.
     """
     root, (_, name) = results_root(config), resolve_name(config["ENV_NAME"])
     name += f"_{algorithm}" if algorithm != "PPO" else ""
@@ -47,12 +47,12 @@ def fresh_folder(config: dict[str, Any], algorithm: str = "PPO") -> Path:
 
 
 def missing_folders(root: Path) -> list[Path]:
-    """Returns a folder and its parents as far as they are not there, the innermost first."""
+    """Returns a folder and those of its parents that don't exist, innermost first."""
     return [path for path in (root, *root.parents) if not os.path.exists(path)]
 
 
 def discard(folder: Path, made: Iterable[Path]) -> None:
-    """Removes a folder, and those that were made for it unless another's folder is in them."""
+    """Removes a folder, and the parents made for it if they are empty."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         for parent in made:
@@ -60,7 +60,7 @@ def discard(folder: Path, made: Iterable[Path]) -> None:
 
 
 def make_fresh(folder: Path) -> bool:
-    """Makes the folder, unless it is there already."""
+    """Makes the folder; returns False if it exists."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -75,23 +75,23 @@ def save_results(
     curves: list[dict[str, np.ndarray]],
     params: list[Any],
 ) -> None:
-    """Writes the files and plots of every seed; the parameters of one that diverged are None."""
+    """Writes the files and plots of every seed; `params` are None for diverged seeds."""
     for seed, curve, of_seed in zip(seeds, curves, params, strict=True):
         own_config = {**config, "seed": seed, "NUM_SEEDS": 1}
         save_seed(folder, seed, own_config, curve, of_seed)
     diverged = [seed for seed, of_seed in zip(seeds, params, strict=True) if of_seed is None]
     try:
         save_plot(folder, config, seeds, curves, diverged)
-    except Exception as error:  # of a package that is not ours
-        warn_main(f"no plot of the returns: {first_line(str(error))}")
+    except Exception as error:  # Matplotlib may raise anything
+        warn_main(f"no plot of the returns: {one_line(error)}")
 
 
 def save_seed(
     folder: Path, seed: int, config: dict[str, Any], curve: dict[str, np.ndarray], params: Any
 ) -> None:
-    """Writes one seed's config, metrics and parameters, each an `.npy` file that holds a dict.
+    """Writes a seed's config, metrics and parameters, each a dict in an `.npy` file.
 
-    Without parameters, those of an earlier end of the run are removed.
+    Without parameters, an existing file of parameters is removed.
     """
     for name, content in (("config", config), ("metrics", curve), ("params", params)):
         path = folder / f"{seed}_{name}.npy"
@@ -102,7 +102,7 @@ def save_seed(
 
 
 def write_whole(path: Path, write: Callable) -> None:
-    """Calls `write` with a file that takes the name `path` only once it is complete."""
+    """Writes a file atomically: calls `write` with a temporary file, then renames it."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         write(file)
@@ -116,9 +116,9 @@ def save_plot(
     curves: list[dict[str, np.ndarray]],
     diverged: Collection[int] = (),
 ) -> None:
-    """Draws every seed's return curve to return_<seed>.png, and of several seeds their mean.
+    """Draws each seed's returns to return_<seed>.png, and the mean of several seeds.
 
-    Seeds that diverged are no part of the mean.
+    The mean leaves out diverged seeds.
     """
     title, whole = config["ENV_NAME"], []
     for seed, curve in zip(seeds, curves, strict=True):
@@ -135,10 +135,10 @@ def save_plot(
 
 
 def plot_returns(path: Path, title: str, curves: list[dict[str, np.ndarray]], label: str) -> None:
-    """Draws the mean return of the episodes that ended in each update, as it is, unsmoothed."""
+    """Draws the mean return of the episodes that ended in each update, unsmoothed."""
     from matplotlib.figure import Figure
 
-    # An update in which no episode ended has no return and takes no place in the curve.
+    # Updates in which no episode ended are left out.
     returns = np.ma.masked_invalid([curve["returned_episode_returns"] for curve in curves])
     mean, deviation = returns.mean(axis=0), returns.std(axis=0)
     ended = ~np.ma.getmaskarray(mean)

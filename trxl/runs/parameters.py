@@ -1,4 +1,4 @@
-"""The parameters of a finished run: what is saved, and a new run that starts from them."""
+"""Parameters of a finished run, saved and read to start a new run."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trxl.errors import ConfigError
+from trxl.errors import ConfigError, shown_path, told_of
 from trxl.results import load_results
 from trxl.statistics import restored_normalizer
 from trxl.training import Algorithm, Start, TrainState
@@ -18,7 +18,7 @@ from trxl.training import Algorithm, Start, TrainState
 def saved_params(
     config: dict[str, Any], algorithm: Algorithm, train_state: TrainState
 ) -> dict[str, Any]:
-    """Returns what `<seed>_params.npy` holds: parameters, and statistics if there are any."""
+    """Returns the content of `<seed>_params.npy`: parameters, and statistics if any."""
     if algorithm.saved_params is not None:
         params = jax.device_get(algorithm.saved_params(config, train_state))
     else:
@@ -30,19 +30,23 @@ def saved_params(
 
 
 def saved_seeds(folder: Path) -> dict[int, Path]:
-    """Returns the files of parameters in a run's folder by their seeds, in order.
+    """Returns the files `<seed>_params.npy` in a run's folder by seed, ascending.
 
-    The seed is all that stands before `_params.npy`: `0_old_params.npy` is no seed's.
+    Args:
+      folder: of a run, or one of these files.
 
     Raises:
       ConfigError: there are none.
     """
     files = folder.glob("*_params.npy") if os.path.isdir(folder) else []
+    files = [folder] if os.path.isfile(folder) else files
     found = {path.name.removesuffix("_params.npy"): path for path in files}
     paths = {int(seed): path for seed, path in found.items() if re.fullmatch("[0-9]{1,10}", seed)}
     if not paths:
-        where = " ".join(str(folder)[:200].split("\n"))
-        raise ConfigError(f"there is no <seed>_params.npy in {where}")
+        raise ConfigError(
+            f"there is no <seed>_params.npy in {shown_path(folder)}; a run writes it when it ends"
+            " or is stopped"
+        )
     return dict(sorted(paths.items()))
 
 
@@ -50,42 +54,39 @@ def file_of_seed(paths: dict[int, Path], seed: int) -> Path:
     """Returns a seed's file of parameters.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the seed has none.
     """
     if seed not in paths:
         folder, there = next(iter(paths.values())).parent, ", ".join(map(str, paths))
-        raise ConfigError(f"{folder} has no agent of seed {seed}, but of {there}")
+        raise ConfigError(f"{folder} has no agent of seed {seed!r}, but of {there}")
     return paths[seed]
 
 
 def read_start(path: Path, seeds: list[int]) -> list[Start]:
-    """Reads what each seed of a new run starts from: its namesake's parameters, or the only ones.
+    """Reads the initial parameters of each seed of a new run.
+
+    A single file is for all seeds; of several files each seed has its own.
 
     Args:
-      path: of a run's folder, or of a file of parameters.
+      path: a run's folder, or a file of parameters.
 
     Raises:
-      ConfigError: there are none, or none of a seed among several, or they are broken.
+      ConfigError: a file is missing or broken.
     """
-    try:
+    with told_of("PARAMS"):
         paths = {0: path} if os.path.isfile(path) else saved_seeds(path)
         if len(paths) == 1:
             paths = dict.fromkeys(seeds, *paths.values())
         return [read_params(file_of_seed(paths, seed)) for seed in seeds]
-    except ConfigError as error:
-        raise ConfigError(f"PARAMS: {error}") from error
 
 
 def read_params(path: Path) -> Start:
-    """Reads a file of parameters, those of another float type as float32.
+    """Reads a file of parameters as float32.
 
     Raises:
-      ConfigError: it can't be read, or holds something else, or they are not finite.
+      ConfigError: the file can't be read, holds other content, or parameters are not finite.
     """
-    try:
-        params = load_results(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    params = read_file(path)
     try:
         normalizer = restored_normalizer(params.pop("normalizer", {}))
         params = jax.tree.map(as_float32, params)
@@ -97,11 +98,25 @@ def read_params(path: Path) -> Start:
     return Start(params, normalizer)
 
 
-def as_float32(x: np.ndarray) -> np.ndarray:
-    """Returns an array of floats as float32.
+def read_file(path: Path) -> dict[str, Any]:
+    """Reads one of a run's files.
 
     Raises:
-      TypeError: it is none.
+      ConfigError: there is none, or it is broken.
+    """
+    try:
+        return load_results(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def as_float32(x: np.ndarray) -> np.ndarray:
+    """Converts an array of floats to float32.
+
+    Raises:
+      TypeError: the array has another dtype.
     """
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(f"{x.dtype} is no type of parameters")
@@ -109,15 +124,15 @@ def as_float32(x: np.ndarray) -> np.ndarray:
 
 
 def fits(start: Start, fresh: Start) -> bool:
-    """Returns whether parameters and statistics have the structure and the shapes of others."""
+    """Returns whether parameters and statistics agree in structure and shapes."""
     return jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, fresh)
 
 
 def check_fit(start: Start, fresh: Start) -> None:
-    """Sees that parameters are those of a network, given in shapes.
+    """Checks parameters and statistics against the shapes of fresh ones.
 
     Raises:
-      ConfigError: they are of another.
+      ConfigError: they differ.
     """
     if not fits(start, fresh):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Pictures of episodes: GIFs, and what an agent attends to.
+"""Pictures of episodes: GIFs and attention weights.
 
 Letters: T steps of the episode, L layers, H heads, M = WINDOW_MEM.
 """
@@ -22,11 +22,11 @@ from trxl.runs.evaluation import MAX_STEPS, endless, make_loop
 
 FRAME_MILLISECONDS = 100
 CAPTION_PIXELS = 18
-LEAST_PIXELS = 160  # of a picture's width and height, for the caption to fit below it
+LEAST_PIXELS = 160  # minimum width and height of a picture, for the caption to fit
 
 
 def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
-    """A picture (height, width, 3), a small one enlarged, with a line of text below it."""
+    """Adds a caption below a picture (height, width, 3) uint8, enlarging small pictures."""
     enlarged = max(1, LEAST_PIXELS // min(pixels.shape[:2]))
     pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     height, width, _ = pixels.shape
@@ -37,13 +37,13 @@ def with_caption(pixels: np.ndarray, text: str) -> Image.Image:
 
 
 def write_gif(path: Path, frames: list[Image.Image]) -> None:
-    """Writes pictures as a film that starts over at its end."""
+    """Writes pictures as a looping GIF."""
     first, *others = [frame.quantize(64) for frame in frames]
     first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
 
 
 def check_writable(key: str, path: Path, suffix: str) -> None:
-    """Raises a ConfigError where the file has another ending or can't be written."""
+    """Raises a ConfigError if a file has another suffix or can't be written."""
     if path.suffix.lower() != suffix:
         raise ConfigError(f"{key}: {path} must end in {suffix}")
     there = path.exists()
@@ -56,32 +56,37 @@ def check_writable(key: str, path: Path, suffix: str) -> None:
 
 
 MOST_PICTURES = 10
-"""Of an episode, below the square of a layer."""
+"""Largest number of pictures below an attention matrix."""
 
 MOST_FRAMES = 400
-"""Of a film; one with more shows only so many of the steps."""
+"""Largest number of frames of an animation; longer episodes are subsampled."""
 
 
 def check_gif(agent: Agent, path: Path) -> None:
-    """Sees that `save_gif` will be able to do what it is to do.
+    """Checks that `save_gif` can succeed.
 
     Raises:
-      ConfigError: the path is none, or the environment can't be drawn.
+      ConfigError: the file can't be written, or the environment can't be drawn.
     """
     check_writable("GIF", path, ".gif")
     env = agent.environment()
-    start, _ = make_loop(agent, env)  # compiled as `save_gif` compiles it, for the cache
+    start, _ = make_loop(agent, env)  # fills the compilation cache for `save_gif`
     state, *_ = start(jax.random.key(0))
-    env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state)))
+    picture = np.asarray(env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state))))
+    if picture.shape[2:] != (3,) or picture.dtype != np.uint8:
+        raise ConfigError(
+            "GIF: a picture must be uint8 of shape (height, width, 3), not"
+            f" {picture.dtype} of shape {picture.shape}"
+        )
 
 
 def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEPS) -> float:
     """Plays one episode, or one trial of several, and writes it as a GIF.
 
-    Below each picture are the step and the episode's return so far, in a trial its number too.
+    Captions show the step, the episode's return so far and, in trials, the episode's number.
 
     Returns:
-      the episode's return, or the trial's.
+      the return of the episode or trial.
 
     Raises:
       ConfigError: the environment can't be drawn, or an episode has more than `max_steps`.
@@ -91,8 +96,8 @@ def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEP
     step, render = jax.jit(step), env.renderer()
     carry = start(jax.random.fold_in(key, 0))
     frames: list[Image.Image] = []
-    returns = [0.0]  # of the episodes so far
-    begun = 0  # at which frame the running one began
+    returns = [0.0]  # per episode
+    begun = 0  # first frame of the current episode
 
     def caption() -> str:
         number = f"episode {len(returns)}  " if env.episodes_per_trial > 1 else ""
@@ -106,7 +111,7 @@ def save_gif(agent: Agent, path: Path, key: jax.Array, max_steps: int = MAX_STEP
             carry, ((done,), (reward,), _) = step(carry, jax.random.fold_in(key, len(frames)))
             returns[-1] += float(reward)
             bar.update()
-            if done:  # what follows is the next episode: the last picture tells how this one ended
+            if done:  # the last frame shows the final return
                 frames[-1] = with_caption(picture, caption())
                 returns.append(0.0)
                 begun = len(frames)
@@ -120,17 +125,17 @@ class Episode(NamedTuple):
     """Observations and attention of an episode, or of a trial of several."""
 
     observations: np.ndarray  # (T, obs_size)
-    pictures: list[np.ndarray]  # T of (height, width, 3), or none where there is no renderer
-    attention: np.ndarray  # (L, T, T), [l, i, j]: how much of step i's is on step j; 0 for j > i
+    pictures: list[np.ndarray]  # T of (height, width, 3) uint8; empty without a renderer
+    attention: np.ndarray  # (L, T, T), [l, i, j]: weight of step i on step j; 0 for j > i
     rewards: np.ndarray  # (T,)
-    ends: np.ndarray  # (T,) bool, the last steps of episodes
+    ends: np.ndarray  # (T,) bool, last steps of episodes
 
 
 def check_attention(agent: Agent, path: Path) -> None:
-    """Sees that there is something to draw, and where.
+    """Checks that the agent has attention, and that the file can be written.
 
     Raises:
-      ConfigError: the agent attends to nothing, or the file can't be written.
+      ConfigError: either is not the case.
     """
     kind = agent.config["MEMORY"]
     names = ("num_layers", "WINDOW_MEM")
@@ -143,10 +148,10 @@ def check_attention(agent: Agent, path: Path) -> None:
 
 
 def record(agent: Agent, key: jax.Array, max_steps: int = MAX_STEPS) -> Episode:
-    """Plays until the memory is emptied, and keeps what the agent attended to.
+    """Plays until the next memory boundary, recording attention weights.
 
     Raises:
-      ConfigError: that takes more than `max_steps`.
+      ConfigError: the episode or trial has more than `max_steps`.
     """
     env = agent.environment()
     start, step = make_loop(looking(agent), env)
@@ -175,7 +180,7 @@ def record(agent: Agent, key: jax.Array, max_steps: int = MAX_STEPS) -> Episode:
 
 
 def looking(agent: Agent) -> Agent:
-    """The agent, whose memory has what its last step attended to as a second part."""
+    """Returns the agent with memory (memory, attention weights of the last step)."""
 
     def initial_memory(batch: int) -> tuple[Any, Any]:
         config = agent.config
@@ -190,7 +195,7 @@ def looking(agent: Agent) -> Agent:
 
 
 def renderer(env: Any, state: Any) -> Callable | None:
-    """Returns the function that draws the environment, None if there is none."""
+    """Returns the environment's renderer, None if it has none."""
     try:
         render = env.renderer()
         render(jax.tree.map(lambda x: x[0], env.single_states(state)))
@@ -200,7 +205,7 @@ def renderer(env: Any, state: Any) -> Callable | None:
 
 
 def by_step(looks: list[np.ndarray]) -> np.ndarray:
-    """(L, T, T) of T times (L, M+1) by age."""
+    """Converts T attention weights (L, M+1), by age, to (L, T, T), by step."""
     steps, layers = len(looks), len(looks[0])
     attention = np.zeros((layers, steps, steps))
     for i, look in enumerate(looks):
@@ -210,7 +215,7 @@ def by_step(looks: list[np.ndarray]) -> np.ndarray:
 
 
 def draw(path: Path, episode: Episode) -> None:
-    """Draws an episode: each layer's attention as a square, or a film of its steps if a .gif."""
+    """Draws an episode's attention: a matrix per layer, or an animation of steps for a .gif."""
     if path.suffix.lower() == ".gif":
         steps = np.arange(len(episode.rewards))
         chosen = steps[:: -(-len(steps) // MOST_FRAMES)]
@@ -221,9 +226,9 @@ def draw(path: Path, episode: Episode) -> None:
 
 
 def square_figure(episode: Episode) -> Figure:
-    """Draws each layer's attention as a square: a row for each step, a column for each step before.
+    """Draws each layer's attention as a matrix, (attending step, attended step).
 
-    Below, what was seen at each step, or at some where there are pictures, and the rewards.
+    Below are the observations, or some of the pictures, and the rewards.
     """
     layers, steps, _ = episode.attention.shape
     low = 1.2 if episode.pictures else 2
@@ -250,7 +255,7 @@ def square_figure(episode: Episode) -> Figure:
 
 
 def draw_seen(panel: Axes, episode: Episode) -> None:
-    """Along the steps their observations, a column each, or the pictures of some of them."""
+    """Draws the observations as columns, or the pictures of some steps."""
     if not episode.pictures:
         seen = shown(episode.observations).T
         panel.imshow(seen, cmap="Greys", aspect="auto", interpolation="nearest")
@@ -294,7 +299,7 @@ def film_frame(episode: Episode, step: int) -> Image.Image:
 
 
 def view(episode: Episode, step: int) -> np.ndarray:
-    """A step's picture, else its observation as one."""
+    """Returns a step's picture, else its observation as a matrix."""
     if episode.pictures:
         return episode.pictures[step]
     row = shown(episode.observations)[step]
@@ -303,6 +308,6 @@ def view(episode: Episode, step: int) -> np.ndarray:
 
 
 def shown(observations: np.ndarray) -> np.ndarray:
-    """Observations from 0 to 1, each entry by what it is at least and at most."""
+    """Scales each entry of observations (T, obs_size) to 0 .. 1."""
     low, high = observations.min(axis=0), observations.max(axis=0)
     return (observations - low) / np.where(high > low, high - low, 1)

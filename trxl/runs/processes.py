@@ -1,8 +1,7 @@
-"""Processes of one run: they find each other, agree, and fail together.
+"""Communication of the processes of a run.
 
-The same script is started once per node; JAX's distributed runtime joins the processes. What every
-process would do alike but only one may (printing, writing files) is left to process 0, see
-`is_main`. In a run of a single process all of this does nothing.
+The same script is started once per node, and JAX's distributed runtime connects the processes. Only
+process 0 prints and writes files, see `is_main`. All functions also work with one process.
 """
 
 import json
@@ -25,33 +24,29 @@ from tqdm import tqdm
 from trxl.errors import ConfigError, shortened
 
 EXIT_RETRYABLE = 75
-"""The status of a process that ends for want of another: the same run may do next time.
-
-Unix calls it EX_TEMPFAIL.
-"""
+"""Exit status if another process is missing or lost, so that a retry may succeed (EX_TEMPFAIL)."""
 
 PERMANENT_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-"""What a JaxRuntimeError starts with that another start would meet again."""
+"""Prefixes of JaxRuntimeErrors that a retry would raise again."""
 
 
 def connect(launch: dict[str, Any]) -> None:
-    """Joins this process to the others of its run, if there are others.
+    """Connects this process to the others of its run, if any.
+
+    Exits with status `EXIT_RETRYABLE` if the others don't connect in time.
 
     Args:
-      launch: checked values of `keys.LAUNCH_KEYS`; without COORDINATOR a SLURM step of several
-        tasks is recognised.
+      launch: checked values of `config.LAUNCH_KEYS`. Without COORDINATOR, a SLURM step of several
+        tasks is detected.
 
     Raises:
-      ConfigError: settings that don't fit together, an address that can't be taken, processes with
+      ConfigError: settings are inconsistent, the address can't be bound, or processes have
         different numbers of devices.
-
-    Ends the process with one line and status `EXIT_RETRYABLE` where the others don't appear in
-    time.
     """
     where = _from_settings(launch) or _from_slurm()
     if not where:
         return
-    # Python's own handler would wait until everybody is there.
+    # Python's own handler would run only after all processes have connected.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     timer = threading.Timer(launch["CONNECT_TIMEOUT"], _nobody_came, [launch])
     timer.daemon = True
@@ -59,7 +54,7 @@ def connect(launch: dict[str, Any]) -> None:
     try:
         jax.distributed.initialize(
             **where,
-            initialization_timeout=launch["CONNECT_TIMEOUT"] + 60,  # it aborts without a word
+            initialization_timeout=launch["CONNECT_TIMEOUT"] + 60,  # JAX aborts without a message
             heartbeat_timeout_seconds=launch["HEARTBEAT_TIMEOUT"],
         )
     except RuntimeError as error:
@@ -72,13 +67,13 @@ def connect(launch: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, handler)
     if launch["COORDINATOR"] is None:
         _take_all_gpus()
-    if not is_main():  # process 0 alone says what Orbax thinks of the disk's speed
+    if not is_main():  # Orbax warns about slow disks in every process
         logging.getLogger("absl").setLevel(logging.ERROR)
     _check_devices()
 
 
 def status_of(error: Exception) -> int:
-    """Returns the exit status of a process of several: `EXIT_RETRYABLE` if an exchange failed."""
+    """Returns the exit status of one of several processes after an error."""
     failed = isinstance(error, jax.errors.JaxRuntimeError)
     return EXIT_RETRYABLE if failed and not str(error).startswith(PERMANENT_ERRORS) else 1
 
@@ -95,32 +90,33 @@ def print_main(text: str) -> None:
 
 
 def warn_main(text: str) -> None:
-    """Prints to the standard error in process 0, above the bar."""
+    """Prints to standard error in process 0, above the progress bar."""
     if is_main():
         tqdm.write(text, file=sys.stderr)
 
 
 def gather_texts(text: str) -> list[str]:
-    """Gathers every process's text, in order; all processes must call it."""
-    data = np.frombuffer(text.encode(), np.uint8)
+    """Gathers a text of every process, in order; all processes must call this."""
+    data = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # paths may need it
     lengths = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(lengths.max(), 1), np.uint8)
     padded[: data.size] = data
     gathered = multihost_utils.process_allgather(padded)
-    return [row[:length].tobytes().decode() for row, length in zip(gathered, lengths, strict=True)]
+    pairs = zip(gathered, lengths, strict=True)
+    return [row[:n].tobytes().decode(errors="surrogateescape") for row, n in pairs]
 
 
 def run_on_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
-    """Calls `act` in every process; what is wrong in one is raised in all of them.
+    """Calls `act` in every process; an error in one is raised in all.
 
     Args:
-      kind: of error that `act` may raise.
+      kind: type of error that `act` may raise.
 
     Returns:
-      what `act` returns.
+      the result of `act`.
 
     Raises:
-      kind: `act` raised it in this process or in another; with the first process's message.
+      kind: `act` raised it in any process; with the message of the first such process.
     """
     result, message = None, ""
     try:
@@ -134,7 +130,7 @@ def run_on_all(act: Callable, kind: type[Exception] = ConfigError) -> Any:
 
 
 def broadcast(act: Callable[[], str]) -> str:
-    """Calls `act` in process 0 alone: what it returns there, in every process.
+    """Calls `act` in process 0, and returns its result in every process.
 
     Raises:
       ConfigError: `act` raised it.
@@ -143,15 +139,15 @@ def broadcast(act: Callable[[], str]) -> str:
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """Returns the largest of the processes' numbers."""
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def check_same_config(config: dict[str, Any]) -> None:
-    """Makes sure that all processes were started with the same config.
+    """Checks that all processes have the same config.
 
     Raises:
-      ConfigError: names the keys that differ, with their values.
+      ConfigError: keys differ; the message has their values.
     """
     if jax.process_count() == 1:
         return
@@ -168,13 +164,13 @@ def check_same_config(config: dict[str, Any]) -> None:
 
 
 def check_shared(folder: Path, patience: float = 10.0) -> None:
-    """Makes sure that every process sees the run's folder, which process 0 may have just made.
+    """Checks that every process finds the run's folder, which process 0 made.
 
     Args:
-      patience: seconds that a network file system may take to show it.
+      patience: seconds to wait for a network file system.
 
     Raises:
-      ConfigError: one does not.
+      ConfigError: a process does not find the folder.
     """
 
     def see() -> None:
@@ -191,7 +187,7 @@ def check_shared(folder: Path, patience: float = 10.0) -> None:
 
 
 def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments for `jax.distributed.initialize`, None without COORDINATOR."""
+    """Returns arguments of `jax.distributed.initialize`, None without launch keys."""
     names = ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID")
     given = [name for name in names if launch[name] is not None]
     if not given:
@@ -201,10 +197,9 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"{', '.join(names)} go together: {missing} is missing")
     address, processes, process = (launch[name] for name in names)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or len(port) > 5 or int(port) >= 2**16:
-        raise ConfigError(
-            f"COORDINATOR must be host:port, not {shortened(address)}; ports end at 65535"
-        )
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 2**16:
+        wanted = "host:port, with a port from 1 to 65535"
+        raise ConfigError(f"COORDINATOR must be {wanted}, not {shortened(address)}")
     if not 0 <= process < processes:
         raise ConfigError(
             f"PROCESS_ID must be from 0 to NUM_PROCESSES - 1 = {processes - 1}, not {process}"
@@ -218,21 +213,21 @@ def _from_settings(launch: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _from_slurm() -> dict[str, Any] | None:
-    """The same in a step that `srun` started with several tasks, which JAX can read itself."""
+    """Returns the same for a step of several tasks that `srun` started, else None."""
     if "SLURM_STEP_NODELIST" not in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1:
         return None
     return {"cluster_detection_method": "slurm"}
 
 
 def _take_all_gpus() -> None:
-    """Undoes that JAX gives a SLURM task one GPU, where it is its node's only task."""
+    """Makes all GPUs visible to a node's only SLURM task, to which JAX would give one."""
     if os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES"):
         for kind in ("cuda", "rocm"):
             jax.config.update(f"jax_{kind}_visible_devices", "all")
 
 
 def _nobody_came(launch: dict[str, Any]) -> None:
-    """Ends a process that has waited too long; an orderly exit would go on waiting."""
+    """Exits after CONNECT_TIMEOUT, at once, since a normal exit would keep waiting."""
     if launch["COORDINATOR"] is None:
         which = f"all {os.environ['SLURM_NTASKS']} tasks of the SLURM step"
         check = "look at the output of the others"
@@ -252,7 +247,7 @@ def _nobody_came(launch: dict[str, Any]) -> None:
 
 
 def _check_devices() -> None:
-    """Raises a ConfigError where the processes have different numbers of devices."""
+    """Raises a ConfigError if processes have different numbers of devices."""
     counts = Counter(device.process_index for device in jax.devices())
     for process, count in sorted(counts.items()):
         if count != counts[0]:

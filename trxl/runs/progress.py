@@ -1,4 +1,4 @@
-"""A progress bar of a run."""
+"""Progress bar of a run."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from trxl.runs.processes import is_main
 
 
 class Progress:
-    """A bar of updates with speed and newest return; in a file a line every few seconds.
+    """Progress bar of updates with speed and newest return; in files a line every few seconds.
 
     Args:
       total: updates of the run.
-      done: of them already.
+      done: updates already done.
     """
 
     def __init__(self, total: int, done: int):
@@ -29,7 +29,7 @@ class Progress:
         )
 
     def advance(self, steps_per_second: float, returns: Sequence[Any]) -> None:
-        """Notes an update; a return that is NaN, of no episode, shows the one before."""
+        """Advances by an update; if all returns are NaN, the previous return stays."""
         if np.any(np.isfinite(returns)):
             self._return = float(np.nanmean(returns))
         self._bar.set_postfix_str(

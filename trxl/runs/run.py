@@ -1,4 +1,4 @@
-"""The host side of a run: the command line, and the loop over jitted updates."""
+"""Command line of a run, and the loop over jitted updates."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ import numpy as np
 
 from trxl.config import LAUNCH_KEYS, check_values, help_text, num_updates, read_overrides
 from trxl.environments import is_own, located
-from trxl.errors import ConfigError, RunError, explained, first_line
+from trxl.errors import ConfigError, RunError, explained, one_line
 from trxl.rollout import Metrics
 from trxl.runs.compiled import Program
 from trxl.runs.divergence import NotFiniteError
@@ -43,24 +43,29 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def main(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> None:
     """Runs an entry script: reads the overrides, trains, and writes the files of the run.
 
+    Exits as `run_script` does.
+
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
-      algorithm: that trains.
-      all_devices: the default of ALL_DEVICES: train on every device of every process.
-
-    Exits as `run_script` does.
+      algorithm: algorithm that trains.
+      all_devices: default of ALL_DEVICES.
     """
     run_script(lambda: start(config, algorithm, all_devices))
 
 
 def run_script(act: Callable[[], int | None]) -> None:
-    """Calls the function of a script, with a compilation cache and output that a run outlives.
+    """Calls the function of a script, with a compilation cache and output that can't fail.
 
-    Exits with one line and status 1 where the function raises; a line for each seed that diverged.
-    The status is `EXIT_RETRYABLE` where another of several processes was lost.
+    Exit status:
+
+    | status | cause |
+    | --- | --- |
+    | 1 | an exception, printed in one line, or a line per diverged seed |
+    | `EXIT_RETRYABLE` | another process was lost |
+    | 128 + n | signal n |
 
     Args:
-      act: returns the number of the signal that stopped it, which adds 128 to the status, or None.
+      act: returns the number of the signal that stopped it, or None.
     """
     enable_compilation_cache()
     with lasting_output():
@@ -74,38 +79,40 @@ def run_script(act: Callable[[], int | None]) -> None:
 
 def fail(error: Exception) -> NoReturn:
     """Ends the process, see `run_script`."""
-    if line := missing_platform():  # whatever it made fail
+    if line := missing_platform():  # the cause of whatever failed
         sys.exit(f"error: {line}")
     if isinstance(error, ConfigError | NotFiniteError | RunError):
         lines = "\n".join(f"error: {line}" for line in str(error).splitlines())
         sys.exit(lines if is_main() else 1)
     if jax.process_count() == 1:
         sys.exit(f"error: {explained(error)}")
-    # An orderly exit would wait for the other processes, and they for this one.
+    # A normal exit would wait for the other processes, which wait for this one.
     traceback.print_exc()
     os._exit(status_of(error))
 
 
 INSTALLED_BY = {"cuda": "cuda13", "gpu": "cuda13", "tpu": "tpu"}
-"""The extra of JAX's package by the platform."""
+"""Extras of JAX's package, by platform."""
 
 
 def missing_platform() -> str:
-    """Explains in one line why JAX has no devices; empty where it has some."""
+    """Explains in one line why JAX has no devices; returns "" if it has some."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        older = os.environ.get("JAX_PLATFORM_NAME")
+        variable = "JAX_PLATFORM_NAME" if older else "JAX_PLATFORMS"
+        asked = older or jax.config.jax_platforms  # type: ignore[attr-defined]
         if not asked:
-            return f"JAX has no device ({first_line(str(error))}); JAX_PLATFORMS=cpu uses the CPU"
+            return f"JAX has no device ({one_line(error)}); JAX_PLATFORMS=cpu uses the CPU"
         extra = INSTALLED_BY.get(asked)
         install = f"pip install 'jax[{extra}]' on a machine that has one" if extra else "set cpu"
-        return f"JAX_PLATFORMS={asked}: JAX has no such device; {install}, or unset JAX_PLATFORMS"
+        return f"{variable}={asked}: JAX has no such device; {install}, or unset {variable}"
     return ""
 
 
 def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> int | None:
-    """Reads the command line and runs, see `main`."""
+    """Reads the command line and trains, see `main`."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_help(config, algorithm, all_devices)
         return None
@@ -118,7 +125,7 @@ def start(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> in
 
 
 def print_help(config: dict[str, Any], algorithm: Algorithm, all_devices: bool) -> None:
-    """Lists the keys of the command line with their values, group by group."""
+    """Prints the keys of the command line with values and help."""
     print(f"usage: {sys.argv[0]} [@SETTINGS] [KEY=VALUE ...]\n\nthe keys, with their values here:")
     values = check_values(config, algorithm.keys)
     launch = check_values({"ALL_DEVICES": all_devices}, LAUNCH_KEYS)
@@ -130,13 +137,13 @@ def read_command_line(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the values of `LAUNCH_KEYS`, and the overrides of the config.
 
-    With ALL_DEVICES, the other launch keys may be environment variables too.
+    With ALL_DEVICES, launch keys may also be environment variables.
 
     Args:
-      all_devices: the default of ALL_DEVICES.
+      all_devices: default of ALL_DEVICES.
 
     Raises:
-      ConfigError: an argument that can't be read, or a launch key without ALL_DEVICES.
+      ConfigError: an argument can't be read, or a launch key is given without ALL_DEVICES.
     """
     given = read_overrides(sys.argv[1:], {**algorithm.keys, **LAUNCH_KEYS})
     overrides = {name: value for name, value in given.items() if name in algorithm.keys}
@@ -153,38 +160,38 @@ def read_command_line(
 def resolve_config(
     config: dict[str, Any], overrides: dict[str, Any], algorithm: Algorithm
 ) -> dict[str, Any]:
-    """The config of a run that starts, or goes on with RESUME.
+    """Returns the config of a new run, or of a resumed one.
 
     Raises:
-      ConfigError: a value that can't be, or a run that can't go on so.
+      ConfigError: a value is invalid, or the run can't be resumed so.
     """
     own = {key: config[key] for key in ["ENV_NAME"] if is_own(str(config.get(key)))}
     config = {**config, **overrides}
     if config.get("RESUME") is not None:
         checked = check_values({"RESUME": config["RESUME"]}, {"RESUME": algorithm.keys["RESUME"]})
-        # A script's settings give way to the run's, but an environment of its own is named in it.
+        # The run's settings win over the script's, but the script may name its own environment.
         return resumed_config(Path(checked["RESUME"]), own | overrides, algorithm)
     return check_values(config, algorithm.keys)
 
 
 def enable_compilation_cache() -> None:
-    """Turns JAX's persistent compilation cache on, so that a second start is quick."""
+    """Turns on JAX's persistent compilation cache."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 
 
 def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False) -> int | None:
-    """Trains with a config and writes the files of the run, whole or after a signal.
+    """Trains with a config, and writes the files of the run, also after a signal.
 
     Returns:
-      The number of the signal that stopped it, None where it ran to its end.
+      the number of the signal that stopped the run; None if it finished.
 
     Raises:
-      ConfigError: the config can't be run or its results folder can't be written; nothing was
-        compiled, and no folder is left behind.
-      NotFiniteError: a loss or a parameter stopped being finite; of one seed of several, after
-        the others' run, whose files are written.
-      RunError: anything else went wrong in a run of one process; what was learnt is saved.
+      ConfigError: the config can't be run, or the results folder can't be written. Nothing was
+        compiled, and no folder is left.
+      NotFiniteError: a loss or a parameter is not finite. With several seeds, raised after the
+        others have finished and their files are written.
+      RunError: any other error in a run of one process; the parameters are saved.
     """
     num_devices = jax.device_count() if all_devices else 1
     config = algorithm.check(config, num_devices)
@@ -214,7 +221,7 @@ def run(config: dict[str, Any], algorithm: Algorithm, all_devices: bool = False)
 
 @contextmanager
 def failing_in_one_line(record: RunFolder) -> Iterator[None]:
-    """Turns unforeseen errors into a `RunError`, in a run of one process."""
+    """Turns unexpected errors into a `RunError`, in a run of one process."""
     try:
         yield
     except (ConfigError, NotFiniteError):
@@ -233,7 +240,7 @@ def save(
     train_states: list[TrainState],
     stopped_by: int | None,
 ) -> None:
-    """Writes the files of every seed, the parameters only of those that did not diverge."""
+    """Writes the files of every seed, without parameters of diverged ones."""
     whole = [seed not in record.diverged for seed in seeds]
     curves = record.curves()
     params = [
@@ -250,13 +257,12 @@ def save(
 def train(
     config: dict[str, Any], program: Program, record: RunFolder, stop: StopOnSignal
 ) -> RunnerState:
-    """Runs the updates, with a bar, until they are done or a signal asks to stop.
+    """Runs the updates until they are done or a signal stops the run.
 
     Returns:
-      the last state; its checkpoint is written, and the metrics are in the record.
+      the last state, of which a checkpoint is written.
     """
-    # JAX works in a thread of its own: while it compiles or waits for the device, the main thread
-    # can still take signals.
+    # JAX runs in its own thread, so that the main thread handles signals while JAX compiles.
     worker = ThreadPoolExecutor(1)
     total = num_updates(config)
     devices = f"{program.num_devices} device{'s' if program.num_devices > 1 else ''}"
@@ -299,10 +305,10 @@ def log_update(
     metrics: list[Metrics],
     seconds: float,
 ) -> None:
-    """Puts an update's metrics into the record and into the progress.
+    """Adds an update's metrics to the record and the progress bar.
 
     Raises:
-      NotFiniteError: no seed has a whole agent any more.
+      NotFiniteError: all seeds have diverged.
     """
     steps_per_update = config["NUM_STEPS"] * config["NUM_ENVS"]
     extra = {

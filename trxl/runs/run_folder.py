@@ -1,4 +1,4 @@
-"""The folder of a run: checkpoints and curves, written while it trains."""
+"""Folder of a run: checkpoints and metrics, written while it trains."""
 
 import time
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trxl.config import num_updates
-from trxl.errors import ConfigError, first_line
+from trxl.errors import ConfigError
 from trxl.rollout import Metrics
 from trxl.runs.checkpoints import Checkpoints, kept_of, restored_state
 from trxl.runs.compiled import Program
@@ -37,23 +37,23 @@ from trxl.runs.tracking import NoTracker, make_tracker
 from trxl.training import Algorithm, RunnerState
 
 RETRY_SECONDS = 30
-"""How long a run waits after a disk failed until it tries again."""
+"""Seconds after a disk error until writing is retried."""
 
 
 class RunFolder:
-    """The folder of a run, with its checkpoints and curves.
+    """Folder of a run, with its checkpoints and metrics.
 
     Disk errors don't stop a run: they are reported once and writing is retried. `diverged` has the
-    seeds that diverged while others went on.
+    diverged seeds.
 
     Args:
-      config: checked; with RESUME the folder is that run's, else a fresh one.
-      algorithm: that trains.
-      seeds: of the run.
+      config: checked; with RESUME the folder is that run's, else a new one.
+      algorithm: algorithm that trains.
+      seeds: seeds of the run.
 
     Raises:
-      ConfigError: the folder can't be written, another process writes to it, there is nothing to
-        resume in it, or the config can't be saved.
+      ConfigError: the folder can't be written, another process writes to it, it has nothing to
+        resume, or the config can't be saved.
     """
 
     def __init__(self, config: dict[str, Any], algorithm: Algorithm, seeds: list[int]):
@@ -64,7 +64,7 @@ class RunFolder:
         self._algorithm = algorithm
         self._seeds = seeds
         self._trouble = False  # whether the disk failed since the last checkpoint
-        self._retry_at: float | None = None  # when to write one that could not be written
+        self._retry_at: float | None = None  # when to retry a failed checkpoint
         self._lock = None
         self._made = missing_folders(results_root(config))
         self.folder = Path(config["RESUME"] or broadcast(self._make_folder))
@@ -84,10 +84,10 @@ class RunFolder:
         return str(fresh_folder(self._config, self._algorithm.name))
 
     def _start(self) -> int:
-        """Returns after how many updates the newest checkpoint was taken.
+        """Returns the number of updates of the newest checkpoint.
 
         Raises:
-          ConfigError: there is none, its curve is not whole, or there is nothing left to do.
+          ConfigError: there is no checkpoint, its metrics are incomplete, or the run is finished.
         """
         start = self.newest_checkpoint()
         if not start:
@@ -119,17 +119,17 @@ class RunFolder:
                 opened.enter_context(closing(CurveFile(self.folder, seed, self.updates)))
                 for seed in self._seeds
             ]
-            # Last: nothing that fails after it leaves it started.
+            # Last, so that no later failure leaves a started tracker.
             tracker = make_tracker(self._config, self.folder, self._seeds)
             opened.pop_all()
         return tracker, curves
 
     def first_state(self, program: Program) -> RunnerState:
-        """Returns the state that the run starts or goes on from; says so.
+        """Returns the first state of a new or resumed run, and writes the run's config.
 
         Raises:
-          ConfigError: the checkpoint is broken or of another run, and the folder is left as it was;
-            or the folder can't be written.
+          ConfigError: the folder can't be written, or the checkpoint is broken or of another run.
+            In the latter case the folder is not changed.
         """
         state = run_on_all(lambda: self._restored(program)) if self.resumed else program.init()
         run_on_all(self._write_beginning)
@@ -142,7 +142,7 @@ class RunFolder:
         return restored_state(self._checkpoints, self.updates, program)
 
     def newest_checkpoint(self) -> int:
-        """Returns after how many updates the newest checkpoint was taken, 0 if there is none."""
+        """Returns the number of updates of the newest checkpoint, 0 if there is none."""
         return self._checkpoints.newest()
 
     def _write_beginning(self) -> None:
@@ -159,15 +159,15 @@ class RunFolder:
             ) from error
 
     def append(self, metrics: list[Metrics]) -> None:
-        """Notes an update's metrics, one dict per seed, and which seeds it broke.
+        """Writes an update's metrics, one dict per seed, and marks seeds that diverged.
 
         Raises:
-          NotFiniteError: no seed has a whole agent any more.
+          NotFiniteError: all seeds have diverged.
         """
         self.updates += 1
         self._tracker.log(metrics)
         try:
-            for curve, one_seed in zip(self._curves, metrics, strict=False):  # in process 0 alone
+            for curve, one_seed in zip(self._curves, metrics, strict=False):  # only in process 0
                 curve.append(one_seed)
         except OSError as error:
             self._tell_trouble(error)
@@ -181,10 +181,10 @@ class RunFolder:
             self._mark_diverged(broken)
 
     def _mark_diverged(self, broken: dict[int, Divergence]) -> None:
-        """Marks seeds as diverged."""
+        """Marks seeds as diverged; raises NotFiniteError if all are."""
         self.diverged |= broken
         if len(self.diverged) == len(self._seeds):
-            # These marks are not saved, since a resumed run starts before them.
+            # Not saved, since a resumed run starts before the divergence.
             newest = self.newest_checkpoint()
             kept = f"the checkpoint of update {newest} is kept" if newest else "no checkpoint yet"
             lines = "\n".join(self.divergences(self._seeds))
@@ -193,7 +193,7 @@ class RunFolder:
             warn_main(f"{line}; the other seeds go on")
 
     def divergences(self, seeds: Iterable[int]) -> list[str]:
-        """Returns a line for each of these seeds, which diverged."""
+        """Returns a line for each of these diverged seeds."""
         several = len(self._seeds) > 1
         return [
             f"{f'seed {seed}: ' if several else ''}{mark.what} after update {mark.update}"
@@ -201,7 +201,7 @@ class RunFolder:
         ]
 
     def save_checkpoint(self, program: Program, state: RunnerState) -> None:
-        """Writes the state of this update, and makes sure of the curve up to it before."""
+        """Writes a checkpoint of this update, after syncing the metrics up to it."""
         kept = kept_of(state, self._config["CHECKPOINT_KIND"])
         try:
             run_on_all(self._sync, OSError)
@@ -215,18 +215,18 @@ class RunFolder:
             self._trouble, self._retry_at = False, None
 
     def _sync(self) -> None:
-        """Writes what a checkpoint goes on with: the curves, and the marks of diverged seeds."""
+        """Syncs the metrics, and the marks of diverged seeds, to the disk."""
         if is_main():
             for curve in self._curves:
                 curve.sync()
             save_divergences(self.folder, self.diverged)
 
     def owes_checkpoint(self) -> bool:
-        """Returns whether one could not be written, and it is time to try again."""
+        """Returns whether it is time to retry a failed checkpoint."""
         return self._retry_at is not None and bool(largest(time.monotonic() > self._retry_at))
 
     def save_last(self, program: Program, state: RunnerState) -> None:
-        """Writes the last state; waits until the disk has room for it."""
+        """Writes a checkpoint of the last update, retrying until the disk has room."""
         self.save_checkpoint(program, state)
         if self._retry_at is not None:
             warn_main(f"the run is done; waiting for room in {self.folder}")
@@ -235,7 +235,7 @@ class RunFolder:
             self.save_checkpoint(program, state)
 
     def _tell_trouble(self, error: OSError) -> None:
-        """Tells once what the disk fails with."""
+        """Reports a disk error, once until the next checkpoint."""
         if not self._trouble:
             warn_main(
                 f"can't write to {self.folder}: {reason(error)}; the run goes on in memory and"
@@ -244,7 +244,7 @@ class RunFolder:
         self._trouble = True
 
     def close(self) -> None:
-        """Ends the live metrics and closes the files; nothing stays of a run that did nothing."""
+        """Closes tracker and files; removes the folder if the run did nothing."""
         self._tracker.close()
         for curve in self._curves:
             curve.close()
@@ -252,7 +252,7 @@ class RunFolder:
 
     def _release(self) -> None:
         if self._lock:
-            self._lock.release()  # first, since Windows removes no file that is open
+            self._lock.release()  # first, since Windows can't remove open files
         self.discard_if_empty()
 
     def curves(self) -> list[dict[str, np.ndarray]]:
@@ -260,11 +260,11 @@ class RunFolder:
         return [curve.read() for curve in self._curves]
 
     def discard_if_empty(self) -> None:
-        """Removes the folder of a run that has not done anything yet, with what it was made in."""
+        """Removes the folder, and parents made for it, if no update was done yet."""
         if is_main() and not self.resumed and not self.updates:
             discard(self.folder, self._made)
 
 
 def reason(error: Exception) -> str:
     """Returns the reason of an error in a few words."""
-    return first_line(str(getattr(error, "strerror", None) or error))
+    return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""The config of a run beside its checkpoints, `run.json`, and what a resumed run may change."""
+"""Config of a run in `run.json`, and its overrides in a resumed run."""
 
 import json
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trxl.config import of_saved_run
-from trxl.environments import is_own, named_by_user
-from trxl.errors import ConfigError, shortened
+from trxl.environments import is_own, named_by_user, resolve_name
+from trxl.errors import ConfigError, shortened, shown_path, told_of
 from trxl.results import with_new_names
 from trxl.training import Algorithm
 
@@ -20,14 +20,14 @@ def save_run_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def as_saved(value: Any) -> Any:
-    """Returns a config or a value as JSON has it: tuples and NumPy's arrays are lists.
+    """Converts a value to JSON's types; tuples and NumPy arrays become lists.
 
     Raises:
-      ConfigError: JSON has nothing like it.
+      ConfigError: a part can't be converted.
     """
 
     def plain(x: Any) -> Any:
-        if hasattr(x, "tolist"):  # an array or a scalar of NumPy's or JAX's
+        if hasattr(x, "tolist"):  # an array or scalar of NumPy or JAX
             return x.tolist()
         raise ConfigError(
             f"{shortened(x)} can't be saved with the run; use numbers, texts, lists and dicts"
@@ -42,11 +42,11 @@ def as_saved(value: Any) -> Any:
 
 
 def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm) -> dict[str, Any]:
-    """The config of the run in `folder`, with the overrides of the command line.
+    """Returns the config of the run in `folder`, with the overrides of the command line.
 
     Raises:
-      ConfigError: there is no run, or one of another algorithm, or an override that would change
-        the meaning of its state, or its environment is a file that the overrides don't name.
+      ConfigError: there is no run, it is of another algorithm, an override is not resumable, or the
+        environment is a file that the overrides don't name.
     """
     saved = read_run_config(folder)
     trained_by = saved.pop("ALGORITHM", "PPO")
@@ -55,20 +55,13 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
             f"RESUME: {folder} was trained by {str(trained_by)[:80]}, and this script trains"
             f" {algorithm.name}"
         )
-    try:
-        saved = algorithm.check(of_saved_run(saved, algorithm.keys))
-    except ConfigError as error:
-        raise ConfigError(
-            f"RESUME: {folder / 'run.json'}: {error}; is it another version's?"
-        ) from error
+    saved = check_saved(saved, algorithm, f"RESUME: {folder / 'run.json'}")
     if overrides.get("PARAMS") is not None:
         raise ConfigError("RESUME: the run goes on from its own parameters; leave PARAMS out")
     asked = algorithm.check({**saved, **overrides})
     given = asked["ENV_NAME"] if "ENV_NAME" in overrides else None
-    try:
+    with told_of("RESUME"):
         saved["ENV_NAME"] = named_by_user(saved["ENV_NAME"], given, "ENV_NAME={}")
-    except ConfigError as error:
-        raise ConfigError(f"RESUME: {error}") from error
     changed = [
         name
         for name, key in algorithm.keys.items()
@@ -80,30 +73,57 @@ def resumed_config(folder: Path, overrides: dict[str, Any], algorithm: Algorithm
     return asked
 
 
+def check_saved(saved: dict[str, Any], algorithm: Algorithm, where: str) -> dict[str, Any]:
+    """Returns a saved config, complete and checked.
+
+    Args:
+      where: its file, which a message begins with.
+
+    Raises:
+      ConfigError: it is none of this version's and these suites'.
+    """
+    with told_of(where, "; is it another version's?"):
+        config = algorithm.check(of_saved_run(saved, algorithm.keys))
+        resolve_name(config["ENV_NAME"])
+    return config
+
+
 def how_to_go_on(folder: Path, env_name: str) -> str:
-    """The line that a run leaves which was stopped; a file of one's own has to be named again."""
+    """Returns the line that says how to resume; the user's own file must be named again."""
     return f"go on with RESUME={folder}" + (f" ENV_NAME={env_name}" if is_own(env_name) else "")
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
-    """Reads what `save_run_config` wrote.
+    """Reads the config of `save_run_config`.
 
     Raises:
-      ConfigError: it wrote nothing there, or what is there is broken.
+      ConfigError: the file is missing or broken.
     """
     path = folder / "run.json"
-    where = " ".join(str(folder)[:200].split("\n"))
+    if os.path.isdir(folder) and not path.exists() and any(folder.glob("*_params.npy")):
+        raise ConfigError(
+            f"RESUME: {folder} has results but no run.json and no checkpoint; PARAMS={folder}"
+            " starts a new run from its parameters"
+        )
+    return with_new_names(read_json(path, "run"))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads the dict in a file of a run or a search.
+
+    Args:
+      what: is in its folder: a run or a search.
+
+    Raises:
+      ConfigError: there is none, or it is broken.
+    """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if os.path.isdir(folder) and any(folder.glob("*_params.npy")):
-            raise ConfigError(
-                f"RESUME: {folder} has results but no run.json and no checkpoint;"
-                f" PARAMS={folder} starts a new run from its parameters"
-            ) from error
-        raise ConfigError(f"RESUME: no run in {where}: {error.strerror}") from error
+        where = shown_path(path.parent)
+        raise ConfigError(f"RESUME: no {what} in {where}: {path.name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-    if not isinstance(saved, dict):
-        raise ConfigError(f"RESUME: {path} is broken: it holds no config but {shortened(saved)}")
-    return with_new_names(saved)
+    if not isinstance(content, dict):
+        raise ConfigError(f"RESUME: {path} is broken: it holds no dict but {shortened(content)}")
+    return content

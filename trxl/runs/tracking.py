@@ -1,6 +1,6 @@
-"""Live metrics in Weights & Biases or TensorBoard: what `TRACK` asks for.
+"""Live metrics in Weights & Biases or TensorBoard, chosen by `TRACK`.
 
-Neither package is needed, or imported, unless it is asked for.
+Neither package is imported otherwise.
 """
 
 import secrets
@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from trxl.errors import ConfigError, first_line, one_line
+from trxl.errors import ConfigError, one_line
 from trxl.runs.processes import warn_main
 
 
 class NoTracker:
-    """Sends nothing anywhere."""
+    """Tracker that sends nothing, the interface of trackers."""
 
     def log(self, metrics: list[dict[str, Any]]) -> None:
-        """Takes an update's metrics, one dict per seed; those that are not finite are left out."""
+        """Sends an update's metrics, one dict per seed, if finite."""
 
     def close(self) -> None:
-        """Sends what is still waiting."""
+        """Sends buffered metrics, and closes the tracker."""
 
 
 class TensorBoardTracker(NoTracker):
@@ -44,10 +44,10 @@ class TensorBoardTracker(NoTracker):
 
 
 class WandbTracker(NoTracker):
-    """A run in Weights & Biases; several seeds share it, as `seed_<seed>/<metric>`.
+    """Run in Weights & Biases; several seeds share it, as `seed_<seed>/<metric>`.
 
-    A resumed run goes on with the same one, whose id stands in the folder's `wandb_id`. WANDB_MODE,
-    WANDB_PROJECT and its other variables work as always.
+    A resumed run continues it, by the id in the folder's `wandb_id`. WANDB_MODE, WANDB_PROJECT and
+    other variables apply.
     """
 
     def __init__(self, folder: Path, seeds: list[int], config: dict[str, Any]):
@@ -74,7 +74,7 @@ class WandbTracker(NoTracker):
 
 
 class CarefulTracker(NoTracker):
-    """A tracker that is given up, with one line, when it fails; the run goes on without."""
+    """Tracker that is dropped with one warning when it fails."""
 
     def __init__(self, tracker: NoTracker):
         self._tracker = tracker
@@ -88,18 +88,16 @@ class CarefulTracker(NoTracker):
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # of a package that is not ours
-            warn_main(
-                f"TRACK: no more metrics are sent ({first_line(str(error))}); the run goes on"
-            )
+        except Exception as error:  # packages may raise anything
+            warn_main(f"TRACK: no more metrics are sent ({one_line(error)}); the run goes on")
             self._tracker = NoTracker()
 
 
 def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTracker:
-    """The tracker that a checked config asks for.
+    """Makes the tracker of a checked config.
 
     Raises:
-      ConfigError: it can't start, before anything is compiled.
+      ConfigError: the tracker can't start.
     """
     name = config["TRACK"]
     try:
@@ -109,9 +107,10 @@ def make_tracker(config: dict[str, Any], folder: Path, seeds: list[int]) -> NoTr
             case "tensorboard":
                 return CarefulTracker(TensorBoardTracker(folder, seeds))
     except ImportError as error:
-        why = first_line(str(error))
-        raise ConfigError(f"TRACK={name} needs it: pip install {name} ({why})") from error
-    except (Exception, SystemExit) as error:  # of a package that is not ours
+        raise ConfigError(
+            f"TRACK={name} needs it: pip install {name} ({one_line(error)})"
+        ) from error
+    except (Exception, SystemExit) as error:  # packages may raise anything
         raise ConfigError(f"TRACK={name} can't start, leave it out: {one_line(error)}") from error
     return NoTracker()
 

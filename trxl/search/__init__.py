@@ -1,1 +1,1 @@
-"""A population of runs: hyperparameters searched in one program, or parameters evolved."""
+"""Hyperparameter search and neuroevolution with a population of runs."""

@@ -1,10 +1,13 @@
-"""Neuroevolution: the parameters of a policy with memory, moved by evosax without gradients.
+"""Neuroevolution: evosax updates the parameters of a policy with memory, without gradients.
 
-As in Salimans et al. 2017 (arXiv 1703.03864): in each generation an algorithm of evosax proposes
-parameters, each plays NUM_STEPS steps in NUM_ENVS environments, all of them in the same ones, and
-the algorithm gets the mean return of each environment's first episode. The distribution's mean, or
-without one the best parameters, are reported and saved; their return is measured in episodes of
-their own.
+As in Salimans et al. 2017 (arXiv 1703.03864), each generation has four steps:
+
+1. An algorithm of evosax proposes parameters.
+2. Each candidate plays NUM_STEPS steps in the same NUM_ENVS environments.
+3. Its score is the mean return of the environments' first episodes.
+4. The solution, the distribution's mean or else the best candidate, is evaluated in new episodes.
+
+The last solution is saved.
 """
 
 from collections.abc import Callable
@@ -37,7 +40,7 @@ def evolve(
     base: dict[str, Any],
     resumed: Path | None,
 ) -> int | None:
-    """Evolves a network's parameters, and writes them as a run's that `evaluate` plays with.
+    """Evolves a network's parameters, and saves them like those of a run.
 
     Args, returns and raises as `search.main.search`.
     """
@@ -49,7 +52,7 @@ def evolve(
     name, size = settings["STRATEGY"], settings["POPULATION"]
     if name in STRATEGIES:
         raise ConfigError("TRAIN=evolution needs an algorithm of evosax, such as STRATEGY=Open_ES")
-    config = learner.check(default_config(learner, base, fixed))
+    config = learner.check(default_config(learner, base, fixed, space))
     for statistics in ("NORMALIZE_OBS", "NORMALIZE_REWARD"):
         if config[statistics]:
             raise ConfigError(
@@ -64,7 +67,7 @@ def evolve(
     init_key, start_key, key = jax.random.split(jax.random.key(config["seed"]), 3)
     mean, unravel = ravel_pytree(init_params(config, network, env.obs_size, init_key))
     algorithm = Evosax(name, size, mean, settings["ES_STD"], settings["ES_LR"], start_key)
-    # A trial that is one memory is one episode to the learner, see `rollout.episode_boundaries`.
+    # With memory and credit a trial is one episode, see `rollout.episode_boundaries`.
     as_one = config["TRIAL_MEMORY"] and config["TRIAL_CREDIT"]
     episodes = env.episodes_per_trial if as_one else 1
 
@@ -84,7 +87,7 @@ def evolve(
         curve: list[dict[str, float]] = folder.notes.get("curve", [])
         if curve:
             restored = jax.device_get(folder.restore(jax.eval_shape(state)))
-            algorithm.state, raw = jax.tree.map(jnp.asarray, restored)  # on no device in particular
+            algorithm.state, raw = jax.tree.map(jnp.asarray, restored)  # uncommitted to a device
             key = jax.random.wrap_key_data(raw)
         with tqdm(total=generations, initial=len(curve), unit="generation", mininterval=1) as bar:
             while len(curve) < generations and not stop.signal:
@@ -106,14 +109,14 @@ def evolve(
 
 
 def evaluator(play: Callable, at_a_time: int, devices: int) -> Callable:
-    """Returns evaluate(numbers (candidates, dims), key) -> mean returns (candidates,), jitted.
+    """Makes evaluate(numbers (candidates, dims), key) -> mean returns (candidates,), jitted.
 
-    Candidates are spread over devices; the last one stands in for missing ones.
+    Candidates are sharded over devices, padded with copies of the last.
 
     Args:
       play: (numbers (dims,), key) -> mean return ().
-      at_a_time: candidates that play together on a device.
-      devices: how many.
+      at_a_time: candidates per device that play in parallel.
+      devices: number of devices.
     """
     mesh = Mesh(np.array(jax.local_devices()[:devices]), ROWS)
 
@@ -134,10 +137,9 @@ def evaluator(play: Callable, at_a_time: int, devices: int) -> Callable:
 
 
 def mean_return(played: Rollout) -> jax.Array:
-    """Returns the mean return () of the environments' first episodes, in trials of first trials.
+    """Returns the mean return () of the environments' first episodes, or first trials.
 
-    An episode that did not end counts with its return so far: candidates that live long are not
-    judged by those of their episodes that were short.
+    An unfinished episode counts with its return so far, so that long episodes are not ignored.
     """
     trajectory = played.trajectory
     ended_before = jnp.cumsum(trajectory.done, axis=0) - trajectory.done
@@ -150,8 +152,8 @@ def next_generation(
     """Evaluates the algorithm's proposals and updates its state.
 
     Returns:
-      the next generation's key, and this one's metrics. `returned_episode_returns` is the
-      solution's in episodes that no candidate was chosen by.
+      the next key, and the metrics. `returned_episode_returns` is the solution's return in new
+      episodes, without selection bias.
     """
     key, ask_key, play_key, tell_key, report_key = jax.random.split(key, 5)
     returns = np.asarray(evaluate(algorithm.ask(ask_key), play_key))

@@ -1,4 +1,4 @@
-"""evosax's algorithms (Lange 2022, arXiv 2212.04180) by name, behind their ask and tell."""
+"""Algorithms of evosax (Lange 2022, arXiv 2212.04180) by name, with ask and tell."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -14,24 +14,24 @@ from trxl.errors import ConfigError, did_you_mean, shortened
 
 @contextmanager
 def default_jax() -> Iterator[None]:
-    """Runs evosax in float32 whatever JAX_ENABLE_X64 is, and lets its states start with NaN."""
+    """Runs evosax without JAX_ENABLE_X64 and JAX_DEBUG_NANS, since its states start with NaN."""
     with jax.enable_x64(False), jax.debug_nans(False):
         yield
 
 
 class Evosax:
-    """An algorithm of evosax that moves numbers, and its `state`.
+    """Algorithm of evosax over vectors, and its `state`.
 
     Args:
-      name: as evosax has it; underscores and case don't matter.
-      population: how many it proposes at a time.
-      mean: (dims,), around which it starts.
-      std: its first deviation, where it has one.
-      lr: the learning rate of Adam, where it has an optimiser.
-      key: of its first state.
+      name: name in evosax; underscores and case are ignored.
+      population: proposals per generation.
+      mean: (dims,), initial mean.
+      std: initial standard deviation, if the algorithm has one.
+      lr: learning rate of Adam, if the algorithm has an optimiser.
+      key: key of the initial state.
 
     Raises:
-      ConfigError: evosax is not installed, or has none of that name, or it takes no such sizes.
+      ConfigError: evosax is not installed, the name is unknown, or the sizes are invalid.
     """
 
     @default_jax()
@@ -51,15 +51,15 @@ class Evosax:
 
     @default_jax()
     def ask(self, key: jax.Array) -> jax.Array:
-        """Returns what to evaluate next, (population, dims)."""
+        """Returns proposals to evaluate, (population, dims)."""
         self._asked, self.state = self._algorithm.ask(key, self.state, self._params)
         return self._asked
 
     @default_jax()
     def tell(self, key: jax.Array, scores: Sequence[float] | np.ndarray) -> None:
-        """Takes the scores (population,) of what was asked last; one that is not finite is worst.
+        """Updates the state with the scores (population,) of the last proposals.
 
-        evosax minimises.
+        Scores that are not finite rank worst. Signs change, since evosax minimises.
         """
         scores = np.asarray(scores, np.float32)
         finite = scores[np.isfinite(scores)]
@@ -69,13 +69,13 @@ class Evosax:
         self.state, _ = self._algorithm.tell(key, self._asked, fitness, self.state, self._params)
 
     def solution(self) -> jax.Array:
-        """Returns what the state stands for, (dims,): its mean, else its best."""
+        """Returns the mean of the distribution (dims,), else the best proposal."""
         mean = getattr(self.state, "mean", None)
         return self.state.best_solution if mean is None else mean
 
 
 def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: float) -> Any:
-    """Returns evosax's own object, see `Evosax`."""
+    """Makes evosax's own object, see `Evosax`."""
     try:
         import optax
         from evosax import algorithms
@@ -98,5 +98,5 @@ def make_algorithm(name: str, population: int, num_dims: int, std: float, lr: fl
     options = {option: x for option, x in options.items() if option in parameters}
     try:
         return kind(population_size=population, solution=jnp.zeros(num_dims), **options)
-    except Exception as error:  # of a package that is not ours
+    except Exception as error:  # evosax may raise anything
         raise ConfigError(f"STRATEGY={name} with {population} members: {error}") from error

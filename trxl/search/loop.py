@@ -1,4 +1,4 @@
-"""Trains what a strategy asks for, round by round, with checkpoints and a bar."""
+"""Training loop of a search: a strategy's rounds, checkpoints and a progress bar."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +20,15 @@ from trxl.training import Algorithm, RunnerState
 
 @dataclass
 class Loop:
-    """A search that trains; `trials` has all of them by their number."""
+    """Search in progress; `trials` has all trials by number."""
 
-    given: dict[str, Any]  # what is set of the default config
-    algorithm: Algorithm  # that trains
-    space: Space  # that is searched
-    seeds: int  # of a member whose strategy gives it none
-    batch_rows: int  # rows of a program
-    devices: int  # that a program is spread over
-    folder: SearchFolder  # where the search is saved, and goes on from
+    given: dict[str, Any]  # base config, not completed
+    algorithm: Algorithm
+    space: Space
+    seeds: int  # per member, if the strategy gives none
+    batch_rows: int  # rows per program call
+    devices: int  # that share a program
+    folder: SearchFolder
 
     def __post_init__(self) -> None:
         self._seed = self.algorithm.check(self.given)["seed"]
@@ -39,10 +39,10 @@ class Loop:
         self._scores: list[list[float]] = notes.get("scores", [])  # of finished rounds
 
     def run(self, strategy: Strategy, stop: StopOnSignal, total_steps: float) -> Best | None:
-        """Runs a strategy from where the folder is.
+        """Runs a strategy, continuing from the folder's checkpoint.
 
         Returns:
-          its best, None where a signal stopped it before its end.
+          the best trial; None if a signal stopped the search.
         """
         try:
             round_ = next(strategy)
@@ -69,7 +69,7 @@ class Loop:
             return end.value
 
     def save(self) -> None:
-        """Writes a checkpoint: the agents of all members that may go on, those of a program joined.
+        """Writes a checkpoint: the states of all unfinished members, concatenated per program.
 
         Its notes have the scores of finished rounds, and the trials.
         """
@@ -93,7 +93,7 @@ class Loop:
             self._states |= split(states[str(i)], trials)
 
     def programs(self, values: dict[str, Any]) -> Programs:
-        """Returns the programs of all members that are shaped as these values say."""
+        """Returns the programs of members with these values of the keys that shape a program."""
         shape = self._shape(values)
         if shape not in self._programs:
             config = self.algorithm.check({**self.given, **dict(shape)})
@@ -104,10 +104,9 @@ class Loop:
         return tuple(self.space.shape_of(values).items())
 
     def batches(self, round_: Round) -> Iterator[list[Member]]:
-        """Yields members of one shape that train together, as many as a program has rows for.
+        """Yields batches of members of one shape, as many as a program has rows for.
 
-        They are equally far, also where a search goes on in the midst of a round, and with another
-        number of rows than before.
+        Members of a batch have done the same number of updates, also after a resume within a round.
         """
 
         def standing(member: Member) -> tuple:
@@ -125,14 +124,14 @@ class Loop:
             yield batch
 
     def _prepare(self, round_: Round) -> None:
-        """Notes a round's members, copies their parents' agents, and drops all others."""
+        """Records a round's members, copies their parents' states, and drops other states."""
         for member in round_.members:
             trial = self.trials.setdefault(member.trial, self._new_trial(member))
             trial.values = member.values
             if member.parent is not None and member.trial not in self._states:
                 parent = self._states[member.parent]
                 self._states[member.trial] = fork_random_streams(parent, member.trial)
-        # Members are compared over what all of them trained themselves since the last copies.
+        # Scores count the updates since the last copy, which all members trained themselves.
         totals = {m.trial: self.programs(m.values).num_updates for m in round_.members}
         start = max(self.trials[number].first_update / total for number, total in totals.items())
         for number, total in totals.items():
@@ -173,7 +172,7 @@ class Loop:
         programs = self.programs(members[0].values)
         target = max(1, round(until * programs.num_updates))
         trials = [self.trials[member.trial] for member in members]
-        if trials[0].updates >= target:  # all of a batch have as many
+        if trials[0].updates >= target:  # equal within a batch
             return
         rows = self._rows(trials)
         if trials[0].trial in self._states:
@@ -199,18 +198,18 @@ class Loop:
 
 
 def search_seeds(seed: int, trial: int, number: int) -> tuple[int, ...]:
-    """Returns the seeds that a trial of a search trains with, none of which its report has."""
+    """Returns the seeds of a trial, disjoint from the report's."""
     rng = np.random.default_rng([seed, trial])
     return tuple(int(x) for x in rng.integers(2**31, 2**32, number))
 
 
 def by_trial(round_: Round, scores: list[float]) -> dict[int, float]:
-    """Returns the scores of a round's members as their strategy takes them."""
+    """Returns the scores of a round's members by trial."""
     return {m.trial: score for m, score in zip(round_.members, scores, strict=True)}
 
 
 def by_key(items: Iterable[Any], key: Callable) -> list[list[Any]]:
-    """Returns the items in groups of one key each, in their order."""
+    """Groups items by key, in order."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -218,18 +217,18 @@ def by_key(items: Iterable[Any], key: Callable) -> list[list[Any]]:
 
 
 def join(states: list[RunnerState]) -> RunnerState:
-    """Returns the rows of several trials behind each other."""
+    """Concatenates the rows of several trials."""
     return jax.tree.map(lambda *x: jnp.concatenate(x), *states)
 
 
 def split(rows: Any, trials: Sequence[Trial]) -> dict[int, Any]:
-    """Returns each trial's part of leaves (rows, ...), undoing `join`."""
+    """Splits leaves (rows, ...) by trial, inverting `join`."""
     ends = np.cumsum([len(trial.seeds) for trial in trials])
     parts = {t.trial: slice(end - len(t.seeds), end) for t, end in zip(trials, ends, strict=True)}
     return {t: jax.tree.map(lambda x, part=part: x[part], rows) for t, part in parts.items()}
 
 
 def best_trial(trials: Iterable[Trial]) -> Trial | None:
-    """Returns the trial of a search that is best so far: furthest, then highest."""
+    """Returns the best trial so far: most updates, then highest score."""
     own = [trial for trial in trials if trial.role == "search" and np.isfinite(trial.score())]
     return max(own, key=lambda trial: (trial.updates, trial.score()), default=None)

@@ -1,4 +1,4 @@
-"""A search from the command line to its report."""
+"""Search of hyperparameters, from the command line to the report."""
 
 import os
 import sys
@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 
-from trxl.config import check_settings_fit, defaults, help_text, names_and_texts, num_updates
+from trxl.config import check_known, check_names, defaults, help_text, names_and_texts, num_updates
 from trxl.environments import named_by_user
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError, shortened, told_of
 from trxl.runs.memory_check import check_sizes
 from trxl.runs.run import run_script
+from trxl.runs.saved_config import read_json
 from trxl.search.loop import Loop, best_trial
 from trxl.search.population import members_at_a_time
-from trxl.search.record import open_folder, read_json
+from trxl.search.record import open_folder
 from trxl.search.report import write_report
 from trxl.search.settings import (
     NOT_SEARCHED,
@@ -36,23 +37,23 @@ from trxl.search.strategies import (
 from trxl.training import Algorithm
 
 Trainers = Mapping[str, tuple[Algorithm, dict[str, Any]]]
-"""By an algorithm's name: the algorithm, and the config of its entry script."""
+"""Algorithms by name, with the configs of their entry scripts."""
 
 GENERATIONS_OF_EVOSAX = 10
-"""How many there are where BUDGET says nothing; of `halving` and `pbt` one."""
+"""Default number of generations of an evosax algorithm; `halving` and `pbt` have 1."""
 
 COMPARED_AFTER = 10
-"""Updates that members train at least before `halving` compares them."""
+"""Minimum number of updates before `halving` compares members."""
 
 
 def main(config: dict[str, Any], trainers: Trainers) -> None:
-    """Reads the overrides, searches, and writes the report.
+    """Runs the entry script: reads the overrides, searches, and writes the report.
+
+    Exits as `run_script` does.
 
     Args:
       config: the script's settings; KEY=VALUE arguments of the command line override them.
-      trainers: what can be searched.
-
-    Exits as `run_script` does.
+      trainers: choices of ALGORITHM.
     """
     run_script(lambda: start(config, trainers, sys.argv[1:]))
 
@@ -61,10 +62,10 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     """Reads the command line and searches.
 
     Returns:
-      the number of the signal that stopped it, None where it came to its end.
+      the number of the signal that stopped the search; None if it finished.
 
     Raises:
-      ConfigError: the search can't be run.
+      ConfigError: a setting is invalid.
     """
     words = [word for word in arguments if word not in ("-h", "--help")]
     given = dict(names_and_texts(words))
@@ -77,7 +78,9 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
         raise ConfigError(f"ALGORITHM must be one of {', '.join(trainers)}, not {shortened(name)}")
     algorithm, base = trainers[name]
     keys = {**SEARCH_KEYS, **algorithm.keys}
-    check_settings_fit(words, keys)
+    check_names(words, keys)
+    for key in asked:
+        check_known(key, keys, f"RESUME: {folder / 'search.json'}: " if folder else "")
     if len(words) < len(arguments):
         keys = {name: key for name, key in keys.items() if name not in NOT_SEARCHED}
         usage = "[@SETTINGS] [KEY=VALUE | KEY=LOW..HIGH | KEY=A,B,C ...]"
@@ -88,7 +91,7 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     if settings["TRAIN"] == "evolution":
         from trxl.search.evolution import evolve
 
-        # The ranges of the script mean nothing here; one that was asked for is refused.
+        # Ignore the script's ranges; `evolve` refuses ranges of the command line.
         ranges = {k for k, v in config.items() if ".." in str(v) and k not in given}
         asked = {k: v for k, v in asked.items() if k not in ranges}
         return evolve(asked, settings, algorithm, base, folder)
@@ -96,19 +99,17 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
 
 
 def resumed_search(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what the search in a folder was asked for.
+    """Returns the settings of the search in a folder.
 
     Raises:
-      ConfigError: there is none, or it is to be another one now, or its environment is a file that
-        the command line does not name.
+      ConfigError: the folder has no search, other settings are given, or the environment is a file
+        that the command line does not name.
     """
     if not set(given) <= {"RESUME", "ENV_NAME"}:
         raise ConfigError("RESUME goes on with a search as it is; give no other setting")
-    asked = read_json(folder / "search.json")
-    try:
+    asked = read_json(folder / "search.json", "search")
+    with told_of("RESUME"):
         named = named_by_user(str(asked.get("ENV_NAME")), given.get("ENV_NAME"), "ENV_NAME={}")
-    except ConfigError as error:
-        raise ConfigError(f"RESUME: {error}") from error
     return {**asked, "ENV_NAME": named}
 
 
@@ -123,12 +124,12 @@ def search(
 
     Args:
       asked: the search's settings, and the trainer's keys with values, ranges or choices.
-      resumed: folder of a search to go on with; None for a new one.
+      resumed: folder of a search to resume; None for a new one.
     """
     space, fixed = read_space(asked, algorithm.keys)
     if not space.dimensions:
         raise ConfigError("nothing to search; give a range such as LR=1e-5..1e-2, or choices")
-    given = default_config(algorithm, base, fixed)
+    given = default_config(algorithm, base, fixed, space)
     config = algorithm.check(given)
     for shape in combinations(space, MOST_COMBINATIONS):
         algorithm.check({**given, **shape})  # before anything compiles
@@ -137,17 +138,13 @@ def search(
         config, algorithm, settings["SEEDS"], settings["POPULATION"]
     )
     batch_rows = -(-members * settings["SEEDS"] // devices) * devices
-    try:
+    with told_of(f"{batch_rows // devices} runs at a time, CHUNK * SEEDS"):
         check_sizes({**config, "NUM_SEEDS": batch_rows // devices})
-    except ConfigError as error:
-        raise ConfigError(
-            f"{batch_rows // devices} runs at a time, CHUNK * SEEDS: {error}"
-        ) from error
     task = make_task(settings, config, space)
     fresh_seeds = range(config["seed"], config["seed"] + settings["REPORT_SEEDS"])
     if fresh_seeds.stop > 2**32:
         raise ConfigError("seed + REPORT_SEEDS must not exceed 2**32; lower seed")
-    next(run_search(name, task, fresh_seeds))  # where it can't be there is no folder
+    next(run_search(name, task, fresh_seeds))  # raises before a folder is made
     of_report = len(fresh_seeds) * (3 if name == "pbt" else 2)  # at most
     runs = settings["SEEDS"] * cost(name, task, task.generations) + of_report
     steps = runs * config["TOTAL_TIMESTEPS"]
@@ -174,10 +171,10 @@ def search(
 
 
 def make_task(settings: dict[str, Any], config: dict[str, Any], space: Space) -> Search:
-    """Returns what the strategy starts from, with as many generations as BUDGET has room for.
+    """Makes the inputs of the strategy, with as many generations as fit in BUDGET.
 
     Raises:
-      ConfigError: it has room for none.
+      ConfigError: no generation fits.
     """
     strategy = settings["STRATEGY"]
     task = Search(

@@ -1,7 +1,7 @@
-"""Members of a population as rows of one vmapped program, on one device or all of them.
+"""Members of a population as rows of one vmapped program, on one or all devices.
 
-A row is one seed of one member. A program trains batches of one fixed size, so that fewer rows
-compile nothing new: the last row fills a batch that is not full.
+A row is one seed of one member. Batches have a fixed size, so that a program compiles once.
+Smaller batches are padded with copies of the last row.
 """
 
 from collections.abc import Callable
@@ -31,39 +31,38 @@ ROWS = ("rows",)
 BY_ROW = PartitionSpec(ROWS)
 
 MEMBERS_ON_A_CPU = 4
-"""Members in a batch there: more are hardly faster, and a batch that is not full costs as much."""
+"""Members per batch on a CPU. More are hardly faster, and padding costs as much as members."""
 
 
 class Row(NamedTuple):
-    """A seed of a member."""
+    """Seed of a member."""
 
-    traced: dict[str, float]  # the values in which members of a program differ
+    traced: dict[str, float]  # values of traced keys
     seed: int
 
 
 class UpdateResult(NamedTuple):
     """Results of an update of a batch, (rows,) each.
 
-    Running episodes have run through the whole update and go on. Without them, an agent whose
-    episodes are longer than the updates that are compared would have no score, or that of its
-    shortest ones.
+    Running episodes are those as long as the update or longer. Without them, an agent with long
+    episodes would have no score, or only that of its shortest episodes.
     """
 
-    returns: Array  # mean return of the episodes that ended; NaN: none did
-    episodes: Array  # how many ended
-    running: Array  # how many are running
-    running_returns: Array  # their mean return so far
-    finite: Array  # bool, whether all is finite that must be
+    returns: Array  # mean return of the episodes that ended; NaN: none
+    episodes: Array  # number of episodes that ended
+    running: Array  # number of running episodes
+    running_returns: Array  # mean return so far of running episodes
+    finite: Array  # bool, whether all metrics of `must_be_finite` are finite
 
 
 class Programs:
-    """The `init` and `update` of a batch of rows, jitted once for what shapes them.
+    """Jitted `init` and `update` of a batch of rows.
 
     Args:
-      config: checked, with one value for every key; rows have their own of the traced ones.
-      algorithm: that trains.
-      rows: of a batch, a multiple of the number of devices.
-      devices: that it is spread over.
+      config: checked; rows override its traced keys.
+      algorithm: algorithm that trains.
+      rows: batch size, a multiple of the number of devices.
+      devices: number of devices.
     """
 
     def __init__(self, config: dict[str, Any], algorithm: Algorithm, rows: int, devices: int):
@@ -105,20 +104,20 @@ class Programs:
         self.update = mapped(update, donate_argnums=1)
 
     def init(self, rows: list[Row]) -> RunnerState:
-        """Returns fresh agents, leaves (len(rows), ...) in the host's memory."""
+        """Returns fresh states, leaves (len(rows), ...) in host memory."""
         return self.to_host(self._init(*self._place(inputs(rows))), len(rows))
 
     def shapes(self, rows: list[Row]) -> RunnerState:
-        """Returns `init`'s result in shapes."""
+        """Returns the shapes of `init`'s result."""
         return jax.eval_shape(self._abstract_init, *inputs(rows))
 
     def load(self, rows: list[Row], state: RunnerState) -> "MemberBatch":
-        """Returns agents on the devices, ready to train."""
+        """Copies states to the devices, for training."""
         traced, _ = inputs(rows)
         return MemberBatch(self, len(rows), self._place(traced), self._place(state))
 
     def _place(self, tree: Any) -> Any:
-        """Copies rows to the devices, a full batch over all of them."""
+        """Copies rows to the devices, padded to a full batch."""
 
         def place(x: Any) -> jax.Array:
             x = x[np.minimum(np.arange(self._rows), len(x) - 1)]
@@ -127,13 +126,13 @@ class Programs:
         return jax.tree.map(place, tree)
 
     def to_host(self, state: RunnerState, number: int) -> RunnerState:
-        """Copies a batch's first rows to the host's memory: the next update overwrites them."""
+        """Copies a batch's first rows to host memory, since the next update donates them."""
         state = jax.device_put(state, host_device(), may_alias=False)
         return jax.tree.map(lambda x: x[:number], state)
 
 
 class MemberBatch:
-    """Rows that train together."""
+    """Batch of rows on the devices."""
 
     def __init__(self, programs: Programs, number: int, traced: Any, state: RunnerState):
         self._programs = programs
@@ -157,7 +156,7 @@ class MemberBatch:
         return jax.tree.map(lambda x: x[row], self._state.train_state)
 
     def state(self) -> RunnerState:
-        """Returns the rows' states, in the host's memory."""
+        """Returns the rows' states in host memory."""
         return self._programs.to_host(self._state, self._number)
 
 
@@ -169,12 +168,12 @@ def inputs(rows: list[Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def host_device() -> jax.Device:
-    """Returns the device where agents wait that don't train."""
+    """Returns the device that holds states between batches."""
     return jax.local_devices(backend="cpu")[0]
 
 
 def fork_random_streams(state: RunnerState, number: int) -> RunnerState:
-    """Returns a copy of a state whose random streams part from the original's."""
+    """Returns a copy of a state with its own random streams."""
 
     def fork(x: jax.Array) -> jax.Array:
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -187,7 +186,7 @@ def fork_random_streams(state: RunnerState, number: int) -> RunnerState:
 def members_at_a_time(
     config: dict[str, Any], algorithm: Algorithm, seeds: int, population: int
 ) -> int:
-    """Returns how many members of `seeds` rows each are in a batch, where nobody says."""
+    """Returns the default number of members, of `seeds` rows each, in a batch."""
     if jax.devices()[0].platform == "cpu":
         return min(MEMBERS_ON_A_CPU, population)
     of_one = sum(least_bytes(Program({**config, "NUM_SEEDS": seeds}, algorithm, None)).values())
@@ -196,4 +195,4 @@ def members_at_a_time(
 
 
 FOR_ALL_ELSE = 4
-"""How many times what a run holds at least it may take, for what XLA adds."""
+"""Ratio of a run's memory to `least_bytes`, with XLA's temporary buffers."""

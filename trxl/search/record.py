@@ -1,4 +1,4 @@
-"""Files of a search while it trains: its trials, and checkpoints to resume from."""
+"""Files of a running search: its trials, and checkpoints to resume from."""
 
 import json
 import math
@@ -14,41 +14,42 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from trxl.environments import resolve_name
-from trxl.errors import ConfigError, shortened
+from trxl.errors import ConfigError
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
 from trxl.runs.outputs import discard, fresh_folder, missing_folders, write_whole
 from trxl.runs.processes import print_main, warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
-from trxl.runs.saved_config import as_saved, how_to_go_on
+from trxl.runs.saved_config import as_saved, how_to_go_on, read_json
 from trxl.search.population import UpdateResult, host_device
 
 COUNTED = 0.2
-"""The share of an agent's updates, its last ones, whose episodes make its score."""
+"""Share of an agent's updates, the last ones, that its score counts."""
 
 
 @dataclass
 class Trial:
-    """A config that trains, with one seed or several, from a fresh agent or a copy of another's."""
+    """Config in training, with one or several seeds, from a fresh agent or a copy."""
 
     trial: int
-    values: dict[str, Any]  # of the keys that are searched
+    values: dict[str, Any]  # of the searched keys
     seeds: list[int]
-    role: str = "search"  # or of which candidate of the report it is a run
+    role: str = "search"  # or a candidate of the report
     parent: int | None = None
-    first_update: int = 0  # from which on it trained, as a copy
-    since: int = 0  # update from which all whom it was compared with trained themselves
-    updates: int = 0  # of its agent, the parent's included
+    first_update: int = 0  # updates of the copied agent
+    since: int = 0  # update from which all members of the round trained themselves
+    updates: int = 0  # of the agent, including the parent's
     steps_per_update: int = 0
-    seconds: float = 0.0  # its share of what its programs took
+    seconds: float = 0.0  # share of its programs' time
     status: str = "running"  # or stopped, finished, diverged
     returns: list[list[float | None]] = field(default_factory=list)  # (updates, seeds)
     episodes: list[list[int]] = field(default_factory=list)  # (updates, seeds)
-    running: list[list[float]] = field(default_factory=list)  # (2, seeds), after the last update
+    # (2, seeds): number and mean return of running episodes after the last update
+    running: list[list[float]] = field(default_factory=list)
 
     def log_update(self, result: UpdateResult) -> None:
-        """Notes an update of each seed, fields (seeds,)."""
+        """Records an update of each seed, fields (seeds,)."""
         self.updates += 1
         self.returns.append([as_json(x) for x in result.returns])
         self.episodes.append(result.episodes.tolist())
@@ -58,16 +59,15 @@ class Trial:
 
     @property
     def env_steps(self) -> int:
-        """The environment steps of all seeds."""
+        """Environment steps of all seeds."""
         return len(self.returns) * self.steps_per_update * len(self.seeds)
 
     def seed_scores(self) -> list[float]:
         """Returns each seed's mean return over the episodes of the last updates.
 
-        Counted are the last fifth of the agent's updates, of which no more than all whom it was
-        compared with trained themselves (`since`): a copy and its parent are scored over the same
-        updates. Episodes count that ended there, and those that have run through the whole last
-        update, with their return so far. -inf where there is none, and of a trial that diverged.
+        The last `COUNTED` of the agent's updates count, but none before `since`. So a copy and its
+        parent are scored over the same updates. Running episodes count with their return so far.
+        Without episodes, and after divergence, the score is -inf.
         """
         if self.status == "diverged" or not self.returns:
             return [-math.inf] * len(self.seeds)
@@ -79,41 +79,41 @@ class Trial:
         return [float(s / n) if n else -math.inf for s, n in zip(sums, numbers, strict=True)]
 
     def score(self) -> float:
-        """Returns the mean over its seeds."""
+        """Returns the mean score of the seeds."""
         return float(np.mean(self.seed_scores()))
 
     def row(self) -> dict[str, Any]:
-        """Returns what trials.jsonl has of it."""
+        """Returns the trial's line in trials.jsonl."""
         return vars(self) | {"score": as_json(self.score()), "env_steps": self.env_steps}
 
 
 def read_trial(row: Mapping[str, Any]) -> Trial:
-    """Undoes `Trial.row`."""
+    """Inverts `Trial.row`."""
     return Trial(**{one.name: row[one.name] for one in fields(Trial)})
 
 
 def as_json(x: Any) -> float | None:
-    """Returns a number as JSON has it, None for what it has not."""
+    """Returns a number for JSON, None if not finite."""
     return float(x) if math.isfinite(x) else None
 
 
 SAVE_SECONDS = 60
-"""How long a search trains at least between two checkpoints."""
+"""Minimum seconds between two checkpoints."""
 
 
 class SearchFolder:
-    """A search's folder: `search.json`, what was asked for, numbered checkpoints, and their notes.
+    """Folder of a search: settings in `search.json`, numbered checkpoints, and their notes.
 
     Disk errors don't stop a search: they are reported once and writing is retried.
 
     Args:
-      folder: that exists.
-      asked: what was asked for, see `search_trXL.py`.
-      resumed: whether a search goes on here.
-      made: folders that were made for this one, which go with it if the search does nothing.
+      folder: existing folder.
+      asked: settings and searched keys, see `search_trXL.py`.
+      resumed: whether the folder's search is resumed.
+      made: parents made for this folder, removed with it if the search does nothing.
 
     Raises:
-      ConfigError: another process writes there, or it can't be written or read.
+      ConfigError: another process writes to the folder, or it can't be written or read.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class SearchFolder:
                 (folder / "notes").mkdir()
                 write_json(folder / "search.json", as_saved(dict(asked)), indent=1)
             if self._number:
-                self.notes = read_json(self._path(self._number))
+                self.notes = read_json(self._path(self._number), "search")
         except OSError as error:
             self._lock.release()
             raise ConfigError(f"can't write to {folder}: {error.strerror}") from error
@@ -148,7 +148,7 @@ class SearchFolder:
         return self.folder / "notes" / f"{number}.json"
 
     def is_time(self) -> bool:
-        """Returns whether the last checkpoint was long enough ago."""
+        """Returns whether a checkpoint is due."""
         pause = RETRY_SECONDS if self._trouble else SAVE_SECONDS
         return time.monotonic() - self._saved_at > pause
 
@@ -175,10 +175,10 @@ class SearchFolder:
             self._trouble = reason(error)
 
     def restore(self, shapes: Any) -> Any:
-        """Returns the newest checkpoint's state, in the host's memory.
+        """Restores the newest checkpoint's state to host memory.
 
         Raises:
-          ConfigError: it is broken.
+          ConfigError: the checkpoint is broken.
         """
         host = SingleDeviceSharding(host_device())
         placed = jax.tree.map(
@@ -187,12 +187,12 @@ class SearchFolder:
         return self._checkpoints.restore(self._number, placed)
 
     def close(self) -> None:
-        """Gives the folder back; nothing stays of a search that did nothing."""
-        self._lock.release()  # first, since Windows removes no file that is open
+        """Releases the folder; removes it if the search did nothing."""
+        self._lock.release()  # first, since Windows can't remove open files
         self.discard_if_empty()
 
     def discard_if_empty(self) -> None:
-        """Removes the folder of a search that has no checkpoint yet."""
+        """Removes the folder if it has no checkpoint yet."""
         if not self._resumed and not self._number:
             discard(self.folder, self._made)
 
@@ -201,13 +201,13 @@ class SearchFolder:
 def open_folder(
     asked: Mapping[str, Any], config: dict[str, Any], resumed: Path | None, what: str
 ) -> Iterator[tuple[SearchFolder, StopOnSignal]]:
-    """Opens a search's folder, beside those of runs, until its end or a signal; says what it is.
+    """Opens a search's folder until its end or a signal, and prints a summary.
 
     Args:
-      asked: what was asked for.
+      asked: settings and searched keys.
       config: the default config.
-      resumed: folder of a search to go on with; None for a new one.
-      what: is searched, in a line.
+      resumed: folder of a search to resume; None for a new one.
+      what: summary of the search, one line.
 
     Raises:
       ConfigError: the folder can't be made, written or read.
@@ -231,24 +231,6 @@ def open_folder(
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Writes a file of JSON, all or none."""
+    """Writes a JSON file atomically."""
     text = json.dumps(content, indent=indent).encode()
     write_whole(path, lambda file: file.write(text))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Undoes `write_json`.
-
-    Raises:
-      ConfigError: there is nothing of the kind.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        where = " ".join(str(path.parent)[:200].split("\n"))
-        raise ConfigError(f"RESUME: no search in {where}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"RESUME: {path} is broken: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"RESUME: {path} is broken: it holds {shortened(content)}")
-    return content

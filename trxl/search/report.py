@@ -1,4 +1,4 @@
-"""The report of a search: text, a table and plots, in its folder."""
+"""Report of a search: text, a table and plots, in its folder."""
 
 import math
 import shlex
@@ -15,7 +15,7 @@ from trxl.search.settings import Space
 from trxl.search.strategies import DEFAULT
 
 SHOWN = 10
-"""How many trials the table of the best has."""
+"""Number of trials in the table."""
 
 
 def write_report(
@@ -26,14 +26,14 @@ def write_report(
     best: Trial | None,
     command: Sequence[str],
 ) -> None:
-    """Writes `report.md`, `returns.png` and `values.png`, and prints what was found.
+    """Writes `report.md`, `returns.png` and `values.png`, and prints the best config.
 
     Args:
-      title: what was searched, in a line.
-      best: trial of the search.
-      command: words of the line that trains, without the best trial's values.
+      title: heading of the report.
+      best: the best trial; None if no trial has a score.
+      command: words of the training command, without the best trial's values.
     """
-    own = [trial for trial in trials if trial.role == "search" and trial.updates]
+    own = [trial for trial in trials if trial.role == "search" and trial.returns]
     statuses = [trial.status for trial in own]
     ended = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses))]
     parts = [
@@ -65,7 +65,7 @@ def write_report(
 
 
 def comparison(trials: Sequence[Trial]) -> str:
-    """Returns a table of the candidates on fresh seeds, and what each has more than the default."""
+    """Returns a table of the candidates' returns on new seeds, and differences to the default."""
     scores: dict[str, list[float]] = {}
     for trial in trials:
         if trial.role != "search":
@@ -80,7 +80,7 @@ def comparison(trials: Sequence[Trial]) -> str:
 
 
 def interval(scores: Sequence[float]) -> str:
-    """Returns a mean over seeds, and half of its 95 % confidence interval by Student's t."""
+    """Formats a mean over seeds +- half its 95 % confidence interval (Student's t)."""
     mean = sum(scores) / len(scores)
     if len(scores) < 2 or not math.isfinite(mean):
         return f"{mean:.4g}"
@@ -89,13 +89,13 @@ def interval(scores: Sequence[float]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table of Markdown."""
+    """Formats a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def shown(value: Any) -> str:
-    """Returns a value, short, for a table."""
+    """Formats a value for a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -112,7 +112,7 @@ def smoothed(trial: Trial) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot_returns(path: Path, trials: Sequence[Trial], best: Trial) -> None:
-    """Draws every member's return over its steps: who went on strong, the others pale."""
+    """Draws every trial's return over environment steps; finished trials in colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -130,7 +130,7 @@ def plot_returns(path: Path, trials: Sequence[Trial], best: Trial) -> None:
 
 
 def plot_values(path: Path, space: Space, trials: Sequence[Trial], best: Trial) -> None:
-    """Draws scores against every searched key's values, in the scale that it was searched in."""
+    """Draws scores over the values of each searched key, in the key's scale."""
     from matplotlib.figure import Figure
 
     own = [t for t in trials if math.isfinite(t.score())]

@@ -1,7 +1,7 @@
-"""The arguments of `search_trXL.py`: the settings of a search, and its space.
+"""Arguments of `search_trXL.py`: the settings of a search, and its space.
 
-A key of the trainer with a range, `LR=1e-5..1e-2`, or with choices, `num_layers=1,2,3`, is
-searched; with one value it is that of all members.
+A key of the trainer is searched if it has a range, `LR=1e-5..1e-2`, or choices, `num_layers=1,2,3`.
+A single value applies to all members.
 """
 
 import math
@@ -9,63 +9,62 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trxl.config import LARGEST_INT, Key, Keys, check_values, read_value
+from trxl.config import LARGEST_INT, Key, Keys, check_values, defaults, read_value
 from trxl.environments import located
-from trxl.errors import ConfigError, did_you_mean, shortened
+from trxl.errors import ConfigError, shortened
 from trxl.training import Algorithm
 
 _KEYS = {
-    "ALGORITHM": Key("PPO", "whose trainer: `PPO` or `Muesli`", choices=("PPO", "Muesli")),
+    "ALGORITHM": Key("PPO", "`PPO` or `Muesli`", choices=("PPO", "Muesli")),
     "TRAIN": Key(
         "gradient",
-        "`gradient`: members are configs, and train; `evolution`: members are parameters, and an"
-        " evosax STRATEGY alone moves them",
+        "`gradient`: members are configs that train; `evolution`: members are parameters that an"
+        " evosax STRATEGY updates",
         choices=("gradient", "evolution"),
     ),
     "STRATEGY": Key(
         "halving",
-        "`halving`, successive halving of random members; `pbt`, population-based training; or the"
-        " name of one of evosax's algorithms, such as `CMA_ES`, `Sep_CMA_ES`, `Open_ES`",
+        "`halving` (successive halving), `pbt` (population-based training), or an evosax algorithm"
+        " such as `CMA_ES`, `Sep_CMA_ES`, `Open_ES`",
     ),
     "POPULATION": Key(
         27,
-        "members of a generation; the default config is among the first, with evosax beside them",
+        "members of a generation; the first generation has the default config, with evosax in"
+        " addition",
         low=2,
         high=100_000,
     ),
     "BUDGET": Key(
         None,
-        "environment steps of all members together, spent on as many generations as it has room"
-        " for; None: one of `halving` or `pbt`, ten of another STRATEGY",
+        "environment steps, summed over members, for as many generations as fit; None: 1"
+        " generation of `halving` or `pbt`, 10 of others",
         type=int,
         low=1,
         high=LARGEST_INT,
     ),
-    "SEEDS": Key(
-        1, "seeds that a member is trained with; its score is their mean", low=1, high=1000
-    ),
-    "ETA": Key(3, "of `halving`: one member in so many goes on", low=2),
-    "INTERVALS": Key(10, "of `pbt`: how often members are compared over a run", low=1, high=10_000),
+    "SEEDS": Key(1, "seeds per member; a member's score is their mean", low=1, high=1000),
+    "ETA": Key(3, "of `halving`: one in ETA members survives a comparison", low=2),
+    "INTERVALS": Key(10, "of `pbt`: comparisons of members per run", low=1, high=10_000),
     "REPORT_SEEDS": Key(
-        5, "fresh seeds on which the best and the default are compared", low=0, high=1000
+        5, "new seeds that compare the best config with the default", low=0, high=1000
     ),
     "CHUNK": Key(
         None,
-        "members in one program at a time; None: 4 on a CPU, on a GPU as many as fit",
+        "members per program call; None: 4 on a CPU, as many as fit on a GPU",
         type=int,
         low=1,
     ),
     "ES_STD": Key(
         1.0,
-        "first deviation of an evosax algorithm's proposals; of hyperparameters 1 covers the"
+        "initial standard deviation of an evosax algorithm; for hyperparameters 1 covers the"
         " ranges",
         low=0,
     ),
-    "ES_LR": Key(0.1, "learning rate of an evosax algorithm that has an optimiser", low=0),
+    "ES_LR": Key(0.1, "learning rate of an evosax algorithm with an optimiser", low=0),
 }
 
 SEARCH_KEYS = {k: key._replace(group="Search", resumable=False) for k, key in _KEYS.items()}
-"""The settings of a search."""
+"""Settings of a search."""
 
 NOT_SEARCHED = (
     "NUM_SEEDS",
@@ -75,7 +74,7 @@ NOT_SEARCHED = (
     "PARAMS",
     "TRACK",
 )
-"""A run's keys that mean nothing to a search."""
+"""Keys of a run that a search refuses."""
 
 RANGE = re.compile(r"(?P<low>.+?)\.\.(?P<high>.+)")
 
@@ -84,11 +83,11 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     "log": (math.log, math.exp),
     "decay": (lambda x: math.log1p(-x), lambda y: 1 - math.exp(y)),
 }
-"""Scales that a range is searched in: (to the scale, back)."""
+"""Scales of ranges: (to the scale, back)."""
 
 
 class Dimension(NamedTuple):
-    """A key that is searched, its values at positions from 0 to 1."""
+    """Searched key, with values at positions from 0 to 1."""
 
     name: str
     traced: bool  # whether members of one program may differ in it
@@ -98,7 +97,7 @@ class Dimension(NamedTuple):
     choices: tuple[Any, ...] = ()
 
     def value(self, position: float) -> Any:
-        """Returns what stands at a position from 0 to 1."""
+        """Returns the value at a position from 0 to 1."""
         if self.choices:
             return self.choices[min(int(position * len(self.choices)), len(self.choices) - 1)]
         to_scale, back = SCALES[self.scale]
@@ -106,7 +105,7 @@ class Dimension(NamedTuple):
         return min(max(back(low + position * (high - low)), self.low), self.high)
 
     def position(self, value: Any) -> float:
-        """Returns where a value stands, from 0 to 1; one out of range stands at the nearer end."""
+        """Returns the position of a value, clipped to 0 .. 1; 0 for an unknown choice."""
         if self.choices:
             at = self.choices.index(value) if value in self.choices else 0
             return (at + 0.5) / len(self.choices)
@@ -116,7 +115,7 @@ class Dimension(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The space of a search."""
+    """Space of a search."""
 
     dimensions: tuple[Dimension, ...]
 
@@ -126,22 +125,22 @@ class Space(NamedTuple):
         return {dimension.name: dimension.value(float(x)) for dimension, x in pairs}
 
     def shape_of(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Returns those of the values that shape the program."""
+        """Returns the values that shape the program."""
         return {d.name: values[d.name] for d in self.dimensions if not d.traced}
 
     def only(self, traced: bool) -> "Space":
-        """Returns the space of the keys that members of a program may differ in, or the others."""
+        """Returns the subspace of traced keys, or of the others."""
         return Space(tuple(d for d in self.dimensions if d.traced == traced))
 
 
 def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of the search itself, complete and checked.
+    """Returns the settings of the search itself, completed and checked.
 
     Args:
-      given: values, or texts as on the command line; other keys are left out.
+      given: values, or texts as on the command line; other keys are ignored.
 
     Raises:
-      ConfigError: one can't be.
+      ConfigError: a value is invalid.
     """
     own = {name: value for name, value in given.items() if name in SEARCH_KEYS}
     read_own = {name: read(name, SEARCH_KEYS[name], value) for name, value in own.items()}
@@ -149,26 +148,23 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(name: str, key: Key, value: Any) -> Any:
-    """Returns the value that a text stands for, any other value itself."""
+    """Parses a text; returns any other value itself."""
     return read_value(name, key, value) if isinstance(value, str) else value
 
 
 def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, Any]]:
-    """Returns what is searched, and what has one value for all members.
+    """Returns the searched space, and the values that are the same for all members.
 
     Args:
-      given: the trainer's keys with their values, or texts as on the command line; settings of the
-        search are left out.
+      given: the trainer's keys with values, or texts as on the command line; settings of the search
+        are ignored, and all others are known.
       keys: of the trainer.
 
     Raises:
-      ConfigError: an unknown key, or a text that is no value, range or choices of its key.
+      ConfigError: a text is no value, range or choices of its key.
     """
     dimensions, fixed = [], {}
-    known = {**keys, **SEARCH_KEYS}
     for name, value in given.items():
-        if name not in known:
-            raise ConfigError(f"unknown config key {shortened(name)}{did_you_mean(name, known)}")
         if name in NOT_SEARCHED:
             raise ConfigError(f"{name} is not a setting of a search")
         if name in SEARCH_KEYS:
@@ -182,16 +178,15 @@ def read_space(given: Mapping[str, Any], keys: Keys) -> tuple[Space, dict[str, A
 
 
 def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
-    """Returns the range or the choices that a text stands for, None where it is one value.
+    """Parses a range or choices; returns None for a single value.
 
-    A range runs in the scale of its values: log(1 - x) for a decay such as GAMMA that stays below
-    1, log(x) above 0, else x.
+    Decays below 1, such as GAMMA, have the scale log(1 - x), positive ranges log(x), others x.
 
     Raises:
-      ConfigError: the key can't have them.
+      ConfigError: the key can't have a range or choices.
     """
     found = RANGE.fullmatch(text) if key.kind in (int, float) else None
-    if found and "..." in text:  # whose third dot would be a decimal one
+    if found and "..." in text:  # the third dot would be a decimal point
         raise ConfigError(f"{name}={text} has three dots; a range has two, LOW..HIGH")
     parts = [part.strip() for part in text.split(",")]
     if not found and (key.kind is dict or len(parts) < 2):
@@ -222,11 +217,15 @@ def read_dimension(name: str, key: Key, text: str) -> Dimension | None:
 
 
 def default_config(
-    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any]
+    algorithm: Algorithm, base: Mapping[str, Any], fixed: Mapping[str, Any], space: Space
 ) -> dict[str, Any]:
-    """Returns the config that a search starts from: an entry script's with what has one value.
+    """Returns the base config of a search: an entry script's with the values of all members.
 
-    It is not completed: keys that are not set are derived anew for each combination of values.
+    Derived keys stay None, since they are derived for each combination of values. A key that shapes
+    the program has its first choice if the script's value is none of its choices.
     """
-    config = {**base, **fixed, "RESUME": None}
+    default = {**defaults(algorithm.keys), **base}
+    shaping = space.only(traced=False).dimensions
+    first = {d.name: d.choices[0] for d in shaping if default[d.name] not in (None, *d.choices)}
+    config = {**base, **fixed, **first, "RESUME": None}
     return {**config, "ENV_NAME": located(algorithm.check(config)["ENV_NAME"])}

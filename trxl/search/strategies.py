@@ -1,7 +1,7 @@
-"""Strategies of a search, and the comparison of what was found with the default config.
+"""Strategies of a search, and the comparison of the best config with the default.
 
-A strategy is a generator: it yields a `Round`, is sent the scores of its members, {trial: score},
-and returns the best member. It depends only on scores, so replaying saved scores restores it.
+A strategy is a generator. It yields a `Round`, receives its members' scores {trial: score}, and
+returns the best member. It depends only on scores, so replaying saved scores restores it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,32 +17,32 @@ from trxl.search.evosax_strategies import Evosax
 from trxl.search.settings import Space
 
 Scores = dict[int, float]
-"""Score of each trial; -inf where it diverged or no episode ended."""
+"""Score of each trial; -inf if it diverged or has no episodes."""
 
 
 class Member(NamedTuple):
-    """A config that trains."""
+    """Config in training."""
 
-    trial: int  # its number
-    values: dict[str, Any]  # of the keys that are searched
-    parent: int | None = None  # the trial whose agent it starts from, when it starts
-    seeds: tuple[int, ...] = ()  # its own; none: the search gives it some
-    role: str = "search"  # or of which candidate of the report it is a run
+    trial: int  # number of the trial
+    values: dict[str, Any]  # of the searched keys
+    parent: int | None = None  # trial whose agent is copied at the start
+    seeds: tuple[int, ...] = ()  # empty: chosen by the search
+    role: str = "search"  # or a candidate of the report
 
 
 class Round(NamedTuple):
-    """Members that train up to a share of a whole run, each from where it is."""
+    """Members that continue training up to a share of a whole run."""
 
     members: tuple[Member, ...]
     until: float
 
 
 Schedule = tuple[tuple[float, dict[str, Any]], ...]
-"""From which share of a run on which values hold, the first from 0."""
+"""Values, and the share of a run from which they apply; the first is 0."""
 
 
 class Best(NamedTuple):
-    """The best trial, and how it came to be."""
+    """Best trial and its schedule."""
 
     score: float
     trial: int
@@ -52,26 +52,26 @@ class Best(NamedTuple):
 Strategy = Generator[Round, Scores, Best]
 
 DEFAULT, FOUND, LAST = "default", "found", "found, last values"
-"""The candidates of the report; the third where what was found changed on its way."""
+"""Candidates of the report; the third only if the best trial's values changed."""
 
 
 class Search(NamedTuple):
-    """The inputs of a strategy."""
+    """Inputs of a strategy."""
 
     space: Space
-    default: dict[str, Any]  # the default config's values of the keys that are searched
+    default: dict[str, Any]  # default values of the searched keys
     population: int
     generations: int
     eta: int
     intervals: int
-    shortest: float  # share of a run that members train at least before they are compared
+    shortest: float  # minimum share of a run before members are compared
     es_std: float
     es_lr: float
     seed: int
 
 
 def run_search(name: str, search: Search, fresh_seeds: Sequence[int]) -> Strategy:
-    """Runs the strategy of that name, then its best and the default config on fresh seeds."""
+    """Runs a strategy by name, then its best and the default config on new seeds."""
     trials = count()
     best = yield from run_strategy(name, search, trials)
     yield from evaluate_candidates(best, search, fresh_seeds, trials)
@@ -79,10 +79,10 @@ def run_search(name: str, search: Search, fresh_seeds: Sequence[int]) -> Strateg
 
 
 def run_strategy(name: str, search: Search, trials: Iterator[int]) -> Strategy:
-    """Runs all generations of the strategy of that name.
+    """Runs all generations of a strategy by name.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the name is unknown.
     """
     if name not in STRATEGIES:
         return (yield from propose(name, search, trials))
@@ -95,16 +95,16 @@ def run_strategy(name: str, search: Search, trials: Iterator[int]) -> Strategy:
 
 
 def best_of(found: Sequence[Best]) -> Best:
-    """Returns the best of several generations; of equals the earlier trial."""
+    """Returns the best of several generations; the earlier trial of equals."""
     return max(found, key=lambda best: (best.score, -best.trial))
 
 
 def first_members(
     search: Search, rng: np.random.Generator, trials: Iterator[int], with_default: bool
 ) -> list[Member]:
-    """Returns a population of random members, the first with the default config's values.
+    """Samples a population, optionally with the default config as its first member.
 
-    Every combination of what shapes the program has as many members, or one more.
+    Members are spread evenly over the combinations of keys that shape the program.
     """
     shapes = combinations(search.space, search.population)
     members = []
@@ -117,14 +117,14 @@ def first_members(
 
 
 MOST_COMBINATIONS = 64
-"""Each is a program of its own to compile."""
+"""Largest number of combinations, each of which compiles a program."""
 
 
 def combinations(space: Space, population: int) -> list[dict[str, Any]]:
-    """Returns all combinations of the keys that shape the program.
+    """Returns all combinations of values of the keys that shape the program.
 
     Raises:
-      ConfigError: there are more than members, or than anyone would wait for.
+      ConfigError: there are more than members or `MOST_COMBINATIONS`.
     """
     found: list[dict[str, Any]] = [{}]
     for dimension in space.only(traced=False).dimensions:
@@ -141,7 +141,7 @@ def combinations(space: Space, population: int) -> list[dict[str, Any]]:
 def halving(
     search: Search, members: list[Member], rng: np.random.Generator, trials: Iterator[int]
 ) -> Strategy:
-    """Successive halving: after each rung the best one in eta of the members go on.
+    """Runs successive halving: after each rung the best 1/eta of the members continue.
 
     Jamieson and Talwalkar 2016 (arXiv 1502.07943), algorithm "Successive Halving".
     """
@@ -154,7 +154,7 @@ def halving(
 
 
 def rungs(search: Search) -> list[float]:
-    """Returns the shares of a run after which members are compared: each eta times the last."""
+    """Returns the shares of a run after which members are compared, growing by eta up to 1."""
     number, left = 1, search.population
     while left >= search.eta and search.eta**-number >= search.shortest:
         left = -(-left // search.eta)
@@ -163,18 +163,18 @@ def rungs(search: Search) -> list[float]:
 
 
 def best_first(members: Sequence[Member], scores: Scores) -> list[Member]:
-    """Returns the members, best first; of equals the earlier trial."""
+    """Sorts members, best first; the earlier trial of equals first."""
     return sorted(members, key=lambda member: (-scores[member.trial], member.trial))
 
 
 def population_based(
     search: Search, members: list[Member], rng: np.random.Generator, trials: Iterator[int]
 ) -> Strategy:
-    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): after each interval the
-    worst fifth of the members is replaced by copies of the best fifth, whose values move.
+    """Runs population-based training (Jaderberg et al. 2017, arXiv 1711.09846).
 
-    Exploit is their truncation selection. Explore moves each value up or down by a tenth of its
-    range, in the range's scale. What shapes the program is inherited.
+    After each interval, copies of the best members replace the worst (truncation selection). A copy
+    perturbs each traced value by a step of its range, up or down, in the range's scale. Other
+    values are inherited.
     """
     scores: Scores = {}
     history: dict[int, Schedule] = {m.trial: ((0.0, m.values),) for m in members}
@@ -191,10 +191,10 @@ def population_based(
 
 
 MOVED = 0.1
-"""By how much of a range a copied member's value moves."""
+"""Perturbation of a copied member's value, as a share of the range."""
 
 REPLACED = 0.2
-"""The share of the members that are replaced, and of those that they are copied from."""
+"""Share of members that are replaced, and share of members that are copied."""
 
 
 def exploit(
@@ -204,7 +204,7 @@ def exploit(
     rng: np.random.Generator,
     trials: Iterator[int],
 ) -> list[Member]:
-    """Returns the members of the next interval, in the order of those before."""
+    """Returns the members of the next interval, in the previous order."""
     ranked = best_first(members, scores)
     cut = max(1, int(REPLACED * len(ranked)))
     worst = {member.trial for member in ranked[-cut:]}
@@ -219,7 +219,7 @@ def exploit(
 
 
 def explore(space: Space, values: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Returns the values, those of the traced keys a step away."""
+    """Perturbs the values of traced keys by one step."""
     new = dict(values)
     for dimension in space.only(traced=True).dimensions:
         step = MOVED if not dimension.choices else 1 / len(dimension.choices)
@@ -229,15 +229,15 @@ def explore(space: Space, values: dict[str, Any], rng: np.random.Generator) -> d
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {"halving": halving, "pbt": population_based}
-"""A generation of each, (search, members, rng, trials) -> its best; all others are evosax's."""
+"""Strategies of our own, (search, members, rng, trials) -> best; the others are evosax's."""
 
 
 def propose(name: str, search: Search, trials: Iterator[int]) -> Strategy:
-    """Trains what an algorithm of evosax proposes from generation to generation, each a whole run.
+    """Trains the proposals of an evosax algorithm, a whole run each.
 
-    It moves the traced keys, in numbers whose normal distribution function is their position: its
-    first proposals, of deviation 1 around 0, are spread evenly. Each combination of the other keys
-    has an algorithm and a part of the population of its own.
+    The algorithm's numbers are mapped by the normal distribution function to positions of the
+    traced keys. So initial proposals, with mean 0 and standard deviation 1, are uniform. Each
+    combination of the other keys has its own algorithm and part of the population.
     """
     rng = np.random.default_rng(search.seed)
     traced = search.space.only(traced=True)
@@ -291,7 +291,7 @@ def evaluate_candidates(
 
 
 def candidates(best: Best, search: Search) -> dict[str, Schedule]:
-    """Returns what is compared, by name; the default alone where nothing better was found."""
+    """Returns the schedules to compare, by name; the default alone if it is the best."""
     default = ((0.0, search.default),)
     if best.schedule == default:
         return {DEFAULT: default}
@@ -302,16 +302,16 @@ def candidates(best: Best, search: Search) -> dict[str, Schedule]:
 
 
 def values_at(schedule: Schedule, share: float) -> dict[str, Any]:
-    """Returns which values hold from a share of a run on."""
+    """Returns the values of a schedule at a share of a run."""
     return [values for start, values in schedule if start <= share][-1]
 
 
 def cost(name: str, search: Search, generations: int) -> float:
-    """Returns what so many generations of a strategy train, in whole runs."""
+    """Returns the cost of generations of a strategy, in whole runs."""
     shares = rungs(search) if name == "halving" else [1.0]
     left, runs = search.population, 0.0
     for before, until in pairwise([0.0, *shares]):
         runs += left * (until - before)
         left = -(-left // search.eta)
-    with_default = 0 if name in STRATEGIES else 1  # beside the proposals
+    with_default = 0 if name in STRATEGIES else 1  # in addition to evosax's proposals
     return generations * runs + with_default
