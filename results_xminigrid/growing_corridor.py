@@ -14,14 +14,13 @@ class GrowingCorridor(Task):
     """MiniGrid-MemoryS<width>, of a width that grows with success.
 
     Each environment starts at the first width. After `streak` successes in a row it moves to the
-    next width, after as many failures in a row to the one before. Observations and actions are
-    those of MiniGrid-MemoryS<width>, so that task evaluates the agent.
+    next width, after as many failures in a row to the one before.
 
     Logs `success`, `width`, and `success_S<width>`, the success of the episodes of one width.
 
     Args:
-      widths: of the room, in the order in which they are learnt.
-      streak: episodes.
+      widths: widths of the room, in the order of training.
+      streak: number of episodes in a row that change the width.
     """
 
     def __init__(self, widths=(8, 16, 32), streak=10):
@@ -34,7 +33,7 @@ class GrowingCorridor(Task):
         self.episode_metrics = ("success", "width", *self.success_names)
 
     def reset(self, key):
-        return self._start(key, jnp.int32(0), jnp.int32(0))
+        return self.start(key, jnp.int32(0), jnp.int32(0))
 
     def next_episode(self, key, state):
         """Starts the next episode, in another width after a streak."""
@@ -43,7 +42,7 @@ class GrowingCorridor(Task):
         streak = jnp.where(streak * outcome > 0, streak + outcome, outcome)
         moves = jnp.abs(streak) >= self.streak
         level = jnp.clip(level + jnp.where(moves, outcome, 0), 0, len(self.tasks) - 1)
-        return self._start(key, level, jnp.where(moves, 0, streak))
+        return self.start(key, level, jnp.where(moves, 0, streak))
 
     def step(self, key, state, action):
         level, streak, timestep = state
@@ -59,13 +58,14 @@ class GrowingCorridor(Task):
         render = super().renderer()
         return lambda state: render(state[2])
 
-    def _start(self, key, level, streak):
+    def start(self, key, level, streak):
+        """Starts an episode of the width of a level."""
         timesteps = [self._widened(task.reset(key)[1]) for task in self.tasks]
         timestep = jax.tree.map(lambda *x: jax.lax.select_n(level, *x), *timesteps)
         return self._observe(timestep), (level, streak, timestep)
 
     def _widened(self, timestep):
-        """Pads a grid (height, width, 2) to the widest, with what lies outside of any grid."""
+        """Pads a grid (height, width, 2) to the widest, with the tile outside of any grid."""
         grid = timestep.state.grid
         missing = self.widest - grid.shape[1]
         grid = jnp.pad(grid, ((0, 0), (0, missing), (0, 0)), constant_values=Tiles.EMPTY)

@@ -433,6 +433,46 @@ def test_a_trial_keeps_its_ruleset_over_its_episodes_and_memory_ends_with_it(rul
     assert (final[..., -2] == 0).all()
 
 
+@suite("xminigrid")
+@pytest.mark.parametrize("level", [0, 1])
+def test_the_growing_corridor_is_minigrids_memory_task_in_its_width(level):
+    GrowingCorridor = importlib.import_module("results_xminigrid.growing_corridor").GrowingCorridor
+    env = GrowingCorridor(widths=(8, 16), streak=2)
+    own = env.tasks[level]
+
+    def play(key):
+        keys = jax.random.split(key, 320)
+        obs, theirs = own.reset(key)
+        mine, state = env.start(key, jnp.int32(level), jnp.int32(0))
+
+        def step(carry, key):
+            action = jax.random.categorical(key, jnp.array([1.5, 0.5, 0.5, -9, -9, -9]))
+            obs, theirs, *rest, _ = own.step(key, carry[0], action)
+            mine, state, *others, _ = env.step(key, carry[1], action)
+            return (theirs, state), ((obs, *rest), (mine, *others))
+
+        _, seen = jax.lax.scan(step, (theirs, state), keys)
+        return [(obs, mine), *zip(*seen, strict=True)]
+
+    for expected, found in jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), 16)):
+        np.testing.assert_array_equal(expected, found)
+
+
+@suite("xminigrid")
+def test_the_corridor_grows_after_successes_and_shrinks_after_failures():
+    GrowingCorridor = importlib.import_module("results_xminigrid.growing_corridor").GrowingCorridor
+    env = GrowingCorridor(widths=(8, 16, 32), streak=2)
+    next_episode = jax.jit(env.next_episode)
+    _, state = env.reset(jax.random.key(0))
+    levels = []
+    for reward in (1, 1, 1, -1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0):
+        level, streak, timestep = state
+        timestep = timestep.replace(reward=jnp.float32(max(reward, 0)))
+        _, state = next_episode(jax.random.key(1), (level, streak, timestep))
+        levels.append(int(state[0]))
+    assert levels == [0, 1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 0, 0, 0]
+
+
 @suite("jaxmarl")
 def test_a_team_is_evaluated_by_its_episodes(tmp_path):
     save_untrained(tmp_path, ENV_NAME="jaxmarl/switch_riddle")
