@@ -55,12 +55,16 @@ def start(devices, *settings, **environment):
     )
 
 
-def start_two(*settings, of_each=((), ()), **environment):
-    """Starts two processes of two devices each."""
+def free_port():
+    """Returns a port of this machine that no process uses."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = (*settings, f"COORDINATOR=localhost:{port}", "NUM_PROCESSES=2")
+        return free.getsockname()[1]
+
+
+def start_two(*settings, of_each=((), ()), **environment):
+    """Starts two processes of two devices each."""
+    common = (*settings, f"COORDINATOR=localhost:{free_port()}", "NUM_PROCESSES=2")
     return [start(2, *common, f"PROCESS_ID={i}", *of_each[i], **environment) for i in range(2)]
 
 
@@ -330,9 +334,8 @@ def test_processes_with_different_configs_are_refused_with_the_keys(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_peer_that_never_appears_is_one_line_after_the_time_limit(process, tmp_path):
-    settings = ("COORDINATOR=localhost:9", "NUM_PROCESSES=2", f"PROCESS_ID={process}")
-    if process == 0:  # process 0 listens there
-        settings = ("COORDINATOR=localhost:0", *settings[1:])
+    port = free_port() if process == 0 else 9  # process 0 listens there
+    settings = (f"COORDINATOR=localhost:{port}", "NUM_PROCESSES=2", f"PROCESS_ID={process}")
     # Settings may be environment variables.
     variables = dict(setting.split("=") for setting in (*settings, "CONNECT_TIMEOUT=1"))
     statuses, outputs = finish(start(1, f"RESULTS_DIR={tmp_path}", **variables), timeout=300)
