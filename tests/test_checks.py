@@ -50,8 +50,9 @@ def test_an_environment_that_is_right_is_let_through():
 ATTRIBUTES = [
     ({"obs_size": "3"}, "obs_size must be a whole number of at least 1, not '3'"),
     ({"obs_size": None}, "obs_size must be a whole number of at least 1, not None"),
-    ({"action_space": Discrete(0)}, "action_space.n must be a whole number of at least 1, not 0"),
-    ({"action_space": Discrete(2.5)}, "action_space.n must be a whole number of at least 1"),
+    ({"action_space": Discrete(0)}, "action_space.n must be a whole number from 1 to 2**31 - 1"),
+    ({"action_space": Discrete(2.5)}, "action_space.n must be a whole number from 1 to 2**31"),
+    ({"action_space": Discrete(2**31)}, "action_space.n must be a whole number from 1 to 2**31"),
     ({"action_space": Discrete}, "action_space must be a Discrete, MultiDiscrete or Box"),
     ({"action_space": MultiDiscrete(())}, "action_space.sizes must be a tuple"),
     ({"action_space": MultiDiscrete((2, 0))}, "action_space.sizes must be a tuple"),
@@ -67,8 +68,13 @@ ATTRIBUTES = [
     ({"action_space": Discrete(2, masked=True)}, "num_binary must be a whole number from 2 to ob"),
     ({"num_binary": 7}, "num_binary must be a whole number from 0 to obs_size = 3, not 7"),
     ({"episode_metrics": "won"}, "episode_metrics must be a tuple of texts, not 'won'"),
-    ({"num_agents": 0}, "num_agents must be None or a whole number of at least 1, not 0"),
-    ({"episodes_per_trial": 0}, "episodes_per_trial must be a whole number of at least 1"),
+    ({"num_agents": 0}, "num_agents must be None or a whole number from 1 to 2**31 - 1, not 0"),
+    ({"episodes_per_trial": 0}, "episodes_per_trial must be a whole number from 1 to"),
+    ({"grid": (0, 1)}, "grid must be a Grid, not (0, 1)"),
+    (
+        {"default_reset_strategy": "pol"},
+        "default_reset_strategy must be one of auto, optimistic, pool, not 'pol'",
+    ),
 ]
 
 
@@ -381,6 +387,16 @@ def test_a_class_that_raises_or_leaves_is_one_line_that_says_where(
     assert str(error.value) == message
 
 
+def test_parameters_that_are_a_method_are_one_line(tmp_path):
+    head = "from gymnax.environments.classic_control.cartpole import CartPole\n"
+    own = "class Own(CartPole):\n    def default_params(self):\n        return None\n"
+    (tmp_path / "own.py").write_text(head + own)
+    with pytest.raises(
+        ConfigError, match=r"default_params is a method; make it a property"
+    ):
+        make_own(f"{tmp_path}/own.py:Own", {})
+
+
 def test_an_error_in_a_batch_alone_names_the_line(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     own = {"ENV_NAME": f"{tmp_path}/own.py:Own", "ENV_KWARGS": {"where": "vmap"}}
@@ -408,6 +424,44 @@ def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
     config = {**QUICK, "ENV_NAME": f"{tmp_path}/own.py:Own", "RESULTS_DIR": str(tmp_path)}
     with pytest.raises(NotFiniteError, match=r"^a reward of the environment is nan after upd"):
         run(config)
+
+
+KEEPING = """
+import jax.numpy as jnp
+from trxl.environments import Discrete, SingleEnvironment
+
+SEEN = []
+
+class Counter:
+    count = jnp.int32(0)
+
+class Own(SingleEnvironment):
+    action_space = Discrete(2)
+    obs_size = 1
+    counter = Counter()
+
+    def __init__(self, where):
+        self.where = where
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action):
+        if self.where == "global":
+            SEEN.append(state)
+        else:
+            self.counter.count += 1
+        return jnp.zeros(1), state + 1, 1.0, state == 3, False, {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [("global", "SEEN[0]"), ("object", "self.counter.count")]
+)
+def test_what_a_method_writes_elsewhere_in_its_file_is_named(where, what, tmp_path):
+    (tmp_path / "own.py").write_text(KEEPING)
+    with pytest.raises(ConfigError, match=rf"step writes {re.escape(what)}, but is called once"):
+        make_own(f"{tmp_path}/own.py:Own", {"where": where})
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,9 @@ def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatc
     (tmp_path / "own.py").write_text(OWN_ENVIRONMENT)
     paths = [name for name, key in PPO.keys.items() if key.kind is str and not key.choices]
     assert {"RESULTS_DIR", "RESUME", "PARAMS", "ENV_NAME"} <= set(paths)
-    checked = check_values(read_overrides([f"{x}=~/a" for x in paths], PPO.keys), PPO.keys)
-    assert {checked[name] for name in paths} == {f"{tmp_path}/a"}
+    for given in ("~/a", "$HOME/a", "${HOME}/a"):  # quoted, or from a settings file
+        checked = check_values(read_overrides([f"{x}={given}" for x in paths], PPO.keys), PPO.keys)
+        assert {checked[name] for name in paths} == {f"{tmp_path}/a"}
     assert make_single_env("~/own.py:Corridor", {}).obs_size == 1
     with pytest.raises(ConfigError, match=f"no run in {tmp_path}/nowhere"):
         resolve_config({}, {"RESUME": "~/nowhere"}, PPO)

@@ -16,6 +16,8 @@ from benchmarks import gpu, throughput
 from docs.keys_page import PAGE, keys_page
 from experiments.study import read_study
 from trxl.config import LAUNCH_KEYS, names_and_texts, read_overrides
+from trxl.environments import SingleEnvironment
+from trxl.environments.validation import check_environment, check_values
 from trxl.errors import ConfigError
 from trxl.search.settings import SEARCH_KEYS, read_settings, read_space
 
@@ -71,13 +73,18 @@ def each_block(kind: str):
     ]
 
 
-@pytest.mark.parametrize("code", each_block("python"))
-def test_its_python_runs(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [x for x in PAGES if blocks(x, "python")], ids=name)
+def test_its_python_runs(page, tmp_path, monkeypatch):
     """Python of the pages runs after the README's first command, whose run is committed."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "gymnax").symlink_to(REPOSITORY / "results_gymnax")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "page", "exec"), {"__name__": "page"})
+    defined: dict = {"__name__": "page"}
+    exec(compile("\n".join(blocks(page, "python")), "page", "exec"), defined)
+    for own in defined.values():
+        if isinstance(own, type) and SingleEnvironment in own.__bases__:
+            check_environment(own.__name__, own())
+            check_values(own.__name__, own())
 
 
 @pytest.mark.parametrize("code", each_block("python no-run"))

@@ -254,6 +254,9 @@ def test_a_picture_that_is_none_is_one_line_before_an_episode_is_played(picture,
         ConfigError, match=r"GIF: a picture must be uint8 of shape .height, width, "
     ):
         evaluate.check_gif(agent._replace(make_env=lambda *_: env), tmp_path / "no.gif")
+    env.renderer = lambda: picture
+    with pytest.raises(ConfigError, match=r"^GIF: renderer.. must return a function, not "):
+        evaluate.check_gif(agent._replace(make_env=lambda *_: env), tmp_path / "no.gif")
 
 
 @pytest.mark.parametrize("path", ["episode.png", "nowhere/episode.gif", "."])

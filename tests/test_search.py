@@ -18,7 +18,7 @@ import pytest
 from support import OWN_ENVIRONMENT, QUICK
 
 from trxl.config import names_and_texts
-from trxl.errors import ConfigError
+from trxl.errors import ConfigError, RunError
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
 from trxl.search import evolution, loop, main, population, record, strategies
@@ -646,6 +646,26 @@ def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch
     assert sum(row["updates"] for row in trials_of(killed)) < sum(row["updates"] for row in whole)
     assert main.start({}, TRAINERS, [f"RESUME={killed}"]) is None
     assert trials_of(killed) == whole
+
+
+def fail_in(config, saved):
+    with record.open_folder({}, config, None, "a search") as (folder, _):
+        if saved:
+            folder.save({}, {"x": jnp.arange(3)})
+        raise ValueError("of a kind")
+
+
+def test_an_error_that_nothing_foresaw_says_how_to_go_on(tmp_path):
+    config = {"ENV_NAME": "CartPole-v1", "RESULTS_DIR": str(tmp_path / "new" / ".." / "runs")}
+    folder = tmp_path / "runs" / "CartPole-v1"
+    for saved in (False, True):
+        with pytest.raises(
+            RunError, match=r"^ValueError: of a kind; .*the traceback is in "
+        ) as error:
+            fail_in(config, saved)
+        assert (f"; RESUME={folder} goes on; " in str(error.value)) == saved
+        assert list(tmp_path.iterdir()) == ([tmp_path / "runs"] if saved else [])
+    assert "of a kind" in (folder / "error.txt").read_text()
 
 
 def test_a_disk_that_fails_is_reported_once_and_tried_again(tmp_path, monkeypatch, capsys):

@@ -516,7 +516,8 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     elif value == "" and key.default is None:
         raise ConfigError(f"{name} is empty; give {_describe(key)}")
     elif key.kind is str:
-        value = os.path.expanduser(value)  # shells don't expand the ~ of KEY=~/folder
+        # Shells don't expand the ~ of KEY=~/folder, nor quoted variables.
+        value = os.path.expanduser(os.path.expandvars(value))
     if key.choices and value not in key.choices:
         raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {given}")
     high = LARGEST_SIZE if key.high is None and key.kind is int else key.high

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -55,34 +55,22 @@ class RunError(Exception):
     """Error that ended a run. The message is one line, with the files to look at."""
 
 
-class Saved(Protocol):
-    """Fields of a run's record that `explained` reads."""
-
-    folder: Path
-    updates: int
-
-    def newest_checkpoint(self) -> int: ...
-
-
-def explained(error: Exception, record: Saved | None = None) -> str:
+def explained(
+    error: Exception, folder: Path | None = None, progress: str = "", resume: str = ""
+) -> str:
     """Explains an error in one line, and saves its traceback.
 
-    The traceback is in the run's folder, `error.txt`, or in a temporary file before update 1.
+    Args:
+      folder: of the run, for `error.txt`; None: a temporary file.
+      progress: what was done before the error, if anything.
+      resume: how to go on, if possible.
     """
     text = str(error)
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
-    parts = [out_of_memory_text(text) if out_of_memory else one_line(error)]
-    folder = None
-    if record and record.updates:
-        folder = record.folder
-        parts[0] = f"after update {record.updates}: {parts[0]}"
-        newest = record.newest_checkpoint()
-        if newest:
-            parts.append(f"RESUME={record.folder} goes on from update {newest}")
+    line = out_of_memory_text(text) if out_of_memory else one_line(error)
     path = write_traceback(error, folder)
-    if path:
-        parts.append(f"the traceback is in {path}")
-    return "; ".join(parts)
+    where = f"the traceback is in {path}" if path else ""
+    return "; ".join(filter(None, [": ".join(filter(None, [progress, line])), resume, where]))
 
 
 def one_line(error: BaseException) -> str:

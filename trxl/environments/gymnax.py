@@ -63,7 +63,9 @@ def make_own(name: str, env_kwargs: dict[str, Any], own_class: type) -> "GymnaxA
 
     def construct(**arguments):
         env = own_class(**given | arguments)
-        return env, env.default_params
+        if callable(params := env.default_params):
+            raise ConfigError(f"{name}: default_params is a method; make it a property")
+        return env, params
 
     return GymnaxAdapter(name, env_kwargs, construct)
 

@@ -1,6 +1,7 @@
 """Checks of an environment before a run is compiled, by shapes and by random play."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trxl.config import SHARED_KEYS
 from trxl.distributions import sample_uniformly
 from trxl.environments.base import SingleEnvironment
-from trxl.errors import ConfigError, one_line, shortened
+from trxl.errors import OWN_PACKAGE, ConfigError, one_line, shortened
 from trxl.spaces import (
     ActionSpace,
     Box,
@@ -27,7 +29,7 @@ from trxl.spaces import (
 
 NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 
-A_COUNT = "a whole number of at least 1"
+A_COUNT = "a whole number from 1 to 2**31 - 1"
 
 RESULTS = ("obs", "state", "reward", "terminated", "truncated", "info")
 
@@ -66,6 +68,7 @@ def check_attributes(name: str, env: SingleEnvironment) -> None:
     wanted = f"num_binary must be a whole number from {mask} to obs_size = {obs_size}{since}"
     require(name, is_count(binary, mask) and binary <= obs_size, wanted, shortened(binary))
     if env.grid is not None:
+        require(name, isinstance(env.grid, Grid), "grid must be a Grid", shortened(env.grid))
         first, end = env.grid.start, env.grid.start + env.grid.size
         wanted = f"grid must be among the num_binary = {binary} binary entries"
         require(name, first >= 0 and end <= binary, wanted, f"entries {first} to {end}")
@@ -76,6 +79,9 @@ def check_attributes(name: str, env: SingleEnvironment) -> None:
     none_or_count = agents is None or is_count(agents)
     require(name, none_or_count, f"num_agents must be None or {A_COUNT}", shortened(agents))
     require(name, is_count(trial), f"episodes_per_trial must be {A_COUNT}", shortened(trial))
+    strategy, choices = env.default_reset_strategy, SHARED_KEYS["RESET_STRATEGY"].choices
+    wanted = f"default_reset_strategy must be one of {', '.join(choices)}"
+    require(name, strategy in choices, wanted, shortened(strategy))
 
 
 def check_action_space(name: str, space: Any) -> None:
@@ -195,8 +201,7 @@ def without_writing(name: str, call: Callable, own: Any) -> Any:
         for what, x in written.items():
             if again or isinstance(x, jax.core.Tracer):
                 raise ConfigError(
-                    f"{name} writes self{what}, but is called once for all steps; keep it in the"
-                    " state"
+                    f"{name} writes {what}, but is called once for all steps; keep it in the state"
                 )
         if not written:
             break
@@ -204,18 +209,37 @@ def without_writing(name: str, call: Callable, own: Any) -> Any:
 
 
 def contents(own: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes of an object and its classes by name, and entries of containers."""
+    """Yields the values in an object, its classes and the globals of its file, by name.
+
+    Containers, and objects of the user's own classes, are searched.
+    """
     attributes: dict[str, Any] = {}
     for owner in (*reversed(type(own).__mro__), own):
         attributes |= getattr(owner, "__dict__", {})
-    left = [(f".{name}", x) for name, x in attributes.items()]
+    module = type(own).__module__
+    file = vars(sys.modules[module]) if is_own_module(module) else {}
+    left = [(f"self.{name}", x) for name, x in attributes.items()]
+    left += [(name, x) for name, x in file.items() if not name.startswith("__")]
+    searched = {id(own)}
     for name, x in left:  # grows in the loop
-        if isinstance(x, dict):
-            left += [(f"{name}[{key!r}]", entry) for key, entry in x.items()]
-        elif isinstance(x, list | tuple):
-            left += [(f"{name}[{index}]", entry) for index, entry in enumerate(x)]
-        else:
+        inside = isinstance(x, dict | list | tuple) or is_own_module(type(x).__module__)
+        if not inside:
             yield name, x
+        elif id(x) not in searched:
+            searched.add(id(x))
+            if isinstance(x, dict):
+                left += [(f"{name}[{key!r}]", entry) for key, entry in x.items()]
+            elif isinstance(x, list | tuple):
+                left += [(f"{name}[{index}]", entry) for index, entry in enumerate(x)]
+            else:
+                left += [
+                    (f"{name}.{key}", entry) for key, entry in getattr(x, "__dict__", {}).items()
+                ]
+
+
+def is_own_module(name: Any) -> bool:
+    """Returns whether a module is a file of the user's own."""
+    return str(name).startswith(f"{OWN_PACKAGE}.")
 
 
 def is_same(x: Any, y: Any) -> bool:

@@ -18,7 +18,7 @@ from trxl.runs.processes import warn_main
 def results_root(config: dict[str, Any]) -> Path:
     """Returns the parent of a run's folder."""
     suite, _ = resolve_name(config["ENV_NAME"])
-    return Path(config["RESULTS_DIR"] or f"runs/{suite}")
+    return Path(os.path.normpath(config["RESULTS_DIR"] or f"runs/{suite}"))
 
 
 def fresh_folder(config: dict[str, Any], algorithm: str = "PPO") -> Path:

@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from trxl.errors import ConfigError
+from trxl.environments.validation import require
+from trxl.errors import ConfigError, shortened
 from trxl.runs.agent import Agent
 from trxl.runs.evaluation import MAX_STEPS, endless, make_loop
 
@@ -72,7 +73,9 @@ def check_gif(agent: Agent, path: Path) -> None:
     env = agent.environment()
     start, _ = make_loop(agent, env)  # fills the compilation cache for `save_gif`
     state, *_ = start(jax.random.key(0))
-    picture = np.asarray(env.renderer()(jax.tree.map(lambda x: x[0], env.single_states(state))))
+    render = env.renderer()
+    require("GIF", callable(render), "renderer() must return a function", shortened(render))
+    picture = np.asarray(render(jax.tree.map(lambda x: x[0], env.single_states(state))))
     if picture.shape[2:] != (3,) or picture.dtype != np.uint8:
         raise ConfigError(
             "GIF: a picture must be uint8 of shape (height, width, 3), not"

@@ -229,7 +229,7 @@ def failing_in_one_line(record: RunFolder) -> Iterator[None]:
     except Exception as error:
         if jax.process_count() > 1:
             raise
-        raise RunError(explained(error, record)) from error
+        raise RunError(record.explain(error)) from error
 
 
 def save(

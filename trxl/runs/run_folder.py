@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trxl.config import num_updates
-from trxl.errors import ConfigError
+from trxl.errors import ConfigError, explained
 from trxl.rollout import Metrics
 from trxl.runs.checkpoints import Checkpoints, kept_of, restored_state
 from trxl.runs.compiled import Program
@@ -213,6 +213,13 @@ class RunFolder:
             if self._trouble:
                 warn_main(f"the checkpoint of update {self.updates} is in {self.folder} now")
             self._trouble, self._retry_at = False, None
+
+    def explain(self, error: Exception) -> str:
+        """Explains an error that ended the run, and says how to resume, in one line."""
+        newest = self.newest_checkpoint()
+        resume = f"RESUME={self.folder} goes on from update {newest}" if newest else ""
+        progress = f"after update {self.updates}" if self.updates else ""
+        return explained(error, self.folder if self.updates else None, progress, resume)
 
     def _sync(self) -> None:
         """Syncs the metrics, and the marks of diverged seeds, to the disk."""

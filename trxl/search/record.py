@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from trxl.environments import resolve_name
-from trxl.errors import ConfigError
+from trxl.errors import ConfigError, RunError, explained
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.interruption import StopOnSignal
 from trxl.runs.lock import FolderLock
-from trxl.runs.outputs import discard, fresh_folder, missing_folders, write_whole
+from trxl.runs.outputs import discard, fresh_folder, missing_folders, results_root, write_whole
 from trxl.runs.processes import print_main, warn_main
 from trxl.runs.run_folder import RETRY_SECONDS, reason
 from trxl.runs.saved_config import as_saved, how_to_go_on, read_json
@@ -186,6 +186,12 @@ class SearchFolder:
         )
         return self._checkpoints.restore(self._number, placed)
 
+    def explain(self, error: Exception) -> str:
+        """Explains an error that ended the search, and says how to resume, in one line."""
+        if not self._number:  # `close` removes the folder
+            return explained(error)
+        return explained(error, self.folder, resume=f"RESUME={self.folder} goes on")
+
     def close(self) -> None:
         """Releases the folder; removes it if the search did nothing."""
         self._lock.release()  # first, since Windows can't remove open files
@@ -211,11 +217,12 @@ def open_folder(
 
     Raises:
       ConfigError: the folder can't be made, written or read.
+      RunError: any other error; the newest checkpoint is kept.
     """
     suite, _ = resolve_name(config["ENV_NAME"])
-    root = config["RESULTS_DIR"] or f"runs/search_{suite}"
-    made = missing_folders(Path(root))
-    path = resumed or fresh_folder({**config, "RESULTS_DIR": root})
+    in_root = {**config, "RESULTS_DIR": config["RESULTS_DIR"] or f"runs/search_{suite}"}
+    made = missing_folders(results_root(in_root))
+    path = resumed or fresh_folder(in_root)
     asked = {**asked, "ENV_NAME": config["ENV_NAME"]}
     with StopOnSignal() as stop:
         folder = SearchFolder(path, asked, resumed is not None, made)
@@ -224,6 +231,10 @@ def open_folder(
         stop.training = True
         try:
             yield folder, stop
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise RunError(folder.explain(error)) from error
         finally:
             folder.close()
     if stop.signal:
