@@ -32,14 +32,13 @@ INPUTS, WIDTH, STATES, MINIBATCHES, EPOCHS, UPDATES = 8, 64, 1024, 8, 4, 60
 SEEDS = (100, 101)
 TASKS = [("exact", 1), ("exact", 22), ("exact", 500), ("exact", -1000)]
 TASKS += [("noisy", 1), ("noisy", 22), ("noisy", 500), ("noisy", -1000)]
-TASKS += [("win", 1), ("win", 500), ("rare", 1), ("growing", 500), ("mixed", 500)]
+TASKS += [("win", 1), ("win", 500), ("rare", 1)]
 
 
 def make_task(kind: str, c: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns states (UPDATES, STATES, INPUTS), their returns and mean returns.
 
-    `noisy`: the noise varies as much as the means. `win`, `rare`: the return is c or 0. `growing`:
-    c grows from 1 over 40 updates. `mixed`: c is 1 for half the states, which the first input says.
+    `noisy`: the noise varies as much as the means. `win`, `rare`: the return is c or 0.
     """
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(INPUTS, 32)) / INPUTS**0.5 * 1.5
@@ -51,20 +50,9 @@ def make_task(kind: str, c: float, seed: int) -> tuple[np.ndarray, np.ndarray, n
         chance = 1 / (1 + np.exp(-1.5 * f if kind == "win" else 7 - 2.5 * f))
         returns, mean = c * (rng.random(f.shape) < chance), c * chance
         return states, returns.astype(np.float32), mean.astype(np.float32)
-    scale = np.full(f.shape, float(c))
-    if kind == "growing":
-        scale = scale ** np.minimum(np.arange(UPDATES) / 40, 1)[:, None]
-    if kind == "mixed":
-        scale = np.where(states[..., 0] > 0, scale, 1.0)
-        states[..., 0] = np.sign(states[..., 0])
-    mean = scale * (0.5 + 0.25 * f)
-    noise = (kind != "exact") * 0.25 * scale * rng.normal(size=f.shape)
+    mean = c * (0.5 + 0.25 * f)
+    noise = (kind != "exact") * 0.25 * c * rng.normal(size=f.shape)
     return states, (mean + noise).astype(np.float32), mean.astype(np.float32)
-
-
-def identity(x: jax.Array) -> jax.Array:
-    """x."""
-    return x
 
 
 def symlog(x: jax.Array) -> jax.Array:
@@ -82,17 +70,13 @@ class Scale(NamedTuple):
 
     bins: Bins | None = None  # None: a number, by the squared error
     popart: bool = False  # whether it predicts returns normalised by their moments
-    to: Callable = identity  # from these to those of the bins, and back
-    back: Callable = identity
-    of_bins: bool = False  # whether the value is the mean of bins taken back, not back of the mean
-    moved: bool = False  # whether logits are interpolated at the bins' new places
+    to: Callable = lambda x: x  # from these to those of the bins, and back
+    back: Callable = lambda x: x
 
     def value(self, outputs: jax.Array) -> jax.Array:
         """(..., outputs) to (...), the mean that they stand for."""
         if self.bins is None:
             return outputs[..., 0]
-        if self.of_bins:
-            return jax.nn.softmax(outputs) @ self.back(self.bins.centres)
         return self.back(self.bins.mean(outputs))
 
     def loss(self, outputs: jax.Array, returns: jax.Array) -> jax.Array:
@@ -107,25 +91,11 @@ def gaussian(number: int, limit: float) -> Bins:
     return Bins(number, limit, squashed=False, sigma=0.75)
 
 
-def transformed(number: int, limit: float, to: Callable, back: Callable, **more: Any) -> Scale:
-    """Returns a critic that classifies returns after a fixed transformation."""
-    return Scale(gaussian(number, limit), to=to, back=back, **more)
-
-
 SCALES = {
-    "number": Scale(),
     "number-popart": Scale(popart=True),
-    "popart-5": Scale(gaussian(101, 5), popart=True),
-    "popart-10": Scale(gaussian(101, 10), popart=True),
     "popart-10-51": Scale(gaussian(51, 10), popart=True),
-    "popart-10-moved": Scale(gaussian(101, 10), popart=True, moved=True),
-    "symlog": transformed(101, 10, symlog, symexp),
-    "symlog-20-255": transformed(255, 20, symlog, symexp),
-    "symlog-of-bins": transformed(101, 10, symlog, symexp, of_bins=True),
-    "h": transformed(101, 100, squash, unsquash),
-    "h-255": transformed(255, 100, squash, unsquash),
-    "h-of-bins": transformed(101, 100, squash, unsquash, of_bins=True),
-    "h-two-hot": Scale(Bins(101, 20.0, squashed=True, sigma=0)),
+    "symlog": Scale(gaussian(101, 10), to=symlog, back=symexp),
+    "h": Scale(gaussian(101, 100), to=squash, back=unsquash),
 }
 
 
@@ -152,12 +122,6 @@ def init(scale: Scale) -> Any:
     }
 
 
-def moved(layer: Any, old: jax.Array, new: jax.Array) -> Any:
-    """The last layer whose logits at the places `new` are those between the ones at `old`."""
-    between = jax.vmap(lambda row: jnp.interp(new, old, row), out_axes=1)(jnp.eye(len(old)))
-    return {"kernel": layer["kernel"] @ between.T, "bias": between @ layer["bias"]}
-
-
 def train(scale: Scale, data: Any) -> tuple[jax.Array, jax.Array]:
     """Trains on a task: mean squared and mean error, (UPDATES,) each, before each update."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-4, eps=1e-5))
@@ -173,9 +137,6 @@ def train(scale: Scale, data: Any) -> tuple[jax.Array, jax.Array]:
             returns = new.normalize(returns)
             if scale.bins is None:
                 params = params | {"last": preserve_outputs(params["last"], old, new)}
-            elif scale.moved:
-                places = (x.denormalize(scale.bins.centres) for x in (old, new))
-                params = params | {"last": moved(params["last"], *places)}
         key, *keys = jax.random.split(key, 1 + EPOCHS)
         rows = jnp.stack([jax.random.permutation(key, STATES) for key in keys])
 

@@ -14,16 +14,16 @@ class GrowingCorridor(Task):
     """MiniGrid-MemoryS<width>, of a width that grows with success.
 
     Each environment starts at the first width. After `streak` successes in a row it moves to the
-    next width, after as many failures in a row to the one before.
+    next width. An agent without memory succeeds in half of the episodes, so it never gets there.
 
     Logs `success`, `width`, and `success_S<width>`, the success of the episodes of one width.
 
     Args:
       widths: widths of the room, in the order of training.
-      streak: number of episodes in a row that change the width.
+      streak: number of successes in a row until the next width.
     """
 
-    def __init__(self, widths=(8, 16, 32), streak=10):
+    def __init__(self, widths=(8, 16, 32), streak=30):
         self.tasks = [Task(f"MiniGrid-MemoryS{width}", {}) for width in widths]
         self.widest = max(widths)
         self.widths, self.streak = jnp.array(widths), streak
@@ -38,10 +38,9 @@ class GrowingCorridor(Task):
     def next_episode(self, key, state):
         """Starts the next episode, in another width after a streak."""
         level, streak, timestep = state
-        outcome = jnp.where(timestep.reward > 0, 1, -1)
-        streak = jnp.where(streak * outcome > 0, streak + outcome, outcome)
-        moves = jnp.abs(streak) >= self.streak
-        level = jnp.clip(level + jnp.where(moves, outcome, 0), 0, len(self.tasks) - 1)
+        streak = jnp.where(timestep.reward > 0, streak + 1, 0)
+        moves = streak >= self.streak
+        level = jnp.minimum(level + moves, len(self.tasks) - 1)
         return self.start(key, level, jnp.where(moves, 0, streak))
 
     def step(self, key, state, action):

@@ -60,7 +60,7 @@ def test_truncations_of_vmapped_seeds_are_skipped_where_none_has_one(nested):
     assert with_network[0].invars[0].aval.shape == ()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_seeds_under_vmap_train_as_each_of_them_alone():
     """Seeds equal their runs alone, though truncations and empty pools come at different steps."""
     init, update = make_init_and_update(PPO.check(ERRAND), PPO)

@@ -49,12 +49,15 @@ def stored_batch(config):
 @pytest.mark.parametrize(
     "config",
     [
-        SHORT_EPISODES,
-        {**SHORT_EPISODES, "gating": False, "WINDOW_MEM": 5},
-        {**QUICK, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
-        {**QUICK, "ENV_NAME": "Pendulum-v1"},
+        pytest.param({**SHORT_EPISODES, "gating": False, "WINDOW_MEM": 5}, id="without gates"),
+        pytest.param(SHORT_EPISODES, id="MemoryChain", marks=pytest.mark.weekly),
+        pytest.param(
+            {**QUICK, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
+            id="CartPole",
+            marks=pytest.mark.weekly,
+        ),
+        pytest.param({**QUICK, "ENV_NAME": "Pendulum-v1"}, id="Pendulum", marks=pytest.mark.weekly),
     ],
-    ids=["MemoryChain", "without gates", "CartPole", "Pendulum"],
 )
 def test_naive_and_fast_have_the_same_losses_and_gradients(config):
     config = PPO.check(config)

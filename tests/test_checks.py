@@ -391,9 +391,7 @@ def test_parameters_that_are_a_method_are_one_line(tmp_path):
     head = "from gymnax.environments.classic_control.cartpole import CartPole\n"
     own = "class Own(CartPole):\n    def default_params(self):\n        return None\n"
     (tmp_path / "own.py").write_text(head + own)
-    with pytest.raises(
-        ConfigError, match=r"default_params is a method; make it a property"
-    ):
+    with pytest.raises(ConfigError, match=r"default_params is a method; make it a property"):
         make_own(f"{tmp_path}/own.py:Own", {})
 
 
@@ -521,8 +519,8 @@ def test_a_run_that_just_fits_is_let_through(monkeypatch):
 
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
-    [(PPO, {"NUM_SEEDS": 2}), (PPO, {"ENV_NAME": "Craftax-Symbolic-v1"}), (MUESLI, {})],
-    ids=["two seeds", "Craftax", "Muesli"],
+    [(PPO, {"NUM_SEEDS": 2}), (PPO, {"RESET_STRATEGY": "pool"}), (MUESLI, {})],
+    ids=["two seeds", "a pool", "Muesli"],
 )
 def test_the_bytes_of_a_state_and_of_a_rollout_are_counted(algorithm, changes):
     program = Program(algorithm.check({**QUICK, **changes}), algorithm, None)

@@ -2,17 +2,10 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import SMALL
 
-from experiments import compare, curves, how_far_back, replaced_action, study
-from trxl.errors import ConfigError
-from trxl.runs.agent import Agent
-
-from trainer_PPO_trXL import PPO
-from wrappers import make_env
+from experiments import compare, curves, how_far_back, study
 
 LINES = [
     json.dumps({"name": f"{model}/{task}", "seed": seed, "status": 0, "mmer": value + 0.1 * seed})
@@ -55,8 +48,13 @@ def test_the_probability_of_improvement_counts_pairs():
     assert compare.improvement(theirs, ours) == pytest.approx(1 - (3.5 / 6 + 0.5) / 2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param(3, marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.weekly) for n in (5, 10)),
+    ],
+)
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
     """Coverage, 0.92 to 0.98 in 600 trials of 1,000 samples, is at least 0.85 with fewer."""
     monkeypatch.setattr(compare, "SAMPLES", 300)
@@ -201,28 +199,3 @@ def test_curves_that_are_not_there_are_one_line(tmp_path):
     assert [*curves.read_tasks(str(results), [])] == ["X"]
     with pytest.raises(SystemExit, match=r"error: no curve of Y in .*; there are X"):
         curves.read_tasks(str(results), ["X", "Y"])
-
-
-def test_who_goes_by_its_own_actions_does_not_recover_from_a_replaced_one():
-    """An agent that repeats its previous action stays wrong after a replaced one.
-
-    Observation: whether the step is the first, the previous action, the card.
-    """
-
-    def repeat_yourself(memory, obs, first, key):
-        return jnp.where(first, obs[:, 5:].argmax(-1), obs[:, 1:5].argmax(-1)), memory
-
-    config = PPO.check({**SMALL, "ENV_NAME": "popgym/RepeatFirstEasy", "NUM_MINIBATCHES": 1})
-    agent = Agent(lambda batch: (), repeat_yourself, config, None, make_env)
-    rewards = replaced_action.rewards(agent, 20)
-    assert rewards.shape == (20, 32)
-    assert (rewards > 0).all()
-    rewards = replaced_action.rewards(agent, 20, 7)
-    assert (rewards[:7] > 0).all()
-    assert (rewards[7:] < 0).all()
-
-
-def test_of_other_actions_than_one_discrete_none_can_be_replaced():
-    config = PPO.check({**SMALL, "ENV_NAME": "Pendulum-v1"})
-    with pytest.raises(ConfigError, match="Pendulum-v1 has other actions"):
-        replaced_action.rewards(Agent(None, None, config, None, make_env), 3, 1)

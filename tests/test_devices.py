@@ -99,13 +99,12 @@ def assert_alike(tree):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_devices", "kind"),
     [
-        (8, "one agent"),
-        (2, "a pool, a grid and values in their own scale"),
-        (8, "three agents"),
+        pytest.param(8, "one agent", marks=pytest.mark.slow),
+        pytest.param(2, "a pool, a grid and values in their own scale", marks=pytest.mark.slow),
+        pytest.param(8, "three agents", marks=pytest.mark.weekly),
     ],
 )
 def test_any_number_of_devices_trains_the_same(num_devices, kind):

@@ -136,7 +136,7 @@ def achievements_of(env):
     return [key for key in env.episode_metrics if key.startswith("Achievements/")]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_craftax_replays_as_through_its_own_api():
     """Transitions of the game alone equal Craftax's own; the next test adds pool and log."""
     own = make_craftax_env_from_name("Craftax-Symbolic-v1", auto_reset=False)

@@ -200,10 +200,14 @@ def test_report_gives_craftax_its_score_and_achievements():
     assert "never: the other 1 of 3 achievements" in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "env_kwargs", "frames"),
-    [("Catch-bsuite", {}, 9), ("Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, 3)],
+    [
+        pytest.param("Catch-bsuite", {}, 9, marks=pytest.mark.slow),
+        pytest.param(
+            "Craftax-Classic-Symbolic-v1", {"max_timesteps": 3}, 3, marks=pytest.mark.weekly
+        ),
+    ],
 )
 def test_a_gif_shows_an_episode_with_a_caption(name, env_kwargs, frames, tmp_path):
     save_untrained(tmp_path, ENV_NAME=name, ENV_KWARGS=env_kwargs)

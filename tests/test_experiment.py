@@ -274,7 +274,7 @@ class TestSignals:
             process.communicate()
 
     def test_the_first_saves_what_was_learnt_and_says_where(self, start, tmp_path):
-        """The first Ctrl-C saves the run; `test_resume.py` sends SIGTERM and SIGHUP."""
+        """The first Ctrl-C saves the run. Other tests send SIGHUP and SIGTERM."""
         process = start()
         time.sleep(1)
         process.send_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 """Muesli's targets and losses against loops in NumPy, and the whole algorithm."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -648,15 +649,20 @@ ENVIRONMENTS = {
     "discrete": CHAIN,
     "sampled": {**CHAIN, "EXACT_ACTIONS": 1, "CMPO_SAMPLES": 3},
     "multi-discrete": {**TINY, "ENV_NAME": "popgym/MineSweeperEasy"},
-    "real": {**TINY, "ENV_NAME": "Pendulum-v1", "NETWORK": "wide", "encoder_features": 16},
+    "real": {**TINY, "ENV_NAME": "Pendulum-v1"},
     "trials": {**TINY, "ENV_NAME": f"{TOYS}:Quest"},
     "agents": {**TINY, "ENV_NAME": f"{TOYS}:Team"},
+    "wide": {**TINY, "ENV_NAME": "Pendulum-v1", "NETWORK": "wide", "encoder_features": 16},
 }
 
 
 @pytest.mark.parametrize(
     "name",
-    ["discrete", *(pytest.param(x, marks=pytest.mark.slow) for x in [*ENVIRONMENTS][1:])],
+    [
+        "discrete",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in [*ENVIRONMENTS][1:-1]),
+        pytest.param("wide", marks=pytest.mark.weekly),
+    ],
 )
 def test_it_trains_and_plays(name, tmp_path):
     config = {**ENVIRONMENTS[name], "RESULTS_DIR": str(tmp_path)}
@@ -677,16 +683,15 @@ def metrics_of(folder, seed=0):
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
     steps = CHAIN["NUM_ENVS"] * CHAIN["NUM_STEPS"]
-    config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "ANNEAL_LR": False}
-    runs.run({**config, "TOTAL_TIMESTEPS": 2 * steps}, MUESLI)
-    folder = tmp_path / "MemoryChain-bsuite_Muesli"
-    changes = {"TOTAL_TIMESTEPS": 4 * steps, "RESUME": str(folder)}
-    runs.run(resumed_config(folder, changes, MUESLI), MUESLI)
-    runs.run({**config, "TOTAL_TIMESTEPS": 4 * steps}, MUESLI)
-    whole = tmp_path / "MemoryChain-bsuite_Muesli_2"
-    jax.tree.map(np.testing.assert_array_equal, metrics_of(folder), metrics_of(whole))
+    config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "TOTAL_TIMESTEPS": 4 * steps}
+    runs.run({**config, "CHECKPOINT_EVERY": 2}, MUESLI)
+    whole = tmp_path / "MemoryChain-bsuite_Muesli"
+    stopped = shutil.copytree(whole, tmp_path / "stopped", ignore=shutil.ignore_patterns("*.npy"))
+    shutil.rmtree(stopped / "checkpoints" / "4")
+    runs.run(resumed_config(stopped, {"RESUME": str(stopped)}, MUESLI), MUESLI)
+    jax.tree.map(np.testing.assert_array_equal, metrics_of(stopped), metrics_of(whole))
     with pytest.raises(ConfigError, match="was trained by Muesli, and this script trains PPO"):
-        resumed_config(folder, {}, PPO)
+        resumed_config(stopped, {}, PPO)
 
 
 def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
@@ -695,20 +700,24 @@ def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
     assert "replay" not in kept_of(state._replace(replay=None), "full")
 
 
-@pytest.mark.slow
-def test_seeds_under_vmap_are_those_alone_and_devices_give_what_one_gives(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"seed": 1}, id="devices", marks=pytest.mark.slow),
+        pytest.param({"NUM_SEEDS": 2}, id="seeds under vmap", marks=pytest.mark.weekly),
+    ],
+)
+def test_devices_and_seeds_under_vmap_give_what_one_gives(changes, tmp_path):
     config = {**CHAIN, "NUM_ENVS": 16, "NUM_MINIBATCHES": 1, "TOTAL_TIMESTEPS": 2 * 16 * 16}
     config |= {"REPLAY_SHARE": 0.0}  # each device draws its own replay
-    runs.run({**config, "NUM_SEEDS": 2, "RESULTS_DIR": str(tmp_path / "two")}, MUESLI)
     runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "one")}, MUESLI)
-    runs.run({**config, "seed": 1, "RESULTS_DIR": str(tmp_path / "many")}, MUESLI, all_devices=True)
-    two, one, many = (
-        metrics_of(tmp_path / name / "MemoryChain-bsuite_Muesli", 1)
-        for name in ("two", "one", "many")
+    changed = {**config, **changes, "RESULTS_DIR": str(tmp_path / "other")}
+    runs.run(changed, MUESLI, all_devices="NUM_SEEDS" not in changes)
+    other, one = (
+        metrics_of(tmp_path / name / "MemoryChain-bsuite_Muesli", 1) for name in ("other", "one")
     )
-    for other in (two, many):
-        for name in one:
-            np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
+    for name in one:
+        np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_replay_that_no_device_holds_is_one_line_before_anything_compiles(tmp_path):

@@ -150,7 +150,7 @@ def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     assert_same_results(one_process, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_process_without_a_disk_ends_no_run_of_several(one_process, tmp_path):
     processes = start_two(f"RESULTS_DIR={tmp_path}")
     wait_for_checkpoint(tmp_path, processes)

@@ -1,6 +1,6 @@
 """Checkpoints and resuming, with processes that are really killed.
 
-`KILLS=10 python -m pytest tests/test_resume.py` kills ten times instead of four.
+`KILLS=10 python -m pytest tests/test_resume.py` kills ten times instead of three.
 """
 
 import os
@@ -40,7 +40,7 @@ GRIDDED_POOL = {
     **{"NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True},
 }
 STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
-KILLS = int(os.environ.get("KILLS", 4))
+KILLS = int(os.environ.get("KILLS", 3))
 
 
 def load(folder, seed=0):
@@ -143,14 +143,17 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
     assert_bitwise_equal(whole, killed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "all_devices"),
     [
-        ({"NUM_ENVS": 16, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True}, True),
-        (GRIDDED_POOL, False),
+        pytest.param(
+            {"NUM_ENVS": 16, "NORMALIZE_OBS": True, "NORMALIZE_REWARD": True},
+            True,
+            id="eight devices",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(GRIDDED_POOL, False, id="two seeds", marks=pytest.mark.weekly),
     ],
-    ids=["eight devices under pmap", "two seeds under vmap"],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):
     updates = QUICK["NUM_STEPS"] * changes.get("NUM_ENVS", QUICK["NUM_ENVS"])
@@ -314,8 +317,7 @@ def replace_by_another(folder, of_another):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "learner"])
-@pytest.mark.parametrize("breaks", [cut_off, replace_by_another])
+@pytest.mark.parametrize(("breaks", "kind"), [(cut_off, "full"), (replace_by_another, "learner")])
 def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
     kind, breaks, make_run, tmp_path, monkeypatch
 ):
@@ -365,7 +367,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     [
         ("learner", False),
         ("params", False),
-        pytest.param("learner", True, marks=pytest.mark.slow),
+        pytest.param("learner", True, marks=pytest.mark.weekly),
     ],
 )
 def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(kind, all_devices, tmp_path, capsys):

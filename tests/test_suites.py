@@ -313,9 +313,9 @@ def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, en
 
 TRAINED = cases(
     brax={"inverted_pendulum": {"backend": "spring"}},
-    jumanji={"Tetris-v0": {}, "JobShop-v0": {}},
+    jumanji={"JobShop-v0": {}},
     navix={"Navix-DoorKey-5x5-v0": {"observation_fn": "categorical"}},
-    jaxmarl={"MPE_simple_world_comm_v3": {"action_type": "Continuous"}, "switch_riddle": {}},
+    jaxmarl={"MPE_simple_world_comm_v3": {"action_type": "Continuous"}},
 )
 
 
@@ -459,18 +459,18 @@ def test_the_growing_corridor_is_minigrids_memory_task_in_its_width(level):
 
 
 @suite("xminigrid")
-def test_the_corridor_grows_after_successes_and_shrinks_after_failures():
+def test_the_corridor_grows_after_successes_in_a_row():
     GrowingCorridor = importlib.import_module("results_xminigrid.growing_corridor").GrowingCorridor
     env = GrowingCorridor(widths=(8, 16, 32), streak=2)
     next_episode = jax.jit(env.next_episode)
     _, state = env.reset(jax.random.key(0))
     levels = []
-    for reward in (1, 1, 1, -1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0):
+    for reward in (1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1):
         level, streak, timestep = state
-        timestep = timestep.replace(reward=jnp.float32(max(reward, 0)))
+        timestep = timestep.replace(reward=jnp.float32(reward))
         _, state = next_episode(jax.random.key(1), (level, streak, timestep))
         levels.append(int(state[0]))
-    assert levels == [0, 1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 0, 0, 0]
+    assert levels == [0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 @suite("jaxmarl")
