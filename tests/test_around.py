@@ -177,6 +177,7 @@ def test_each_piece_is_a_key(pieces, encoder, reads):
     assert ("output" in params["critic"]) == (pieces.get("NETWORK") == "wide" or "HEADS" in pieces)
 
 
+@pytest.mark.slow
 def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_path):
     config = {**QUICK, "NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True}
     run({**config, "ENV_KWARGS": {"memory_length": 3}, "RESULTS_DIR": str(tmp_path)})
@@ -194,6 +195,7 @@ def test_a_wide_agent_with_values_of_their_own_scale_is_saved_and_loaded(tmp_pat
         load_agent(folder)
 
 
+@pytest.mark.slow
 def test_the_stream_of_a_wide_network_starts_from_a_dense_layer_over_the_features():
     config = PPO.check({**QUICK, "NETWORK": "wide", "encoder_features": 16})
     obs, _, _, space = random_obs(GRIDS["one part"])

@@ -73,6 +73,7 @@ def each_block(kind: str):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [x for x in PAGES if blocks(x, "python")], ids=name)
 def test_its_python_runs(page, tmp_path, monkeypatch):
     """Python of the pages runs after the README's first command, whose run is committed."""

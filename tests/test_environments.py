@@ -65,7 +65,10 @@ def keys_and_actions(space, num_envs, steps=STEPS):
     return keys, jax.random.randint(jax.random.key(6), (steps, num_envs), 0, space.n)
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if "MinAtar" in x else x for x in REGISTERED],
+)
 def test_gymnax_replays_as_through_its_own_api(name):
     """Transitions equal Gymnax's over 300 steps with automatic resets and its split of keys."""
     own, params = gymnax.make(name)
@@ -251,6 +254,7 @@ def test_env_kwargs_override_parameters_before_constructor_arguments():
     np.testing.assert_array_equal(info["returned_episode_lengths"][done], 8)
 
 
+@pytest.mark.slow
 def test_env_kwargs_reach_craftax():
     kwargs = {"max_timesteps": 5, "map_size": [32, 32]}
     env = make("Craftax-Classic-Symbolic-v1", ENV_KWARGS=kwargs)

@@ -273,6 +273,7 @@ class TestSignals:
             process.kill()
             process.communicate()
 
+    @pytest.mark.slow
     def test_the_first_saves_what_was_learnt_and_says_where(self, start, tmp_path):
         """The first Ctrl-C saves the run. Other tests send SIGHUP and SIGTERM."""
         process = start()

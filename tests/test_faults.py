@@ -298,6 +298,7 @@ def start(*settings, **pipes):
     return subprocess.Popen(command, text=True, **pipes)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_output(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = [f"TOTAL_TIMESTEPS={200 * STEPS}", "CHECKPOINT_EVERY=100"]
@@ -320,6 +321,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     words = [f"{key}={value}" for key, value in {**CHAIN, "RESULTS_DIR": tmp_path}.items()]
     script = str(REPOSITORY / "train_PPO_trXL.py")

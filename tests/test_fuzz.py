@@ -1,8 +1,10 @@
 """Random wrong input: a short run of `tests/fuzz.py`."""
 
 import fuzz
+import pytest
 
 
+@pytest.mark.slow
 def test_no_wrong_input_of_sixty_is_handled_badly():
     counts, bad = fuzz.fuzz(60, first_seed=0)
     assert not bad

@@ -97,6 +97,7 @@ def test_what_is_kept_is_what_the_memory_is(memory):
     assert PPO.check(config) == config
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_resumed_and_played(memory, tmp_path, capsys):
     config = {**QUICK, "MEMORY": memory, "RESULTS_DIR": str(tmp_path)}
     run(config)

@@ -107,6 +107,7 @@ def with_64_bits():
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_state_has_the_same_dtypes_with_64_bits_as_without(name, with_64_bits):
     before, after, metrics = with_64_bits[name]
@@ -116,6 +117,7 @@ def test_a_state_has_the_same_dtypes_with_64_bits_as_without(name, with_64_bits)
     assert metrics == expected_metrics
 
 
+@pytest.mark.slow
 def test_a_run_with_64_bits_resumes_and_its_files_open_without(setting, tmp_path):
     """The environment's own state, in the checkpoint too, is float64 under JAX_ENABLE_X64."""
     folder = tmp_path / "Doubles"

@@ -681,6 +681,7 @@ def metrics_of(folder, seed=0):
     return metrics
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path):
     steps = CHAIN["NUM_ENVS"] * CHAIN["NUM_STEPS"]
     config = {**CHAIN, "RESULTS_DIR": str(tmp_path), "TOTAL_TIMESTEPS": 4 * steps}

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support import QUICK, run
 
 from trxl.results import load_results
@@ -165,6 +166,7 @@ def test_an_entry_that_was_always_the_same_does_not_blow_up():
     np.testing.assert_array_equal(normalize_obs(always_zero, obs), expected)
 
 
+@pytest.mark.slow
 def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):
     one_hot = {**PENDULUM, "ENV_NAME": "FrozenLake-misc", "NORMALIZE_REWARD": False}
     config = PPO.check(one_hot)
@@ -179,6 +181,7 @@ def test_observations_of_zeros_and_ones_alone_are_left_as_they_are(tmp_path):
     assert np.isfinite(metrics["total_loss"]).all()
 
 
+@pytest.mark.slow
 def test_the_statistics_are_saved_with_the_agent_and_used_by_it(tmp_path):
     run({**PENDULUM, "RESULTS_DIR": str(tmp_path), "CHECKPOINT_KIND": "learner"})
     folder = tmp_path / "Pendulum-v1"

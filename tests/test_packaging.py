@@ -51,6 +51,7 @@ print(out["metrics"]["total_loss"].shape, config.OF_THE_USER)
 """
 
 
+@pytest.mark.slow
 def test_a_users_files_of_common_names_hide_none_of_ours(tmp_path):
     for name in ("config", "model", "results", "keys"):
         (tmp_path / f"{name}.py").write_text("OF_THE_USER = True\n")

@@ -122,6 +122,7 @@ def test_with_a_decay_of_1_the_moments_are_of_all_updates_alike():
     np.testing.assert_allclose(moments[:2], (returns.mean(), returns.var()), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [None, 51])
 def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
     """The critic learns v(0) = 100 + 0.45 (v(0) + v(1)) = 2,800 and v(1) = v(0) + 400.
@@ -220,6 +221,7 @@ def test_saved_parameters_predict_returns(heads):
     assert PPO.saved_params(raw, state) is params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [None, 11])
 def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path, bins):
     """A run with LR=0 saves the values it started from, though its scale has moved.

@@ -213,6 +213,7 @@ def test_what_would_change_the_states_meaning_is_refused_by_name(finished, overr
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_file_that_only_the_resumed_run_names_is_not_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("corridor.py").write_text(OWN_ENVIRONMENT)
@@ -362,6 +363,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "all_devices"),
     [
@@ -389,6 +391,7 @@ def test_a_learner_only_checkpoint_goes_on_with_fresh_episodes(kind, all_devices
     assert_bitwise_equal(params, saved)  # LR is 0
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_parameters_goes_on_without_them(finished, tmp_path):
     """A resumed run keeps what it learnt and does not read PARAMS again."""
     shutil.copy(finished / "0_params.npy", tmp_path)

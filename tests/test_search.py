@@ -315,6 +315,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_member_is_the_run_of_its_config(devices):
     """Rows of a program of four equal their runs alone, on one device and two."""
@@ -592,6 +593,7 @@ SEARCHED = {
 }
 
 
+@pytest.mark.slow
 def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     assert main.start({**SEARCHED, "RESULTS_DIR": str(tmp_path / "whole")}, TRAINERS, []) is None
@@ -699,6 +701,7 @@ def start(tmp_path, monkeypatch, **asked):
     return trials_of(tmp_path / "runs" / "search_gymnax" / "CartPole-v1")
 
 
+@pytest.mark.slow
 def test_shapes_and_members_that_diverge(tmp_path, monkeypatch):
     asked = {"POPULATION": 4, "SEEDS": 2, "LR": "1e-4..1e30", "hidden_layers": "16,64"}
     trials = start(tmp_path, monkeypatch, **asked)
@@ -710,6 +713,7 @@ def test_shapes_and_members_that_diverge(tmp_path, monkeypatch):
     assert {len(row["returns"][0]) for row in trials} == {2}
 
 
+@pytest.mark.slow
 def test_muesli_is_searched_too(tmp_path, monkeypatch, capsys):
     asked = {"ALGORITHM": "Muesli", "POPULATION": 2, "LR": "1e-4..1e-3", "MODEL_STEPS": 1}
     trials = start(tmp_path, monkeypatch, **asked)
@@ -785,6 +789,7 @@ def test_a_file_of_ones_own_is_run_again_only_if_it_is_named(tmp_path):
 # ------------------------------------------------------------------ evolution
 
 
+@pytest.mark.slow
 def test_parameters_evolve_resume_and_can_be_played_with(tmp_path, monkeypatch):
     from evaluate_PPO_trXL import load_agent
 

@@ -167,6 +167,7 @@ def test_a_run_goes_on_in_the_environment_of_ones_own_that_it_had(tmp_path):
     assert study.command(suites, tmp_path)[2:] == [resume]
 
 
+@pytest.mark.slow
 def test_a_row_of_a_sweep_that_diverged_failed(tmp_path):
     sizes = " ".join(f"{key}={value}" for key, value in QUICK.items())
     (tmp_path / "list").write_text(f"common {sizes}\nwhole\nbad LR=1e38")

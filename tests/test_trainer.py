@@ -228,6 +228,7 @@ def trained():
     return [alone(key) for key in keys], jax.jit(jax.vmap(train))(keys)
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_gives_what_single_runs_give(trained):
     alone, together = trained
     assert together["metrics"]["total_loss"].shape == (3, 2)
@@ -278,6 +279,7 @@ def test_it_learns_with_the_compilers_optimisations_on():
     assert last > 0.95
 
 
+@pytest.mark.slow
 def test_float_hyperparameters_may_be_traced():
     config = {**CHAIN, "num_layers": 1, "TOTAL_TIMESTEPS": 64}
     swept = {
@@ -323,6 +325,7 @@ def test_memory_holds_the_newest_hidden_states(chain):
     np.testing.assert_array_equal(second.memory, expected)
 
 
+@pytest.mark.slow
 def test_a_box_policy_learns_on_clipped_actions_with_unclipped_log_probabilities():
     config, env, network, state = setup({**SMALL, "ENV_NAME": "Pendulum-v1"})
     trajectory = jax.jit(lambda s: collect(config, env, network, PPO, s))(state)[1].trajectory
