@@ -180,8 +180,8 @@ def test_craftax_is_rewritten_except_on_a_cpu():
 @pytest.mark.parametrize(
     ("name", "num_envs", "chunks"),
     [
-        pytest.param("Craftax-Classic-Symbolic-v1", 128, 8, marks=pytest.mark.weekly),
-        pytest.param("Craftax-Symbolic-v1", 128, 8, marks=pytest.mark.weekly),
+        pytest.param("Craftax-Classic-Symbolic-v1", 32, 4, marks=pytest.mark.weekly),
+        pytest.param("Craftax-Symbolic-v1", 32, 4, marks=pytest.mark.weekly),
     ],
 )
 def test_craftax_rewritten_plays_the_same_game(name, num_envs, chunks):
