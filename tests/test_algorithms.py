@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_ones_own_trains_checkpoints_resumes_and_is_evaluated(folder):
     metrics = load_results(folder / "0_metrics.npy")
     assert metrics["returned_episode_returns"][-5:].mean() > 0.9

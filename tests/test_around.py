@@ -73,6 +73,7 @@ def test_a_cell_takes_as_few_words_as_its_groups_fill():
         cell_words((65_536,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 @pytest.mark.parametrize("few", [1, 3, 1000], ids=["all", "some", "too many"])
 def test_the_product_over_entries_that_appear_is_the_whole_one(grid, few, monkeypatch):

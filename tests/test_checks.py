@@ -186,6 +186,7 @@ def test_every_number_of_info_is_a_metric():
         assert kept == {**expected, "memory_boundary": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["total_loss", "mean_reward", "num_episodes", "env_steps", "returned_episode_returns"]
 )
@@ -417,6 +418,7 @@ def test_a_file_may_have_a_dataclass_whose_annotations_are_texts(tmp_path):
     assert make_own(f"{tmp_path}/own.py:Own", {}).obs_size == 1
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_is_said_to_be_that(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     config = {**QUICK, "ENV_NAME": f"{tmp_path}/own.py:Own", "RESULTS_DIR": str(tmp_path)}

@@ -73,6 +73,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
         assert 0.85 <= np.mean([inside for inside, of in held if of == truth]) <= 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_are_as_wide_as_the_standard_error_says(seeds):
     """Resampling n of n seeds alone makes intervals too narrow by sqrt((n - 1) / n)."""

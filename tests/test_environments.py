@@ -65,10 +65,8 @@ def keys_and_actions(space, num_envs, steps=STEPS):
     return keys, jax.random.randint(jax.random.key(6), (steps, num_envs), 0, space.n)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=pytest.mark.slow) if "MinAtar" in x else x for x in REGISTERED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGISTERED)
 def test_gymnax_replays_as_through_its_own_api(name):
     """Transitions equal Gymnax's over 300 steps with automatic resets and its split of keys."""
     own, params = gymnax.make(name)

@@ -85,6 +85,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_dies(folder):
     command = [sys.executable, "-c", HOLDS_THE_LOCK, str(folder / "lock")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -127,6 +128,7 @@ def test_a_file_system_without_locks_is_said_and_one_that_is_read_only_refused(
         FolderLock(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["null", '{"env_steps": 7}', "\udcff", '{"env_steps": 3'])
 def test_a_corrupt_line_of_a_curve_is_named_and_the_checkpoint_before_it_goes_on(folder, spoil):
     path = folder / "0_metrics.jsonl"
@@ -250,6 +252,7 @@ def test_a_path_that_is_not_utf8_is_a_path():
     assert broadcast(lambda: "runs/caf\udce9") == "runs/caf\udce9"
 
 
+@pytest.mark.slow
 def test_an_error_that_nothing_foresaw_leaves_a_checkpoint_a_curve_and_one_line(
     after_update, tmp_path
 ):
@@ -332,6 +335,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     assert len(results_of(tmp_path / NAME)[0]["env_steps"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "script", "cure"),
     [

@@ -285,6 +285,7 @@ def test_the_model_has_no_policy_to_learn_where_an_agent_is_out():
 # ---------------------------------------------------------------- the replay
 
 
+@pytest.mark.slow
 def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
     config, _, _, collected = played
     config = {**config, "REPLAY_ROLLOUTS": 3}

@@ -174,6 +174,7 @@ def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_
     assert np.isfinite(metrics["total_loss"]).all()
 
 
+@pytest.mark.slow
 def test_a_class_written_for_gymnax_is_taken_as_it_is(tmp_path, monkeypatch):
     (tmp_path / "walk.py").write_text(WALK)
     monkeypatch.chdir(tmp_path)

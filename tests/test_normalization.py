@@ -80,6 +80,7 @@ def test_moments_are_over_all_devices():
         np.testing.assert_allclose(joint, np.broadcast_to(expected, joint.shape), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rollout_stores_what_the_network_saw_and_scales_rewards_as_gym_does():
     config = PPO.check(PENDULUM)
     plain_config = {**config, "NORMALIZE_OBS": False, "NORMALIZE_REWARD": False}

@@ -153,6 +153,7 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
     assert 100 < scale.sigma < 400
 
 
+@pytest.mark.slow
 def test_the_floor_of_advantages_is_in_returns_as_they_are():
     """The floor of advantages is in units of the return.
 
@@ -324,6 +325,7 @@ def test_the_value_is_the_mean_over_bins_that_move_with_the_returns():
     )
 
 
+@pytest.mark.slow
 def test_the_value_loss_is_the_cross_entropy_of_the_steps_that_count():
     config, network, state = classifier(VF_COEF=1.0, ENT_COEF=0.0)
     rng = np.random.default_rng(0)

@@ -122,6 +122,7 @@ def play_original(theirs, first):
     return jax.tree.map(lambda *x: np.stack(x), *steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", popgym.NAMES)
 def test_a_thousand_actions_give_what_the_original_gives(name):
     theirs, ours = make_original(name), popgym.bare(name)
@@ -224,6 +225,7 @@ def test_what_is_drawn_is_drawn_as_it_should_be():
     assert 0.1 < np.mean(angles > 0.4188) < 0.25
 
 
+@pytest.mark.slow
 def test_a_task_is_trained_by_its_name(tmp_path):
     assert resolve_name("popgym/RepeatFirstEasy") == ("popgym", "RepeatFirstEasy")
     run({**QUICK, "ENV_NAME": "popgym/BattleshipEasy", "RESULTS_DIR": str(tmp_path)})

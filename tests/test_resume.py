@@ -179,6 +179,7 @@ def finished(tmp_path_factory):
     return root / "MemoryChain-bsuite"
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_the_new_total(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     config = resumed_config(folder, {"TOTAL_TIMESTEPS": 8 * STEPS_PER_UPDATE})

@@ -224,6 +224,7 @@ def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkey
         assert gif.n_frames == 10  # two episodes of 5 steps, the time limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [

@@ -141,6 +141,7 @@ def play(name, search, score=known_optimum):
 RANGES = ("LR=1e-5..1e-1", "GAMMA=0.5..0.9999")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "near"),
     [

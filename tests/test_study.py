@@ -123,6 +123,7 @@ def test_a_run_that_was_begun_is_resumed(tmp_path):
     assert study.command(run, tmp_path)[2:] == [f"RESUME={folder / 'Task'}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [True, False])
 def test_when_it_is_stopped_no_run_is_started_any_more(group, tmp_path):
     """SIGTERM to the study lets its run end; SIGTERM to the group stops the run too."""

@@ -29,6 +29,7 @@ def test_tensorboard_reads_the_event_files(tmp_path):
         np.testing.assert_allclose(values, metrics[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_wandb_writes_its_run_offline(tmp_path, monkeypatch):
     from wandb.proto import wandb_internal_pb2
 

@@ -391,6 +391,7 @@ def test_what_a_team_earns_counts_for_an_agent_that_is_out_and_for_no_loss():
     np.testing.assert_allclose(advantages(other), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_in_which_an_agent_is_out_change_nothing_in_learning(chain):
     """Inactive steps change nothing, and active steps weigh the same."""
     config, network, state, (collected, _) = chain
