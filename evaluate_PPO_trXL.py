@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from trxl.config import Key, check_values, defaults, key_lines, read_overrides
+from trxl.config import Key, check_values, defaults, expanded, key_lines, read_overrides
 from trxl.errors import ConfigError
 from trxl.runs import agent as agents
 from trxl.runs.agent import Agent, random_agent
@@ -133,7 +133,7 @@ def start() -> None:
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {sys.argv[0]} FOLDER [KEY=VALUE ...]\n\n{key_lines(OPTIONS, values)}")
         return
-    folder = os.path.expanduser(arguments[0]) if arguments else ""
+    folder = expanded(arguments[0]) if arguments else ""
     if not os.path.exists(folder) and (not folder or "=" in folder or folder.startswith("-")):
         sys.exit(f"usage: {sys.argv[0]} FOLDER {' '.join(f'{k}={v}' for k, v in values.items())}")
     chosen = check_values(read_overrides(arguments[1:], OPTIONS), OPTIONS)

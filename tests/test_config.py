@@ -174,12 +174,13 @@ def test_a_home_folder_is_found_in_every_key_that_is_a_path(tmp_path, monkeypatc
         checked = check_values(read_overrides([f"{x}={given}" for x in paths], PPO.keys), PPO.keys)
         assert {checked[name] for name in paths} == {f"{tmp_path}/a"}
     assert make_single_env("~/own.py:Corridor", {}).obs_size == 1
-    with pytest.raises(ConfigError, match=f"no run in {tmp_path}/nowhere"):
-        resolve_config({}, {"RESUME": "~/nowhere"}, PPO)
-    with pytest.raises(ConfigError, match=f"no search in {tmp_path}/nowhere"):
-        search.start({}, {}, ["RESUME=~/nowhere"])
-    with pytest.raises(ConfigError, match=f"_params.npy in {tmp_path}/nowhere"):
-        load_agent("~/nowhere")
+    for home in ("~", "$HOME"):
+        with pytest.raises(ConfigError, match=f"no run in {tmp_path}/nowhere"):
+            resolve_config({}, {"RESUME": f"{home}/nowhere"}, PPO)
+        with pytest.raises(ConfigError, match=f"no search in {tmp_path}/nowhere"):
+            search.start({}, {}, [f"RESUME={home}/nowhere"])
+        with pytest.raises(ConfigError, match=f"_params.npy in {tmp_path}/nowhere"):
+            load_agent(f"{home}/nowhere")
 
 
 @pytest.mark.parametrize("path", sorted(SETTINGS.glob("*four-corners.txt")), ids=lambda x: x.stem)

@@ -487,6 +487,11 @@ def _describe(key: Key) -> str:
     return words[key.kind] + (" or None" if key.default is None else "")
 
 
+def expanded(path: str) -> str:
+    """Expands `~` and variables, since shells leave both in quotes and the `~` of KEY=~/folder."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
 def _check_value(name: str, key: Key, value: Any) -> Any:
     """Returns `value` as the type of its key, or raises a ConfigError."""
     if value is None and key.default is None:
@@ -516,8 +521,7 @@ def _check_value(name: str, key: Key, value: Any) -> Any:
     elif value == "" and key.default is None:
         raise ConfigError(f"{name} is empty; give {_describe(key)}")
     elif key.kind is str:
-        # Shells don't expand the ~ of KEY=~/folder, nor quoted variables.
-        value = os.path.expanduser(os.path.expandvars(value))
+        value = expanded(value)
     if key.choices and value not in key.choices:
         raise ConfigError(f"{name} must be one of {', '.join(key.choices)}, not {given}")
     high = LARGEST_SIZE if key.high is None and key.kind is int else key.high

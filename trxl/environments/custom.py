@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trxl.config import expanded
 from trxl.environments import gymnax
 from trxl.environments.adapters import making
 from trxl.environments.base import ATTRIBUTES, SingleEnvironment
@@ -42,7 +43,7 @@ def file_and_class(name: str) -> tuple[Path, str]:
 
 def find(file: Path) -> Path | None:
     """Finds a file in the current directory, else beside the scripts; None if missing."""
-    file = Path(os.path.expanduser(file))
+    file = Path(expanded(str(file)))
     # `Path.is_file` raises on names that are too long.
     return next((path for path in (file, REPOSITORY / file) if os.path.isfile(path)), None)
 

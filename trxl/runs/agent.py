@@ -1,6 +1,5 @@
 """Trained agent, for a loop of your own."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from trxl.config import expanded
 from trxl.distributions import sample_per_row, sample_uniformly
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError
@@ -68,7 +68,7 @@ def load_agent(
     Args:
       known: algorithms by the name in a saved config.
     """
-    paths = saved_seeds(Path(os.path.expanduser(folder)))
+    paths = saved_seeds(Path(expanded(str(folder))))
     path = file_of_seed(paths, min(paths) if seed is None else seed)
     beside = path.with_name(path.name.replace("params", "config"))
     start = read_params(path)

@@ -1,6 +1,5 @@
 """Search of hyperparameters, from the command line to the report."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,15 @@ from typing import Any
 
 import jax
 
-from trxl.config import check_known, check_names, defaults, help_text, names_and_texts, num_updates
+from trxl.config import (
+    check_known,
+    check_names,
+    defaults,
+    expanded,
+    help_text,
+    names_and_texts,
+    num_updates,
+)
 from trxl.environments import named_by_user
 from trxl.errors import ConfigError, shortened, told_of
 from trxl.runs.memory_check import check_sizes
@@ -71,7 +78,7 @@ def start(config: dict[str, Any], trainers: Trainers, arguments: list[str]) -> i
     given = dict(names_and_texts(words))
     asked, folder = {**config, **given}, None
     if given.get("RESUME", "none").lower() != "none":
-        folder = Path(os.path.expanduser(given["RESUME"]))
+        folder = Path(expanded(given["RESUME"]))
         asked = resumed_search(folder, given)
     name = str(asked.get("ALGORITHM", "PPO"))
     if name not in trainers:
