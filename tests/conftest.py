@@ -74,6 +74,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", f"error:::{module}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks weekly tests as slow too, before `-m` selects."""
+    for item in items:
+        if item.get_closest_marker("weekly"):
+            item.add_marker(pytest.mark.slow)
+
+
 def own_modules():
     """Returns the names of all modules of the project but its tests."""
     paths = [*REPOSITORY.glob("*.py")]

@@ -64,7 +64,7 @@ def test_its_resumed_run_is_that_of_make_train_which_never_stops(folder):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_it_trains_on_several_devices(tmp_path):
     run({**CHAIN, "TOTAL_TIMESTEPS": 2048, "RESULTS_DIR": str(tmp_path)}, REINFORCE, True)
     metrics = load_results(tmp_path / "MemoryChain-bsuite_REINFORCE" / "0_metrics.npy")

@@ -79,6 +79,7 @@ def test_naive_and_fast_have_the_same_losses_and_gradients(config):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.weekly
 def test_whole_updates_with_the_naive_network_are_the_same():
     curves = []
     for algorithm in (PPO, NAIVE_PPO):
@@ -104,9 +105,9 @@ def test_bfloat16_changes_the_products_and_nothing_else():
     outputs = {}
     for c in (config, half):
         network = make_network(c, env.action_space, obs_space(env))
-        policy, value = network.apply(
-            params, batch.obs, batch.memory, batch.reach, c["WINDOW_GRAD"], method="unroll_windows"
-        )
+        inputs = batch.obs, batch.memory, batch.reach
+        unroll = partial(network.apply, window_grad=c["WINDOW_GRAD"], method="unroll_windows")
+        policy, value = jax.jit(unroll)(params, *inputs)
         outputs[c["COMPUTE_DTYPE"]] = np.concatenate([policy.logits, value[..., None]], axis=-1)
         assert policy.logits.dtype == value.dtype == jnp.float32
     difference = np.abs(outputs["bfloat16"] - outputs["float32"])
@@ -161,6 +162,7 @@ def test_functions_take_turns_and_a_median_is_of_the_calls_behind_the_warm_up(mo
     assert calls == ["a", "b"] * turns
 
 
+@pytest.mark.weekly
 def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
     clock = SimpleNamespace(perf_counter=iter([0.0, 8.0, 10.0, 12.0]).__next__)
     monkeypatch.setattr(throughput, "time", clock)  # for the compilation
@@ -189,6 +191,7 @@ def test_throughput_prints_a_table_and_a_json_object(monkeypatch, capsys):
     assert numbers["device"]
 
 
+@pytest.mark.weekly
 def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
     config = {**QUICK, "WINDOW_MEM": 2}
     set_seconds(monkeypatch, growth, 4.0, 2.0, 1.0)
@@ -208,6 +211,7 @@ def test_growth_and_memory_measure_what_an_update_needs(monkeypatch, capsys):
     assert float(row[-1]) * 1e6 > parameter_bytes(config)
 
 
+@pytest.mark.weekly
 def test_configs_in_turns_have_rates_of_all_seeds_and_their_own_memory(monkeypatch, capsys):
     def seconds_in_turns(parts, calls):
         for update, state in parts:
@@ -232,6 +236,7 @@ def test_configs_in_turns_have_rates_of_all_seeds_and_their_own_memory(monkeypat
     assert two > one < muesli
 
 
+@pytest.mark.weekly
 def test_scaling_counts_what_devices_exchange(monkeypatch):
     set_seconds(monkeypatch, scaling, 0.5)
     config = PPO.check({**QUICK, "NUM_ENVS": 8, "NORMALIZE_VALUE": False})

@@ -48,13 +48,8 @@ def test_the_probability_of_improvement_counts_pairs():
     assert compare.improvement(theirs, ours) == pytest.approx(1 - (3.5 / 6 + 0.5) / 2)
 
 
-@pytest.mark.parametrize(
-    "seeds",
-    [
-        pytest.param(3, marks=pytest.mark.slow),
-        *(pytest.param(n, marks=pytest.mark.weekly) for n in (5, 10)),
-    ],
-)
+@pytest.mark.weekly
+@pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, monkeypatch):
     """Coverage, 0.92 to 0.98 in 600 trials of 1,000 samples, is at least 0.85 with fewer."""
     monkeypatch.setattr(compare, "SAMPLES", 300)

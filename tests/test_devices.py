@@ -103,7 +103,7 @@ def assert_alike(tree):
     ("num_devices", "kind"),
     [
         pytest.param(8, "one agent", marks=pytest.mark.slow),
-        pytest.param(2, "a pool, a grid and values in their own scale", marks=pytest.mark.slow),
+        pytest.param(2, "a pool, a grid and values in their own scale", marks=pytest.mark.weekly),
         pytest.param(8, "three agents", marks=pytest.mark.weekly),
     ],
 )
@@ -128,7 +128,7 @@ print(tests.largest_difference(params, alone), (obs.reshape(seen.shape) == seen)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
     """Two devices equal one with XLA's optimisations, which other tests switch off."""
     flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
@@ -142,7 +142,7 @@ def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
     assert alike == b"True"
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize(
     ("of_gradients", "summed"),
     [(True, True), (False, False)],

@@ -16,6 +16,7 @@ from wrappers import make_env
 
 NEEDS_NETWORK = "MNISTBandit-bsuite"
 REGISTERED = [name for name in gymnax.registered_envs if name != NEEDS_NETWORK]
+SLOW_TO_COMPILE = ("Seaquest-MinAtar", "Freeway-MinAtar", "Asterix-MinAtar")
 STEPS = 300
 
 
@@ -66,7 +67,10 @@ def keys_and_actions(space, num_envs, steps=STEPS):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.weekly) if x in SLOW_TO_COMPILE else x for x in REGISTERED],
+)
 def test_gymnax_replays_as_through_its_own_api(name):
     """Transitions equal Gymnax's over 300 steps with automatic resets and its split of keys."""
     own, params = gymnax.make(name)
@@ -160,7 +164,7 @@ def test_craftax_replays_as_through_its_own_api():
     assert len(achievements_of(env)) == 67
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_craftax_classic_replays_as_through_its_own_api_up_to_the_first_reset():
     own = make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=False)
     params = own.default_params

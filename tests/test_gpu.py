@@ -20,7 +20,7 @@ def call(monkeypatch, capsys, *arguments):
     return capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_an_error_beyond_its_tolerance_fails_the_check(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "PRECISIONS", {"float32": gpu.PRECISIONS["float32"]})
     with pytest.raises(SystemExit) as exit:

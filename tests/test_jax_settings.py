@@ -117,7 +117,7 @@ def test_a_state_has_the_same_dtypes_with_64_bits_as_without(name, with_64_bits)
     assert metrics == expected_metrics
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_run_with_64_bits_resumes_and_its_files_open_without(setting, tmp_path):
     """The environment's own state, in the checkpoint too, is float64 under JAX_ENABLE_X64."""
     folder = tmp_path / "Doubles"

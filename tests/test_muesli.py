@@ -602,7 +602,7 @@ def test_the_loss_is_its_parts(played):
     np.testing.assert_allclose(parts["actor_loss"], expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_in_a_world_of_two_states_it_finds_the_values_that_are_known():
     """The optimal policy alternates: at gamma 1/2, v(1) = 1 + v(0) / 2 and v(0) = v(1) / 2."""
     config = MUESLI.check(
@@ -661,8 +661,11 @@ ENVIRONMENTS = {
     "name",
     [
         "discrete",
-        *(pytest.param(x, marks=pytest.mark.slow) for x in [*ENVIRONMENTS][1:-1]),
-        pytest.param("wide", marks=pytest.mark.weekly),
+        pytest.param("real", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.weekly)
+            for name in ("sampled", "multi-discrete", "trials", "agents", "wide")
+        ),
     ],
 )
 def test_it_trains_and_plays(name, tmp_path):
@@ -702,11 +705,12 @@ def test_what_an_algorithm_does_not_keep_is_in_no_checkpoint(played):
     assert "replay" not in kept_of(state._replace(replay=None), "full")
 
 
+@pytest.mark.weekly
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"seed": 1}, id="devices", marks=pytest.mark.slow),
-        pytest.param({"NUM_SEEDS": 2}, id="seeds under vmap", marks=pytest.mark.weekly),
+        pytest.param({"seed": 1}, id="devices"),
+        pytest.param({"NUM_SEEDS": 2}, id="seeds under vmap"),
     ],
 )
 def test_devices_and_seeds_under_vmap_give_what_one_gives(changes, tmp_path):

@@ -132,7 +132,7 @@ OF_GLOO = (
 """Fragments of lines that Gloo's threads write into each other."""
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_when_a_process_is_killed_the_other_ends_and_the_run_goes_on_with_one(
     one_process, tmp_path
 ):
@@ -181,7 +181,7 @@ exit $highest
 """
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_two_processes_train_as_one_does_and_the_slurm_script_requeues_and_resumes(
     one_process, tmp_path
 ):

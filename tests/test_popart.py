@@ -223,7 +223,7 @@ def test_saved_parameters_predict_returns(heads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bins", [None, 11])
+@pytest.mark.parametrize("bins", [None, pytest.param(11, marks=pytest.mark.weekly)])
 def test_a_run_that_starts_from_saved_parameters_goes_on_with_their_values(tmp_path, bins):
     """A run with LR=0 saves the values it started from, though its scale has moved.
 

@@ -1,6 +1,6 @@
 """Checkpoints and resuming, with processes that are really killed.
 
-`KILLS=10 python -m pytest tests/test_resume.py` kills ten times instead of three.
+`KILLS=10 python -m pytest tests/test_resume.py` kills ten times instead of twice.
 """
 
 import os
@@ -40,7 +40,7 @@ GRIDDED_POOL = {
     **{"NETWORK": "wide", "encoder_features": 16, "NORMALIZE_VALUE": True},
 }
 STEPS_PER_UPDATE = QUICK["NUM_ENVS"] * QUICK["NUM_STEPS"]
-KILLS = int(os.environ.get("KILLS", 3))
+KILLS = int(os.environ.get("KILLS", 2))
 
 
 def load(folder, seed=0):

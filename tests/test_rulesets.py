@@ -180,7 +180,7 @@ def test_a_share_that_is_none_is_one_line(kwargs, message, file):
         make_env(config, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_an_agent_trains_on_them_and_plays_those_held_out(file, tmp_path, monkeypatch, capsys):
     kwargs = {"benchmark": str(file), "held_out": 0.25, "episodes_per_trial": 2, "max_steps": 5}
     config = {**QUICK, "ENV_NAME": "XLand-MiniGrid-R1-9x9", "ENV_KWARGS": kwargs}

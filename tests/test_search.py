@@ -317,7 +317,7 @@ ROWS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.weekly)])
 def test_a_member_is_the_run_of_its_config(devices):
     """Rows of a program of four equal their runs alone, on one device and two."""
     batch = programs(4, devices).load(ROWS, programs(4, devices).init(ROWS))
@@ -714,7 +714,7 @@ def test_shapes_and_members_that_diverge(tmp_path, monkeypatch):
     assert {len(row["returns"][0]) for row in trials} == {2}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_muesli_is_searched_too(tmp_path, monkeypatch, capsys):
     asked = {"ALGORITHM": "Muesli", "POPULATION": 2, "LR": "1e-4..1e-3", "MODEL_STEPS": 1}
     trials = start(tmp_path, monkeypatch, **asked)

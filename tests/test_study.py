@@ -168,7 +168,7 @@ def test_a_run_goes_on_in_the_environment_of_ones_own_that_it_had(tmp_path):
     assert study.command(suites, tmp_path)[2:] == [resume]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_row_of_a_sweep_that_diverged_failed(tmp_path):
     sizes = " ".join(f"{key}={value}" for key, value in QUICK.items())
     (tmp_path / "list").write_text(f"common {sizes}\nwhole\nbad LR=1e38")
@@ -179,7 +179,7 @@ def test_a_row_of_a_sweep_that_diverged_failed(tmp_path):
     assert not (tmp_path / "out" / "bad").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     common = "common NUM_ENVS=8 NUM_STEPS=16 WINDOW_GRAD=16 WINDOW_MEM=8 TOTAL_TIMESTEPS=640"
     sizes = "num_layers=1 EMBED_SIZE=16 qkv_features=16 num_heads=2 hidden_layers=16"
@@ -221,7 +221,7 @@ def test_a_sweep_gives_what_the_runs_alone_give(tmp_path, monkeypatch):
     sweep.main(tmp_path / "list", tmp_path / "swept")  # nothing is left
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_sweep_whose_time_is_up_says_how_far_it_came(tmp_path, monkeypatch):
     sizes = "num_layers=1 EMBED_SIZE=16 qkv_features=16 num_heads=2 hidden_layers=16"
     shape = "NUM_ENVS=8 NUM_STEPS=16 WINDOW_GRAD=16 WINDOW_MEM=8 TOTAL_TIMESTEPS=640"

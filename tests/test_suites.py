@@ -41,10 +41,10 @@ def suite(name):
     return pytest.mark.skipif(missing, reason=f"{name} is not installed")
 
 
-def cases(**by_suite):
-    """Returns parameters (name, ENV_KWARGS) with their suite's mark."""
+def cases(*marks, **by_suite):
+    """Returns parameters (name, ENV_KWARGS) with their suite's mark, and more marks."""
     return [
-        pytest.param(f"{name}/{env}", kwargs, marks=suite(name), id=f"{name}/{env}")
+        pytest.param(f"{name}/{env}", kwargs, marks=[suite(name), *marks], id=f"{name}/{env}")
         for name, envs in by_suite.items()
         for env, kwargs in envs.items()
     ]
@@ -244,14 +244,17 @@ OWN = {
 }
 
 REPLAYED = cases(
+    jumanji={"Snake-v1": {}, "Minesweeper-v0": {}, "TSP-v1": {}},
+    navix={"Navix-LavaGapS5-v0": {}},
+    xminigrid={"MiniGrid-MemoryS16": {}},
+    jaxmarl={"MPE_simple_speaker_listener_v4": {}},
+) + cases(
+    pytest.mark.weekly,
     brax={"inverted_pendulum": {"episode_length": 12, "backend": "spring"}},
-    jumanji={
-        **{"Snake-v1": {}, "Minesweeper-v0": {}, "LevelBasedForaging-v0": {}, "Game2048-v1": {}},
-        **{"TSP-v1": {}},
-    },
-    navix={"Navix-DoorKey-5x5-v0": {"max_steps": 250}, "Navix-LavaGapS5-v0": {}},
-    xminigrid={"MiniGrid-MemoryS16": {}, "MiniGrid-EmptyRandom-5x5": {"max_steps": 40}},
-    jaxmarl={"MPE_simple_speaker_listener_v4": {}, "HeuristicEnemySMAX": {"scenario": "3m"}},
+    jumanji={"LevelBasedForaging-v0": {}, "Game2048-v1": {}},
+    navix={"Navix-DoorKey-5x5-v0": {"max_steps": 250}},
+    xminigrid={"MiniGrid-EmptyRandom-5x5": {"max_steps": 40}},
+    jaxmarl={"HeuristicEnemySMAX": {"scenario": "3m"}},
 )
 
 
@@ -312,9 +315,11 @@ def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, en
 
 
 TRAINED = cases(
-    brax={"inverted_pendulum": {"backend": "spring"}},
     jumanji={"JobShop-v0": {}},
     navix={"Navix-DoorKey-5x5-v0": {"observation_fn": "categorical"}},
+) + cases(
+    pytest.mark.weekly,
+    brax={"inverted_pendulum": {"backend": "spring"}},
     jaxmarl={"MPE_simple_world_comm_v3": {"action_type": "Continuous"}},
 )
 
@@ -330,7 +335,8 @@ def test_two_updates_have_finite_losses(name, env_kwargs):
 
 @pytest.mark.parametrize(
     ("name", "env_kwargs"),
-    cases(jumanji={"Game2048-v1": {}}, jaxmarl={"HeuristicEnemySMAX": {"scenario": "3m"}}),
+    cases(jumanji={"Game2048-v1": {}})
+    + cases(pytest.mark.weekly, jaxmarl={"HeuristicEnemySMAX": {"scenario": "3m"}}),
 )
 def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_mask(
     name, env_kwargs
@@ -357,6 +363,7 @@ def test_no_action_of_a_hundred_thousand_is_illegal_and_the_loss_uses_the_same_m
     np.testing.assert_allclose(policy.log_prob(batch.action), batch.log_prob, atol=1e-4)
 
 
+@pytest.mark.weekly
 @suite("jaxmarl")
 def test_dead_units_are_out_until_their_teams_episode_ends():
     name, env_kwargs = "jaxmarl/HeuristicEnemySMAX", {"scenario": "3m"}
@@ -584,7 +591,6 @@ def test_the_names_are_those_that_the_suite_registers(name):
         pytest.param(name, space, marks=suite(name.partition("/")[0]))
         for name, space in [
             ("brax/ant", Box((-1.0,) * 8, (1.0,) * 8)),
-            ("brax/swimmer", Box((-1.0,) * 2, (1.0,) * 2)),
             ("jumanji/JobShop-v0", MultiDiscrete((21,) * 10, masked=True)),
             ("jumanji/Minesweeper-v0", Discrete(100, masked=True)),
             ("jumanji/RubiksCube-v0", MultiDiscrete((6, 1, 3))),
