@@ -17,7 +17,7 @@ import optax
 
 from trxl import training
 from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
-from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network_key, with_shared
 from trxl.distributions import Bins
 from trxl.muesli import (
     Imagined,
@@ -79,8 +79,8 @@ KEYS = with_shared(
         ),
         "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR._replace(default=0.1),
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1, high=1000),
-        "MODEL_SIZE": network(64, "width of the model's latents", low=1, high=LARGEST_WIDTH),
-        "VALUE_BINS": network(101, "bins of values and rewards", low=2, high=LARGEST_WIDTH),
+        "MODEL_SIZE": network_key(64, "width of the model's latents", low=1, high=LARGEST_WIDTH),
+        "VALUE_BINS": network_key(101, "bins of values and rewards", low=2, high=LARGEST_WIDTH),
         "VALUE_LIMIT": Key(
             20.0,
             "largest bin, in squashed units; 20 is a return of 422",

@@ -21,7 +21,7 @@ from trxl.collectives import (
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network, with_shared
+from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network_key, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
@@ -67,7 +67,7 @@ KEYS = with_shared(
             "whether the critic predicts returns normalised by running moments (PopArt)",
             resumable=False,
         ),
-        "VALUE_BINS": network(
+        "VALUE_BINS": network_key(
             None,
             "bins of a critic that classifies (HL-Gauss), say 51, up to 10 standard deviations from"
             " the mean return; None: the critic predicts a number",
@@ -93,8 +93,8 @@ class Batch(NamedTuple):
     obs: StoredObs  # (B, T, obs_size)
     action: jax.Array  # (B, T), (B, T, choices) or (B, T, action_size)
     log_prob: jax.Array  # (B, T), of the rollout's policy
-    value: jax.Array  # (B, T)
-    advantage: jax.Array  # (B, T)
+    value: jax.Array  # (B, T), in the critic's units, as `returns`
+    advantage: jax.Array  # (B, T), in units of the return, or standardised
     returns: jax.Array  # (B, T)
     reach: jax.Array  # (B, T)
     memory: jax.Array  # (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1
@@ -216,7 +216,7 @@ def update_network(
 
 
 def predicts_normalized(config: Config) -> bool:
-    """Returns whether the network's values are normalised: with bins they are taken back."""
+    """Returns whether the network's values are normalised; one with bins denormalises its own."""
     return config["NORMALIZE_VALUE"] and config["VALUE_BINS"] is None
 
 
@@ -233,9 +233,10 @@ def denormalize_values(collected: Rollout, scale: Scale) -> Rollout:
 def rescale(
     config: Config, train_state: TrainState, batch: Batch, axis_name: str | None
 ) -> tuple[TrainState, Batch]:
-    """Updates the moments of the returns (PopArt), and preserves the critic's predictions.
+    """Updates the moments of the returns (PopArt), and converts critic, values and returns to them.
 
-    A critic that classifies needs no correction. Its bins move with the moments, and the gradient
+    A critic that predicts a number keeps its predictions in units of the return. A critic that
+    classifies needs no correction. Its bins move with the moments, and the gradient
     steps fit it to returns in the new scale, whose distribution over the bins is nearly the same.
 
     Returns:
@@ -261,10 +262,10 @@ def rescale(
 
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
     """Returns the parameters with `change` applied to the critic's last layer."""
-    network = dict(params["params"])
-    name = OUTPUT_LAYER[config["HEADS"]]
-    network["critic"] = network["critic"] | {name: change(network["critic"][name])}
-    return params | {"params": network}
+    of_network, name = dict(params["params"]), OUTPUT_LAYER[config["HEADS"]]
+    critic = of_network["critic"]
+    of_network["critic"] = critic | {name: change(critic[name])}
+    return params | {"params": of_network}
 
 
 def saved_params(config: Config, train_state: TrainState) -> Any:

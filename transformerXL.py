@@ -7,7 +7,8 @@ order and gates: Parisotto et al. 2019, "Stabilizing Transformers for Reinforcem
 Two forms compute the same function of the same parameters:
 
 - `step`, in the rollout: one token per environment against cached keys and values.
-- `unroll_windows`, in the loss: W tokens at a time with gradient, after M cached layer inputs.
+- `unroll_windows`, in the loss: all windows at once, each of W tokens with gradient after M stored
+  layer inputs.
 
 They agree on the parameters of the rollout. Later gradient steps still read the memory that the
 rollout stored.
@@ -172,7 +173,7 @@ class TransformerXLLayer(nn.Module):
         logits = einsum32("bhd,bhsd->bhs", content_query, keys)
         # For an output (B, H, M+1), einsum puts the slots first and transposes.
         logits += jnp.swapaxes(einsum32("bhd,hsd->hbs", position_query, positions), 0, 1)
-        ages = slot_of_age(t, slots)
+        ages = slot_of_age(t, slots)  # of all slots; as indices, the slots by age
         visible = ages <= reach[:, None]  # (B, M+1)
         logits = jnp.where(visible[:, None], logits, -jnp.inf)
         # By age, (B, H, M+1). Recorded only if "intermediates" is mutable.
@@ -412,7 +413,7 @@ class ActorCriticTransformer(nn.Module):
         return policy, self._value(outputs)
 
     def unroll_heads(self, obs: Obs, memory: jax.Array, reach: jax.Array, window_grad: int):
-        """Runs `unroll_windows`, but returns the critic's outputs (B, T, 1 or bins) as values."""
+        """Runs as `unroll_windows`, and returns the critic's outputs (B, T, 1 or bins)."""
         return self._heads(self.transformer.unroll_windows(obs, memory, reach, window_grad), obs)
 
     def _heads(self, x: jax.Array, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:

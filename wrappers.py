@@ -49,15 +49,15 @@ class Wrapper:
 
 class EpisodeLogState(NamedTuple):
     env_state: Any
-    episode_return: jax.Array  # (B,) float32
-    episode_length: jax.Array  # (B,) int32
+    episode_return: jax.Array  # (num_envs,) float32
+    episode_length: jax.Array  # (num_envs,) int32
 
 
 class LogWrapper(Wrapper):
     """Adds `returned_episode_returns` and `returned_episode_lengths` to info.
 
-    Both are (B,) and valid where `done`. They come first in `episode_metrics`, the names of the
-    entries of info that are averaged over finished episodes. With several agents, the return is
+    Both are (num_envs,) and valid where `done`. They come first in `episode_metrics`, the names of
+    the entries of info that are averaged over finished episodes. With several agents, the return is
     their mean.
     """
 
@@ -87,7 +87,7 @@ class LogWrapper(Wrapper):
         return obs, state, reward, done, info
 
     def single_states(self, state: EpisodeLogState) -> Any:
-        """Returns the states of the single environments, leaves (B, ...)."""
+        """Returns the states of the single environments, leaves (num_envs, ...)."""
         return self._env.single_states(state.env_state)
 
 
@@ -215,7 +215,7 @@ class TerminalStep(SingleEnvironment):
     """Extra step between two episodes of a trial, in which the agent observes the last observation.
 
     Its action has no effect and its reward is 0. It counts as the first step of the next episode.
-    Since each episode continues the previous one, RESET_STRATEGY is auto.
+    Since each episode continues the previous one, RESET_STRATEGY must be auto.
     """
 
     def __init__(self, env: SingleEnvironment):
@@ -339,15 +339,15 @@ class OptimisticReset(BatchedReset):
 
     def __init__(self, env, num_envs: int, ratio: int):
         super().__init__(env, num_envs)
-        self._num_worlds = num_envs // ratio
+        self._num_levels = num_envs // ratio
 
     def step(self, keys: jax.Array, state: Any, action: jax.Array):
         step_keys, reset_keys = split_keys(keys, 2)
         obs, state, reward, done, info = self._step_without_reset(step_keys, state, action)
         with jax.named_scope("resets"):
-            worlds = self.reset(reset_keys[: self._num_worlds])
-            taken = (jnp.cumsum(done) - 1) % self._num_worlds
-            obs, state = select(done, read_rows(worlds, taken), (obs, state))
+            levels = self.reset(reset_keys[: self._num_levels])
+            taken = (jnp.cumsum(done) - 1) % self._num_levels
+            obs, state = select(done, read_rows(levels, taken), (obs, state))
         return obs, state, reward, done, info
 
 

@@ -99,12 +99,13 @@ def assert_alike(tree):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
 
 
+@pytest.mark.weekly
 @pytest.mark.parametrize(
     ("num_devices", "kind"),
     [
-        pytest.param(8, "one agent", marks=pytest.mark.slow),
-        pytest.param(2, "a pool, a grid and values in their own scale", marks=pytest.mark.weekly),
-        pytest.param(8, "three agents", marks=pytest.mark.weekly),
+        (8, "one agent"),
+        (2, "a pool, a grid and values in their own scale"),
+        (8, "three agents"),
     ],
 )
 def test_any_number_of_devices_trains_the_same(num_devices, kind):
@@ -128,7 +129,7 @@ print(tests.largest_difference(params, alone), (obs.reshape(seen.shape) == seen)
 """
 
 
-@pytest.mark.weekly
+@pytest.mark.slow
 def test_two_devices_train_as_one_with_the_compilers_optimisations_on():
     """Two devices equal one with XLA's optimisations, which other tests switch off."""
     flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}

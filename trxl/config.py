@@ -54,12 +54,12 @@ class Key(NamedTuple):
 Keys = Mapping[str, Key]
 
 
-def environment(*args: Any, **more: Any) -> Key:
+def environment_key(*args: Any, **more: Any) -> Key:
     """Makes a key of the environment, which a resumed run may not change."""
     return Key(*args, **{"group": "Environment", "resumable": False, **more})
 
 
-def network(*args: Any, **more: Any) -> Key:
+def network_key(*args: Any, **more: Any) -> Key:
     """Makes a key of the network, which a resumed run may not change."""
     return Key(*args, **{"group": "Network", "resumable": False, **more})
 
@@ -99,49 +99,49 @@ def half_of(steps: int) -> int:
 
 
 SHARED_KEYS = {
-    "ENV_NAME": environment(
+    "ENV_NAME": environment_key(
         "MemoryChain-bsuite", "`<suite>/<name>`, or a name that only one suite has"
     ),
-    "ENV_KWARGS": environment({}, "parameters or constructor arguments of the environment"),
-    "RESET_STRATEGY": environment(
+    "ENV_KWARGS": environment_key({}, "parameters or constructor arguments of the environment"),
+    "RESET_STRATEGY": environment_key(
         None,
         "`auto`, `optimistic` or `pool`; None: the suite's default",
         type=str,
         choices=("auto", "optimistic", "pool"),
     ),
-    "RESET_RATIO": environment(
+    "RESET_RATIO": environment_key(
         16, "environments per level generated at a time, with `optimistic` and `pool`", low=1
     ),
-    "BOOTSTRAP_TRUNCATED": environment(
+    "BOOTSTRAP_TRUNCATED": environment_key(
         None,
         "whether truncated episodes are bootstrapped; None: the environment's default",
         type=bool,
         resumable=True,
     ),
-    "TRIAL_CREDIT": environment(
+    "TRIAL_CREDIT": environment_key(
         True,
         "in meta-RL, whether returns continue in the next episode of a trial",
         resumable=True,
     ),
-    "TRIAL_MEMORY": environment(
+    "TRIAL_MEMORY": environment_key(
         True,
         "in meta-RL, whether memory and credit last for the trial; False: for an episode",
     ),
-    "EPISODE_END": environment(
+    "EPISODE_END": environment_key(
         "append",
         "in meta-RL, how the agent observes an episode's last observation: `none`; `append`, beside"
         " the next episode's first; `step`, in an extra step",
         choices=("none", "append", "step"),
     ),
-    "PREV_ACTION_REWARD": environment(
+    "PREV_ACTION_REWARD": environment_key(
         None,
         "whether observations hold the previous action and reward; None: in meta-RL",
         type=bool,
     ),
-    "NORMALIZE_OBS": environment(
+    "NORMALIZE_OBS": environment_key(
         False, "whether observations are normalised by running mean and variance"
     ),
-    "NORMALIZE_REWARD": environment(
+    "NORMALIZE_REWARD": environment_key(
         False, "whether rewards are divided by the running standard deviation of discounted returns"
     ),
     "TOTAL_TIMESTEPS": Key(
@@ -153,13 +153,13 @@ SHARED_KEYS = {
     "LR": Key(5e-4, "learning rate of Adam", low=0, traced=True),
     "ANNEAL_LR": Key(True, "whether LR decays linearly to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
-    "NETWORK": network(
+    "NETWORK": network_key(
         "published",
         "defaults of ENCODER, SKIP and HEADS: `published` (`linear`, False, `mlp`) or `wide`"
         " (`features`, True, `residual`)",
         choices=("published", "wide"),
     ),
-    "ENCODER": network(
+    "ENCODER": network_key(
         None,
         "`linear`: one dense layer; `features`: convolutions for the grid, a dense layer for the"
         " rest, norms; None: by NETWORK",
@@ -167,14 +167,14 @@ SHARED_KEYS = {
         choices=("linear", "features"),
         derive=by_network("ENCODER"),
     ),
-    "SKIP": network(
+    "SKIP": network_key(
         None,
         "whether actor and critic read the encoder's features beside the transformer's output;"
         " None: by NETWORK",
         type=bool,
         derive=by_network("SKIP"),
     ),
-    "HEADS": network(
+    "HEADS": network_key(
         None,
         "actor and critic: `mlp` with two hidden layers, or `residual` with norms; None: by"
         " NETWORK",
@@ -182,32 +182,32 @@ SHARED_KEYS = {
         choices=("mlp", "residual"),
         derive=by_network("HEADS"),
     ),
-    "encoder_features": network(
+    "encoder_features": network_key(
         512,
         "features of the grid with ENCODER=features; the rest has a fourth as many",
         low=4,
         high=LARGEST_WIDTH,
     ),
-    "ACTIVATION": network(
+    "ACTIVATION": network_key(
         "relu",
         "activation of the hidden layers with HEADS=mlp: `relu` or `tanh`",
         choices=("relu", "tanh"),
     ),
-    "MEMORY": network(
+    "MEMORY": network_key(
         "transformer",
         "`transformer`, `gru` with as many layers, or `none`: actor and critic read the encoder",
         choices=("transformer", "gru", "none"),
     ),
-    "EMBED_SIZE": network(64, "width of the residual stream, even", low=1, high=LARGEST_WIDTH),
-    "qkv_features": network(
+    "EMBED_SIZE": network_key(64, "width of the residual stream, even", low=1, high=LARGEST_WIDTH),
+    "qkv_features": network_key(
         64, "width of queries, keys and values, summed over heads", low=1, high=LARGEST_WIDTH
     ),
-    "num_heads": network(4, "attention heads, divides `qkv_features`", low=1),
-    "num_layers": network(2, "transformer or GRU layers; 0 with MEMORY=none", low=0, high=1000),
-    "hidden_layers": network(
+    "num_heads": network_key(4, "attention heads, divides `qkv_features`", low=1),
+    "num_layers": network_key(2, "transformer or GRU layers; 0 with MEMORY=none", low=0, high=1000),
+    "hidden_layers": network_key(
         64, "width of the actor's and the critic's hidden layers", low=1, high=LARGEST_WIDTH
     ),
-    "WINDOW_GRAD": network(
+    "WINDOW_GRAD": network_key(
         None,
         "steps that a gradient flows through, divides `NUM_STEPS`; None: half of `NUM_STEPS`, all"
         " if odd",
@@ -216,7 +216,7 @@ SHARED_KEYS = {
         resumable=True,
         derive=lambda config, _: half_of(config["NUM_STEPS"]),
     ),
-    "WINDOW_MEM": network(
+    "WINDOW_MEM": network_key(
         None,
         "steps that attention reaches back in each layer; None: `WINDOW_GRAD`; 1 with MEMORY=gru,"
         " 0 with MEMORY=none",
@@ -224,9 +224,9 @@ SHARED_KEYS = {
         low=0,
         derive=lambda config, _: config["WINDOW_GRAD"],
     ),
-    "gating": network(True, "whether layers have GTrXL's gates; False: residual sums"),
-    "gating_bias": network(2.0, "initial bias of the gates; larger is more closed"),
-    "COMPUTE_DTYPE": network(
+    "gating": network_key(True, "whether layers have GTrXL's gates; False: residual sums"),
+    "gating_bias": network_key(2.0, "initial bias of the gates; larger is more closed"),
+    "COMPUTE_DTYPE": network_key(
         "float32",
         "dtype of matrix products: `float32` or `bfloat16`",
         choices=("float32", "bfloat16"),

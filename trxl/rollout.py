@@ -20,20 +20,20 @@ Metrics = dict[str, jax.Array]
 
 
 class RolloutState(NamedTuple):
-    """State of the environments and the agent's memory between two steps."""
+    """State of the environments between two steps, and the memory before the rollout."""
 
     env_state: Any
     obs: jax.Array  # (B, obs_size) float32, not normalised
     discounted_return: jax.Array  # (B,), of the episode so far, for NORMALIZE_REWARD
     memory: jax.Array  # (B, M, L, E), layer inputs before the rollout, oldest first
-    reach: jax.Array  # (B,) int32, number of newest memory entries that are valid, 0..M
+    reach: jax.Array  # (B,) int32, number of previous steps to attend to, 0..M
     env_keys: jax.Array  # (B,), random streams of environments and actions
 
 
 class Transition(NamedTuple):
     """Step of B environments; stacked over a rollout, leaves are (T, B, ...)."""
 
-    obs: StoredObs  # (B, obs_size)
+    obs: StoredObs  # (B, obs_size), as the network reads it, packed
     action: jax.Array  # (B,), (B, choices) or (B, action_size)
     log_prob: jax.Array  # (B,)
     value: jax.Array  # (B,)

@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     updates: jax.Array  # () int32, number of updates done
     normalizer: dict[str, Moments]  # "obs" with NORMALIZE_OBS, "reward" with NORMALIZE_REWARD
-    algorithm_state: Any = None  # the algorithm's own, such as target parameters
+    algorithm_state: Any = None  # PPO's moments of returns, Muesli's target parameters
 
 
 class RunnerState(NamedTuple):
@@ -76,7 +76,7 @@ class Algorithm(NamedTuple):
     `unroll_windows` initialises all parameters.
     """
     init: Callable
-    """`init(config, params)` returns the `TrainState` of fresh parameters, without statistics."""
+    """`init(config, params)` returns the first `TrainState`, with an empty normalizer."""
     update: Callable
     """`update(config, network, train_state, rollout, key, axis_name)` does the gradient steps.
 
