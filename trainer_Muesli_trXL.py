@@ -17,7 +17,7 @@ import optax
 
 from trxl import training
 from trxl.collectives import normalize_weight, root_mean_square, weighted_mean
-from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, minibatches, network_key, with_shared
+from trxl.config import LARGEST_WIDTH, Key, minibatches, network_key, with_shared
 from trxl.distributions import Bins
 from trxl.muesli import (
     Imagined,
@@ -77,7 +77,12 @@ KEYS = with_shared(
         "ADVANTAGE_DECAY": Key(
             0.99, "decay of the advantages' variance per gradient step", low=0, high=1
         ),
-        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR._replace(default=0.1),
+        "ADVANTAGE_FLOOR": Key(
+            0.1,
+            "minimum divisor of advantages, as a fraction of the returns' root mean square",
+            low=0,
+            traced=True,
+        ),
         "MODEL_STEPS": Key(5, "steps that the model is unrolled in training", low=1, high=1000),
         "MODEL_SIZE": network_key(64, "width of the model's latents", low=1, high=LARGEST_WIDTH),
         "VALUE_BINS": network_key(101, "bins of values and rewards", low=2, high=LARGEST_WIDTH),

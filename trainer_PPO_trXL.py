@@ -17,11 +17,10 @@ from trxl import training
 from trxl.collectives import (
     moments,
     normalize_weight,
-    root_mean_square,
     weighted_mean,
     where_counted,
 )
-from trxl.config import ADVANTAGE_FLOOR, LARGEST_WIDTH, Key, network_key, with_shared
+from trxl.config import LARGEST_WIDTH, Key, network_key, with_shared
 from trxl.layers import OUTPUT_LAYER
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
@@ -77,7 +76,13 @@ KEYS = with_shared(
             needs=(("NORMALIZE_VALUE", True), ("CLIP_VALUE", False)),
         ),
         "POPART_DECAY": Key(0.95, "decay of PopArt's moments per update", low=0, high=1),
-        "ADVANTAGE_FLOOR": ADVANTAGE_FLOOR,
+        "ADVANTAGE_FLOOR": Key(
+            0.0,
+            "minimum divisor of advantages, as a fraction of the largest standard deviation that"
+            " they had in an update, which decays by 2 % per update",
+            low=0,
+            traced=True,
+        ),
         "ENT_COEF": Key(0.01, "weight of the entropy bonus, per nat", low=0, traced=True),
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),
@@ -103,6 +108,14 @@ class Batch(NamedTuple):
     weight: jax.Array | None
 
 
+class PPOState(NamedTuple):
+    """PPO's own part of the train state."""
+
+    # PopArt's; None without NORMALIZE_VALUE, and with VALUE_BINS, where they are in the parameters
+    return_moments: Moments | None
+    largest_deviation: jax.Array  # (), of the advantages of an update so far, decaying
+
+
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
     """Makes a whole training run one function, as in PureJaxRL.
 
@@ -125,7 +138,8 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 def init(config: Config, params: Any) -> TrainState:
     """Makes the train state of fresh parameters."""
     return_moments = init_decaying_moments() if predicts_normalized(config) else None
-    return training.fresh_train_state(params, make_optimizer(config), return_moments)
+    state = PPOState(return_moments, largest_deviation=jnp.float32(0))
+    return training.fresh_train_state(params, make_optimizer(config), state)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -156,10 +170,12 @@ def update(
     """
     # CALCULATE ADVANTAGES
     if predicts_normalized(config):
-        collected = denormalize_values(collected, value_scale(train_state.algorithm_state))
+        scale = value_scale(train_state.algorithm_state.return_moments)
+        collected = denormalize_values(collected, scale)
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
-    floor = config["ADVANTAGE_FLOOR"] * root_mean_square(batch.returns, batch.weight, axis_name)
+    train_state = update_largest_deviation(train_state, batch, axis_name)
+    floor = config["ADVANTAGE_FLOOR"] * train_state.algorithm_state.largest_deviation
 
     # RESCALE THE CRITIC
     if config["NORMALIZE_VALUE"]:
@@ -242,7 +258,7 @@ def rescale(
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
     """
-    params, moments = train_state.params, train_state.algorithm_state
+    params, moments = train_state.params, train_state.algorithm_state.return_moments
     classifies = config["VALUE_BINS"] is not None
     if classifies:
         moments = Moments(**params["return_moments"])
@@ -255,7 +271,8 @@ def rescale(
         train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
     else:
         params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
-        train_state = train_state._replace(params=params, algorithm_state=moments)
+        state = train_state.algorithm_state._replace(return_moments=moments)
+        train_state = train_state._replace(params=params, algorithm_state=state)
     value, returns = new.normalize((batch.value, batch.returns))
     return train_state, batch._replace(value=value, returns=returns)
 
@@ -272,7 +289,7 @@ def saved_params(config: Config, train_state: TrainState) -> Any:
     """Returns the parameters with a critic that predicts unnormalised returns."""
     if not predicts_normalized(config):
         return train_state.params
-    scale = value_scale(train_state.algorithm_state)
+    scale = value_scale(train_state.algorithm_state.return_moments)
     return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
 
 
@@ -340,6 +357,22 @@ def make_batch(config: Config, collected: Rollout, advantage: jax.Array) -> Batc
         memory=window_memory(config, collected),
         weight=None if active is None else swap_time_and_batch(active).astype(jnp.float32),
     )
+
+
+LARGEST_DECAY = 0.98
+"""Decay per update of the largest deviation of advantages. Half of it is left after 34 updates."""
+
+
+@jax.named_scope("advantages")
+def update_largest_deviation(
+    train_state: TrainState, batch: Batch, axis_name: str | None
+) -> TrainState:
+    """Updates D <- max(0.98 D, standard deviation of an update's advantages), over all devices."""
+    weight = None if batch.weight is None else normalize_weight(batch.weight, axis_name)
+    _, variance = moments(batch.advantage, weight, axis_name)
+    state: PPOState = train_state.algorithm_state
+    largest = jnp.maximum(LARGEST_DECAY * state.largest_deviation, jnp.sqrt(variance))
+    return train_state._replace(algorithm_state=state._replace(largest_deviation=largest))
 
 
 @jax.named_scope("advantages")

@@ -10,7 +10,6 @@ import pytest
 from support import QUICK, random_params, run
 
 from trxl import statistics
-from trxl.collectives import root_mean_square
 from trxl.distributions import Bins
 from trxl.results import load_results
 from trxl.spaces import Discrete, ObsSpace, obs_space, pack_obs
@@ -79,7 +78,7 @@ def test_an_update_learns_returns_in_the_new_scale_from_values_of_the_same_criti
 
     def values(state):
         x = network.apply(state.params, obs, memory, reach, 4, method="unroll_windows")[1]
-        return statistics.value_scale(state.algorithm_state).denormalize(x)
+        return statistics.value_scale(state.algorithm_state.return_moments).denormalize(x)
 
     before = values(state)
     returns = jnp.asarray(50 + 20 * rng.standard_normal((4, 16)), jnp.float32)
@@ -144,7 +143,7 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
     policy, value = network.apply(params, obs, no_memory, reach, 1, method="unroll_windows")
     np.testing.assert_allclose(policy.probs, 0.5, atol=0.02)
     np.testing.assert_allclose(value[:, 0], [2800, 3200], rtol=0.02)
-    moments = train_state.algorithm_state
+    moments = train_state.algorithm_state.return_moments
     if bins is not None:
         assert moments is None
         moments = statistics.Moments(**params["return_moments"])
@@ -154,8 +153,8 @@ def test_the_returns_of_a_fixed_policy_are_found_in_a_world_of_two_states(bins):
 
 
 @pytest.mark.slow
-def test_the_floor_of_advantages_is_in_returns_as_they_are():
-    """The floor of advantages is in units of the return.
+def test_the_floor_is_a_share_of_the_largest_deviation_of_advantages_so_far():
+    """The floor is in units of the return, and falls by 2 % per update.
 
     With so large an epsilon Adam's steps are proportional to the gradients.
     """
@@ -173,17 +172,21 @@ def test_the_floor_of_advantages_is_in_returns_as_they_are():
     state, collected = jax.jit(lambda s: collect(config, env, network, PPO, s))(state)
 
     @jax.jit
-    def moved(floor):
+    def moved(floor, largest=0.0):
         settings = {**config, "ADVANTAGE_FLOOR": floor}
         before = state.train_state
+        own = before.algorithm_state._replace(largest_deviation=largest)
+        before = before._replace(algorithm_state=own)
         after, _ = trainer.update(settings, network, before, collected, jax.random.key(1), None)
         kernels = (x.params["params"]["actor"]["Dense_2"]["kernel"] for x in (after, before))
-        return jnp.linalg.norm(jnp.subtract(*kernels))
+        return jnp.linalg.norm(jnp.subtract(*kernels)), after.algorithm_state.largest_deviation
 
     advantage = trainer.generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
-    returns = advantage + collected.trajectory.value
-    share = jnp.std(advantage) / root_mean_square(returns, None, None)
-    np.testing.assert_allclose(moved(10 * share) / moved(0.0), 0.1, rtol=0.01)
+    deviation, (without, _) = np.std(advantage), moved(0.0)
+    for floor, before, largest in ((10, 0.0, 1), (1, 10.0, 9.8), (1, 0.5, 1), (5, 10.0, 9.8)):
+        change, after = moved(floor, before * deviation)
+        np.testing.assert_allclose(after, largest * deviation, rtol=1e-3)
+        np.testing.assert_allclose(change / without, 1 / (floor * largest), rtol=0.01)
 
 
 def test_steps_without_the_agent_are_no_part_of_the_moments():
@@ -199,7 +202,7 @@ def test_steps_without_the_agent_are_no_part_of_the_moments():
     after, _ = trainer.rescale(config, state, batch, None)
     counted = returns[weight > 0]
     np.testing.assert_allclose(
-        after.algorithm_state[:2], (counted.mean(), counted.var()), rtol=1e-4
+        after.algorithm_state.return_moments[:2], (counted.mean(), counted.var()), rtol=1e-4
     )
 
 
@@ -209,7 +212,8 @@ def test_saved_parameters_predict_returns(heads):
     network = make_network(config, Discrete(3), ObsSpace(2))
     params = random_params(init_params(config, network, 2, jax.random.key(0)))
     scale = statistics.Moments(jnp.float32(500.0), jnp.float32(400.0), jnp.int32(1))
-    state = PPO.init(config, params)._replace(algorithm_state=scale)
+    state = PPO.init(config, params)
+    state = state._replace(algorithm_state=state.algorithm_state._replace(return_moments=scale))
 
     def values(params):
         obs = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 2)), jnp.float32)

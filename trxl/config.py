@@ -275,14 +275,6 @@ SHARED_KEYS = {
 }
 """Settings of every algorithm."""
 
-ADVANTAGE_FLOOR = Key(
-    0.0,
-    "minimum divisor of advantages, as a fraction of the returns' root mean square",
-    low=0,
-    traced=True,
-)
-"""Key of algorithms that divide advantages by their standard deviation."""
-
 MEMORIES = {
     "transformer": {},
     "gru": {"WINDOW_MEM": 1},
