@@ -46,17 +46,17 @@ def stored_batch(config):
     return env, state.train_state.params, run(state)
 
 
+@pytest.mark.weekly
 @pytest.mark.parametrize(
     "config",
     [
         pytest.param({**SHORT_EPISODES, "gating": False, "WINDOW_MEM": 5}, id="without gates"),
-        pytest.param(SHORT_EPISODES, id="MemoryChain", marks=pytest.mark.weekly),
+        pytest.param(SHORT_EPISODES, id="MemoryChain"),
         pytest.param(
             {**QUICK, "ENV_NAME": "CartPole-v1", "ENV_KWARGS": {"max_steps_in_episode": 7}},
             id="CartPole",
-            marks=pytest.mark.weekly,
         ),
-        pytest.param({**QUICK, "ENV_NAME": "Pendulum-v1"}, id="Pendulum", marks=pytest.mark.weekly),
+        pytest.param({**QUICK, "ENV_NAME": "Pendulum-v1"}, id="Pendulum"),
     ],
 )
 def test_naive_and_fast_have_the_same_losses_and_gradients(config):

@@ -184,7 +184,7 @@ def test_with_several_minibatches_devices_stay_equal_and_environments_apart():
     assert len(np.unique(streams, axis=0)) == 32
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_optimistic_resets_share_worlds_among_the_environments_of_one_device():
     """A device's rollout equals the rollout of its environments alone."""
     config = PPO.check({**CONFIG, "RESET_STRATEGY": "optimistic", "RESET_RATIO": 4}, 2)
