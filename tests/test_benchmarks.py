@@ -98,6 +98,7 @@ def test_whole_updates_with_the_naive_network_are_the_same():
         np.testing.assert_allclose(values, naive[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.weekly
 def test_bfloat16_changes_the_products_and_nothing_else():
     config = PPO.check(SHORT_EPISODES)
     env, params, batch = stored_batch(config)

@@ -4,7 +4,7 @@ import fuzz
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_no_wrong_input_of_sixty_is_handled_badly():
     counts, bad = fuzz.fuzz(60, first_seed=0)
     assert not bad

@@ -107,7 +107,7 @@ def with_64_bits():
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("name", CASES)
 def test_a_state_has_the_same_dtypes_with_64_bits_as_without(name, with_64_bits):
     before, after, metrics = with_64_bits[name]

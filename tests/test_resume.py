@@ -344,7 +344,7 @@ def test_a_broken_or_foreign_checkpoint_is_one_line_and_nothing_is_overwritten(
         assert len(load(folder)[0]["total_loss"]) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = {**CHAIN, "NUM_ENVS": 8, "TOTAL_TIMESTEPS": 256, "NUM_MINIBATCHES": 1}
     curves, started = {}, {}

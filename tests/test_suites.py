@@ -588,9 +588,13 @@ def test_the_names_are_those_that_the_suite_registers(name):
 @pytest.mark.parametrize(
     ("name", "space"),
     [
+        pytest.param(
+            *("brax/ant", Box((-1.0,) * 8, (1.0,) * 8)), marks=[suite("brax"), pytest.mark.weekly]
+        )
+    ]
+    + [
         pytest.param(name, space, marks=suite(name.partition("/")[0]))
         for name, space in [
-            ("brax/ant", Box((-1.0,) * 8, (1.0,) * 8)),
             ("jumanji/JobShop-v0", MultiDiscrete((21,) * 10, masked=True)),
             ("jumanji/Minesweeper-v0", Discrete(100, masked=True)),
             ("jumanji/RubiksCube-v0", MultiDiscrete((6, 1, 3))),
