@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 gc.set_threshold(100_000, 50, 50)
 
 
-MOST_RESIDENT = 2e9
+MOST_RESIDENT = 2.5e9
 """Bytes above which a worker frees its compiled programs; all of them take 6 GB."""
 
 

@@ -661,10 +661,9 @@ ENVIRONMENTS = {
     "name",
     [
         "discrete",
-        pytest.param("real", marks=pytest.mark.slow),
         *(
             pytest.param(name, marks=pytest.mark.weekly)
-            for name in ("sampled", "multi-discrete", "trials", "agents", "wide")
+            for name in ("real", "sampled", "multi-discrete", "trials", "agents", "wide")
         ),
     ],
 )

@@ -314,12 +314,10 @@ def test_it_replays_as_through_the_suites_own_api_up_to_the_first_reset(name, en
     assert np.isin(binary, [0, 1]).all()
 
 
-TRAINED = cases(
-    jumanji={"JobShop-v0": {}},
-    navix={"Navix-DoorKey-5x5-v0": {"observation_fn": "categorical"}},
-) + cases(
+TRAINED = cases(jumanji={"JobShop-v0": {}}) + cases(
     pytest.mark.weekly,
     brax={"inverted_pendulum": {"backend": "spring"}},
+    navix={"Navix-DoorKey-5x5-v0": {"observation_fn": "categorical"}},
     jaxmarl={"MPE_simple_world_comm_v3": {"action_type": "Continuous"}},
 )
 
