@@ -78,8 +78,8 @@ KEYS = with_shared(
         "POPART_DECAY": Key(0.95, "decay of PopArt's moments per update", low=0, high=1),
         "ADVANTAGE_FLOOR": Key(
             0.0,
-            "minimum divisor of advantages, as a fraction of the largest standard deviation that"
-            " they had in an update, which decays by 2 % per update",
+            "fraction of the largest standard deviation of advantages so far, which decays by 2 %"
+            " per update; below it the policy's loss shrinks with the deviation",
             low=0,
             traced=True,
         ),
@@ -174,8 +174,7 @@ def update(
         collected = denormalize_values(collected, scale)
     advantage = generalized_advantages(collected, config["GAMMA"], config["GAE_LAMBDA"])
     batch = make_batch(config, collected, advantage)
-    train_state = update_largest_deviation(train_state, batch, axis_name)
-    floor = config["ADVANTAGE_FLOOR"] * train_state.algorithm_state.largest_deviation
+    train_state, policy_scale = scale_policy_loss(config, train_state, batch, axis_name)
 
     # RESCALE THE CRITIC
     if config["NORMALIZE_VALUE"]:
@@ -183,7 +182,7 @@ def update(
 
     # UPDATE NETWORK
     train_state, metrics = update_network(
-        config, network, train_state, batch, floor, key, axis_name
+        config, network, train_state, batch, policy_scale, key, axis_name
     )
     return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
 
@@ -193,14 +192,14 @@ def update_network(
     network: ActorCriticTransformer,
     train_state: TrainState,
     batch: Batch,
-    floor: jax.Array,
+    policy_scale: jax.Array,
     key: jax.Array,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
     """Runs UPDATE_EPOCHS epochs over the environments in NUM_MINIBATCHES minibatches each.
 
     Args:
-      floor: (), see `normalize_advantages`.
+      policy_scale: (), see `scale_policy_loss`.
       key: shuffles the environments.
 
     Returns:
@@ -212,7 +211,7 @@ def update_network(
         key, len(batch.value), config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
     )
     # Normalised before the loop, in which devices then exchange gradients alone.
-    normalize = jax.vmap(jax.vmap(partial(normalize_advantages, floor=floor, axis_name=axis_name)))
+    normalize = jax.vmap(jax.vmap(partial(normalize_advantages, axis_name=axis_name)))
     weight = None if batch.weight is None else batch.weight[all_rows]
     normalized = normalize(batch.advantage[all_rows], weight)
 
@@ -221,7 +220,7 @@ def update_network(
         # Rows are read per minibatch, so that no epoch copies the whole batch.
         minibatch: Batch = jax.tree.map(lambda x: x[rows], batch)
         minibatch = minibatch._replace(advantage=advantage, weight=weight)
-        loss = partial(ppo_loss, config, network, batch=minibatch)
+        loss = partial(ppo_loss, config, network, batch=minibatch, policy_scale=policy_scale)
         return gradient_step(loss, optimizer, rate, train_state, axis_name)
 
     def epoch(train_state: TrainState, inputs):
@@ -364,46 +363,58 @@ LARGEST_DECAY = 0.98
 
 
 @jax.named_scope("advantages")
-def update_largest_deviation(
-    train_state: TrainState, batch: Batch, axis_name: str | None
-) -> TrainState:
-    """Updates D <- max(0.98 D, standard deviation of an update's advantages), over all devices."""
+def scale_policy_loss(
+    config: Config, train_state: TrainState, batch: Batch, axis_name: str | None
+) -> tuple[TrainState, jax.Array]:
+    """Computes the weight of the policy's loss, s = min(1, d / (ADVANTAGE_FLOOR D)).
+
+    d is the standard deviation of an update's advantages over all devices, and D <- max(0.98 D, d).
+    Once all episodes are perfect, only the noise of the values is left in the advantages. Without s
+    it would move the policy as much as anything did before.
+
+    Returns:
+      the train state with the new D, and s ().
+    """
     weight = None if batch.weight is None else normalize_weight(batch.weight, axis_name)
     _, variance = moments(batch.advantage, weight, axis_name)
+    deviation = jnp.sqrt(variance)
     state: PPOState = train_state.algorithm_state
-    largest = jnp.maximum(LARGEST_DECAY * state.largest_deviation, jnp.sqrt(variance))
-    return train_state._replace(algorithm_state=state._replace(largest_deviation=largest))
+    largest = jnp.maximum(LARGEST_DECAY * state.largest_deviation, deviation)
+    floor = config["ADVANTAGE_FLOOR"] * largest
+    scale = jnp.minimum(1.0, (deviation + 1e-8) / (floor + 1e-8))
+    return train_state._replace(algorithm_state=state._replace(largest_deviation=largest)), scale
 
 
 @jax.named_scope("advantages")
 def normalize_advantages(
-    advantage: jax.Array,
-    weight: jax.Array | None,
-    floor: jax.Array | float,
-    axis_name: str | None,
+    advantage: jax.Array, weight: jax.Array | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Standardises a minibatch's advantages over all devices, and scales its weights to mean 1.
 
     Args:
       advantage: (rows, T) float32.
       weight: (rows, T), 1 or 0; None: all 1.
-      floor: (), minimum divisor. Without it, noise is scaled up to unit variance once all episodes
-        are perfect.
     """
     if weight is not None:
         weight = normalize_weight(weight, axis_name)
     mean, variance = moments(advantage, weight, axis_name)
-    deviation = jnp.maximum(jnp.sqrt(variance), floor)
-    return (advantage - mean) / (deviation + 1e-8), weight
+    return (advantage - mean) / (jnp.sqrt(variance) + 1e-8), weight
 
 
 def ppo_loss(
-    config: Config, network: ActorCriticTransformer, params: Any, batch: Batch
+    config: Config,
+    network: ActorCriticTransformer,
+    params: Any,
+    batch: Batch,
+    policy_scale: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, Metrics]:
-    """Computes L = L_clip + VF_COEF L_value - ENT_COEF H (Schulman et al. 2017, equation 9).
+    """Computes L = s (L_clip - ENT_COEF H) + VF_COEF L_value.
+
+    With s = 1 it is equation 9 of Schulman et al. 2017.
 
     Args:
       batch: with normalised advantages and weights.
+      policy_scale: (), s.
 
     Returns:
       L (), and metrics {name: ()}.
@@ -423,7 +434,8 @@ def ppo_loss(
         old_value = batch.value if config["CLIP_VALUE"] else None
         value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
-    loss = actor_loss + config["VF_COEF"] * value_loss - config["ENT_COEF"] * entropy
+    policy_loss = actor_loss - config["ENT_COEF"] * entropy
+    loss = policy_scale * policy_loss + config["VF_COEF"] * value_loss
     return loss, {
         "total_loss": loss,
         "actor_loss": actor_loss,
