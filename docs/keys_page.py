@@ -47,8 +47,12 @@ def keys_page(introduction: str) -> str:
     for group in GROUPS:
         table = markdown_table(in_group(PPO.keys, group), scripts)
         parts.append(f"\n## {group}\n\n{table}\n")
-    shared = {name: key.help for name, key in SHARED_KEYS.items()}
-    own = {name: key for name, key in MUESLI.keys.items() if shared.get(name) != key.help}
+    shared = {name: (key.default, key.help) for name, key in SHARED_KEYS.items()}
+    own = {
+        name: key
+        for name, key in MUESLI.keys.items()
+        if shared.get(name) != (key.default, key.help)
+    }
     parts.append(f"\n## Muesli's own\n\n{markdown_table(own)}\n")
     searched = markdown_table(SEARCH_KEYS, {"`search_trXL.py`": search_trXL.config})
     parts.append(f"\n## A search's own\n\n{searched}\n")
