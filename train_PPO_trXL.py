@@ -13,7 +13,7 @@ config = {
     "TOTAL_TIMESTEPS": 500_000,  # environment steps, summed over environments
     "NUM_ENVS": 64,  # environments in parallel
     "NUM_STEPS": 64,  # steps of each environment per update
-    "LR": 5e-4,  # learning rate of Adam
+    "LR": 1e-3,  # learning rate of Adam
     "GAMMA": 0.99,  # discount
     "EMBED_SIZE": 64,  # width of the residual stream
     "num_layers": 2,  # transformer layers

@@ -53,6 +53,7 @@ from wrappers import make_env
 
 KEYS = with_shared(
     {
+        "LR": Key(5e-4, "learning rate of Adam", low=0, traced=True),
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
         "NUM_MINIBATCHES": minibatches(32),
         "REPLAY_SHARE": Key(

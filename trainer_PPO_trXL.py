@@ -77,7 +77,7 @@ KEYS = with_shared(
         ),
         "POPART_DECAY": Key(0.95, "decay of PopArt's moments per update", low=0, high=1),
         "ADVANTAGE_FLOOR": Key(
-            0.0,
+            0.5,
             "fraction of the largest standard deviation of advantages so far, which decays by 2 %"
             " per update; below it the policy's loss shrinks with the deviation",
             low=0,

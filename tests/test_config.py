@@ -241,5 +241,6 @@ def test_what_was_not_set_follows_what_was():
 
 def test_a_config_that_was_saved_before_a_key_was_there_means_what_it_did():
     saved = {"EPISODE_END": "step", "LR": 1.0}
-    assert of_saved_run(saved, PPO.keys) == {"NORMALIZE_VALUE": False} | saved
-    assert of_saved_run({}, MUESLI.keys) == {"EPISODE_END": "none"}
+    before = {"NORMALIZE_VALUE": False, "ADVANTAGE_FLOOR": 0}
+    assert of_saved_run(saved, PPO.keys) == before | saved
+    assert of_saved_run({}, MUESLI.keys) == {"EPISODE_END": "none", "ADVANTAGE_FLOOR": 0}

@@ -110,7 +110,7 @@ LEARNS = {
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_path, monkeypatch):
-    """Both runs are equal and learn, with XLA's optimisations, which other tests switch off."""
+    """Trains with XLA's optimisations, which other tests switch off, and learns."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     monkeypatch.setenv("XLA_FLAGS", "")
     updates = 60 + 12 * KILLS

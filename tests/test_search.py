@@ -609,7 +609,7 @@ def test_a_whole_search_and_one_that_is_killed_and_stopped(tmp_path, monkeypatch
     assert roles.count("search") == 5 + 2
     assert roles.count("default") == roles.count("found") == 2
     assert {row["status"] for row in whole} == {"finished", "stopped"}
-    assert whole[0]["values"] == {"LR": 5e-4, "GAMMA": 0.99}
+    assert whole[0]["values"] == {"LR": 1e-3, "GAMMA": 0.99}
     assert [row["seeds"] for row in whole if row["role"] == "default"] == [[0], [1]]
 
     # An interval has nine updates, three per batch: killed in the second, stopped in the third.

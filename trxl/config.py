@@ -150,7 +150,7 @@ SHARED_KEYS = {
     "NUM_ENVS": Key(64, "environments, summed over devices", low=1, resumable=False),
     "NUM_STEPS": Key(64, "steps of each environment per rollout", low=1, resumable=False),
     "NUM_MINIBATCHES": minibatches(8),
-    "LR": Key(5e-4, "learning rate of Adam", low=0, traced=True),
+    "LR": Key(1e-3, "learning rate of Adam", low=0, traced=True),
     "ANNEAL_LR": Key(True, "whether LR decays linearly to 0 over the run"),
     "GAMMA": Key(0.99, "discount per step", low=0, high=1, traced=True),
     "NETWORK": network_key(
@@ -282,7 +282,7 @@ MEMORIES = {
 }
 """Values of other keys that each value of MEMORY fixes."""
 
-BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "none", "NORMALIZE_VALUE": False}
+BEFORE_THEY_WERE_SAVED = {"EPISODE_END": "none", "NORMALIZE_VALUE": False, "ADVANTAGE_FLOOR": 0.0}
 """Values of keys in runs that are older than the keys. They differ from today's defaults."""
 
 
