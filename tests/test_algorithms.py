@@ -54,6 +54,7 @@ def test_an_algorithm_of_ones_own_trains_checkpoints_resumes_and_is_evaluated(fo
     assert returns.mean() > 0.9
 
 
+@pytest.mark.slow
 def test_its_resumed_run_is_that_of_make_train_which_never_stops(folder):
     out = jax.jit(make_train(CHAIN, REINFORCE))(jax.random.key(0))
     saved = load_results(folder / "0_params.npy")

@@ -100,6 +100,7 @@ def test_every_environment_plays_the_same_number_of_complete_episodes(folder, mo
     assert set(results["returned_episode_returns"]) <= {-1.0, 1.0}
 
 
+@pytest.mark.slow
 def test_the_loop_is_compiled_once(tmp_path):
     """Reset and step give the loop's carry the same types, weak types included."""
     save_untrained(tmp_path, ENV_NAME="Craftax-Classic-Symbolic-v1")

@@ -177,6 +177,7 @@ def test_evosax_works_in_float32_and_may_start_with_nan(name, setting):
 # ---------------------------------------------------------------- JAX_DEBUG_NANS
 
 
+@pytest.mark.slow
 def test_a_run_in_which_no_episode_ends_goes_on(setting, tmp_path):
     setting("jax_debug_nans", True)
     config = {**QUICK, "ENV_NAME": "MountainCar-v0", "RESULTS_DIR": str(tmp_path)}

@@ -660,7 +660,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize(
     "name",
     [
-        "discrete",
+        pytest.param("discrete", marks=pytest.mark.slow),
         *(
             pytest.param(name, marks=pytest.mark.weekly)
             for name in ("real", "sampled", "multi-discrete", "trials", "agents", "wide")

@@ -156,6 +156,7 @@ def test_a_suites_file_and_the_suite_itself_are_two_modules():
         assert suite is None or suite.origin != module.__file__
 
 
+@pytest.mark.slow
 def test_the_pages_own_environment_trains_and_writes_to_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "corridor.py").write_text(CORRIDOR)
     assert len([line for line in CORRIDOR.splitlines() if line.strip()]) <= 25

@@ -151,6 +151,7 @@ def test_an_episode_of_a_trial_is_logged_when_it_ends():
     assert trajectory.done.sum() < trajectory.returned_episode.sum() / 2
 
 
+@pytest.mark.slow
 def test_rewards_are_scaled_by_the_return_of_the_whole_trial():
     ends = {}
     for scaled in (False, True):
