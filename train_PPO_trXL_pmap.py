@@ -17,7 +17,7 @@ config = {
     "GAMMA": 0.999,  # discount
     "ENT_COEF": 0.002,  # weight of the entropy bonus
     "NORMALIZE_VALUE": False,  # the critic predicts unnormalised returns
-    "ADVANTAGE_FLOOR": 0.0,  # the policy learns from noise as from anything else
+    "ADVANTAGE_FLOOR": 0.0,  # the loss of the policy never shrinks
     "EMBED_SIZE": 256,  # width of the residual stream
     "qkv_features": 256,  # width of queries, keys and values, summed over heads
     "num_heads": 8,  # attention heads
