@@ -23,18 +23,21 @@ from trxl.muesli import (
     Imagined,
     ModelNetwork,
     PolicyTarget,
+    advantage_std,
+    clipped_mpo,
+    every_action,
+    kl_to_target,
+    sampled_mpo_weights,
+    update_advantage_moments,
+)
+from trxl.replay import (
     Replay,
     Steps,
     add_rollout,
-    advantage_std,
-    clipped_mpo,
     draw_rows,
     empty_replay,
-    every_action,
-    kl_to_target,
+    needs_old_value,
     retrace,
-    sampled_mpo_weights,
-    update_advantage_moments,
 )
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import ActionSpace, Discrete, ObsSpace, StoredObs, encode_action
@@ -263,17 +266,9 @@ def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> 
 
 
 def without_old_values(batch: Batch) -> Batch:
-    """Clears `has_return` where a replayed return would need a value of the time of play.
-
-    As in the paper, all values of a replayed sequence are current. The observations after its last
-    and its truncated steps are not stored, so these steps have no return. Earlier steps bootstrap
-    from their values.
-    """
-    last = jnp.arange(batch.reward.shape[1]) == batch.reward.shape[1] - 1
-    needs_value = batch.truncated | (last & ~batch.terminated)
-    if batch.active is not None:
-        needs_value &= batch.active  # agents that have left the episode bootstrap from 0
-    return batch._replace(has_return=~needs_value)
+    """Clears `has_return` where a replayed return would need a value of the time of play."""
+    needs = needs_old_value(batch.terminated, batch.truncated, batch.active)
+    return batch._replace(has_return=~needs)
 
 
 def num_replayed(config: Config, fresh: int) -> int:

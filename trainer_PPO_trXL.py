@@ -15,13 +15,24 @@ import optax
 
 from trxl import training
 from trxl.collectives import (
+    any_across_vmap,
     moments,
     normalize_weight,
     weighted_mean,
     where_counted,
 )
 from trxl.config import LARGEST_WIDTH, Key, network_key, with_shared
+from trxl.distributions import take_apart
 from trxl.layers import OUTPUT_LAYER
+from trxl.replay import (
+    Replay,
+    Steps,
+    add_rollout,
+    empty_replay,
+    needs_old_value,
+    num_slots,
+    retrace,
+)
 from trxl.rollout import Config, Metrics, Rollout, swap_time_and_batch, window_memory
 from trxl.spaces import StoredObs
 from trxl.statistics import (
@@ -40,6 +51,7 @@ from trxl.training import (
     learning_rate,
     mean_metrics,
     minibatch_rows,
+    no_value,
 )
 
 from transformerXL import ActorCriticTransformer, make_network
@@ -87,6 +99,16 @@ KEYS = with_shared(
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),
         "ADAM_EPSILON": Key(1e-5, "epsilon of Adam", low=0, traced=True),
+        "AUX_EPOCHS": Key(
+            0,
+            "passes over the replay in an auxiliary phase, which fits the values while the policy"
+            " stays (PPG); 0: no phases",
+            low=0,
+            resumable=False,
+        ),
+        "REPLAY_ROLLOUTS": Key(
+            8, "newest rollouts in the replay, and updates between phases", low=1, resumable=False
+        ),
     }
 )
 """PPO's settings."""
@@ -106,6 +128,30 @@ class Batch(NamedTuple):
     # (B, T) float32: 0 for agents that have left the episode, else 1. None: all 1. In minibatches
     # divided by the mean.
     weight: jax.Array | None
+
+
+class Played(NamedTuple):
+    """Rollout in the replay, with a row for each environment."""
+
+    obs: StoredObs  # (B, T, obs_size)
+    action: jax.Array  # (B, T), (B, T, choices) or (B, T, action_size)
+    log_prob: jax.Array  # (B, T), of the rollout's policy
+    reward: jax.Array  # (B, T)
+    terminated: jax.Array  # (B, T) bool
+    truncated: jax.Array  # (B, T) bool
+    reach: jax.Array  # (B, T)
+    active: jax.Array | None  # (B, T) bool; None: all active
+    memory: jax.Array  # (B, M+T-W, L, E), layer inputs of steps -M .. T-W-1
+
+
+class AuxiliaryTargets(NamedTuple):
+    """Targets of the auxiliary phase."""
+
+    policy: list[jax.Array]  # (B, T, ...) each, parameters of the policies before the phase
+    value: jax.Array  # (B, T), in the critic's units
+
+
+AUXILIARY_METRICS = ("aux_kl", "aux_value_loss")
 
 
 class PPOState(NamedTuple):
@@ -137,8 +183,8 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 
 def init(config: Config, params: Any) -> TrainState:
     """Makes the train state of fresh parameters."""
-    return_moments = init_decaying_moments() if predicts_normalized(config) else None
-    state = PPOState(return_moments, largest_deviation=jnp.float32(0))
+    moments = init_decaying_moments() if predicts_normalized(config) else None
+    state = PPOState(moments, largest_deviation=jnp.float32(0))
     return training.fresh_train_state(params, make_optimizer(config), state)
 
 
@@ -184,7 +230,15 @@ def update(
     train_state, metrics = update_network(
         config, network, train_state, batch, policy_scale, key, axis_name
     )
-    return train_state, metrics | {"explained_variance": explained_variance(batch, axis_name)}
+    metrics["explained_variance"] = explained_variance(batch, axis_name)
+
+    # LEARN FROM EARLIER ROLLOUTS
+    if collected.replay is not None:
+        train_state, auxiliary_metrics = auxiliary_phase(
+            config, network, train_state, collected.replay, jax.random.fold_in(key, 1), axis_name
+        )
+        metrics |= auxiliary_metrics
+    return train_state, metrics
 
 
 def update_network(
@@ -257,16 +311,13 @@ def rescale(
     Returns:
       the train state, and the batch with values and returns normalised by the new moments.
     """
-    params, moments = train_state.params, train_state.algorithm_state.return_moments
-    classifies = config["VALUE_BINS"] is not None
-    if classifies:
-        moments = Moments(**params["return_moments"])
+    params, moments = train_state.params, return_moments(config, train_state)
     old = value_scale(moments)
     moments = update_return_moments(
         moments, batch.returns, batch.weight, config["POPART_DECAY"], axis_name
     )
     new = value_scale(moments)
-    if classifies:
+    if config["VALUE_BINS"] is not None:
         train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
     else:
         params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
@@ -274,6 +325,13 @@ def rescale(
         train_state = train_state._replace(params=params, algorithm_state=state)
     value, returns = new.normalize((batch.value, batch.returns))
     return train_state, batch._replace(value=value, returns=returns)
+
+
+def return_moments(config: Config, train_state: TrainState) -> Moments:
+    """Returns PopArt's moments; a critic with bins has them among its parameters."""
+    if config["VALUE_BINS"] is not None:
+        return Moments(**train_state.params["return_moments"])
+    return train_state.algorithm_state.return_moments
 
 
 def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
@@ -426,20 +484,15 @@ def ppo_loss(
     log_ratio = where_counted(policy.log_prob(batch.action) - batch.log_prob, weight)
     ratio = jnp.exp(log_ratio)
     actor_loss = clipped_surrogate(ratio, batch.advantage, clip_eps, weight)
-    if network.bins is not None:
-        cross_entropy = network.bins.cross_entropy(prediction, where_counted(batch.returns, weight))
-        value_loss = weighted_mean(cross_entropy, weight)
-    else:
-        value = jnp.squeeze(prediction, axis=-1)
-        old_value = batch.value if config["CLIP_VALUE"] else None
-        value_loss = squared_value_loss(value, old_value, batch.returns, clip_eps, weight)
+    old_value = batch.value if config["CLIP_VALUE"] else None
+    critic_loss = value_loss(config, network, prediction, batch.returns, old_value, weight)
     entropy = weighted_mean(policy.entropy().astype(jnp.float32), weight)
     policy_loss = actor_loss - config["ENT_COEF"] * entropy
-    loss = policy_scale * policy_loss + config["VF_COEF"] * value_loss
+    loss = policy_scale * policy_loss + config["VF_COEF"] * critic_loss
     return loss, {
         "total_loss": loss,
         "actor_loss": actor_loss,
-        "value_loss": value_loss,
+        "value_loss": critic_loss,
         "entropy": entropy,
         "approx_kl": weighted_mean(ratio - 1 - log_ratio, weight),
         "clip_fraction": weighted_mean(jnp.abs(ratio - 1) > clip_eps, weight),
@@ -452,6 +505,22 @@ def clipped_surrogate(
     """Computes -mean(min(r A, clip(r, 1 - eps, 1 + eps) A)) (Schulman et al. 2017, equation 7)."""
     clipped_ratio = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
     return -weighted_mean(jnp.minimum(ratio * advantage, clipped_ratio * advantage), weight)
+
+
+def value_loss(
+    config: Config,
+    network: ActorCriticTransformer,
+    prediction: jax.Array,
+    returns: jax.Array,
+    old_value: jax.Array | None,
+    weight: jax.Array | None,
+) -> jax.Array:
+    """Computes the loss () of the critic's outputs (B, T, 1 or bins) on returns (B, T)."""
+    if network.bins is not None:
+        cross_entropy = network.bins.cross_entropy(prediction, where_counted(returns, weight))
+        return weighted_mean(cross_entropy, weight)
+    value = jnp.squeeze(prediction, axis=-1)
+    return squared_value_loss(value, old_value, returns, config["CLIP_EPS"], weight)
 
 
 def squared_value_loss(
@@ -481,6 +550,138 @@ def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
     return jnp.where(variance > 0, 1 - error_variance / jnp.where(variance > 0, variance, 1), 0)
 
 
+def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> Replay | None:
+    """Adds a rollout to the replay; returns None without auxiliary phases."""
+    if not config["AUX_EPOCHS"]:
+        return None
+    trajectory = collected.trajectory
+    names = (name for name in Played._fields if name != "memory")
+    by_row = {name: swap_time_and_batch(getattr(trajectory, name)) for name in names}
+    fresh = Played(**by_row, memory=window_memory(config, collected))
+    if replay is None:
+        replay = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
+    return add_rollout(replay, fresh)
+
+
+def auxiliary_phase(
+    config: Config,
+    network: ActorCriticTransformer,
+    train_state: TrainState,
+    replay: Replay,
+    key: jax.Array,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    """Fits the values of R replayed rollouts while the policy stays as it is, every R-th update.
+
+    The auxiliary phase of PPG (Cobbe et al. 2021, arXiv 2009.04416, algorithm 1), on a network that
+    policy and value share, and with PPO's optimiser, learning rate and minibatch size.
+
+    Args:
+      key: shuffles the rows of all rollouts.
+
+    Returns:
+      the train state, and metrics {name: ()}, means over gradient steps; `no_value()` in updates
+      without a phase.
+    """
+    rate = learning_rate(config, train_state.updates)
+    optimizer = make_optimizer(config)
+    slots, num_rows = num_slots(replay), len(replay.number)
+    minibatches = slots * config["NUM_MINIBATCHES"]
+    all_rows = minibatch_rows(key, slots * num_rows, config["AUX_EPOCHS"], minibatches)
+    due = replay.number[0] % slots == 0
+
+    def phase() -> tuple[TrainState, Metrics]:
+        by_slot = swap_time_and_batch(replay.rollouts)  # (R, B, ...)
+        make_targets = partial(auxiliary_targets, config, network, train_state)
+        batch = by_slot, jax.lax.map(make_targets, by_slot)
+        batch = jax.tree.map(lambda x: x.reshape(slots * num_rows, *x.shape[2:]), batch)
+
+        def minibatch_step(train_state: TrainState, rows: jax.Array):
+            played, targets = jax.tree.map(lambda x: x[rows], batch)
+            loss = partial(
+                auxiliary_loss,
+                config,
+                network,
+                played=played,
+                targets=targets,
+                axis_name=axis_name,
+            )
+            return gradient_step(loss, optimizer, rate, train_state, axis_name)
+
+        def epoch(train_state: TrainState, inputs: jax.Array):
+            return jax.lax.scan(minibatch_step, train_state, inputs)
+
+        after, metrics = jax.lax.scan(epoch, train_state, all_rows)
+        return after, {name: jnp.mean(metrics[name]) for name in AUXILIARY_METRICS}
+
+    unchanged = train_state, dict.fromkeys(AUXILIARY_METRICS, jnp.float32(no_value()))
+    done = jax.lax.cond(any_across_vmap(due), phase, lambda: unchanged)
+    return jax.tree.map(lambda x, y: jnp.where(due, x, y), done, unchanged)
+
+
+def auxiliary_targets(
+    config: Config, network: ActorCriticTransformer, train_state: TrainState, played: Played
+) -> AuxiliaryTargets:
+    """Computes a rollout's targets with the parameters before the phase.
+
+    The value's target is v + c (G - v), with Retrace's returns G of q = v and decay GAE_LAMBDA, and
+    c = min(1, policy now / policy then). These are V-trace's targets (Espeholt et al. 2018, arXiv
+    1802.01561, equation 1) with ratios cut at 1 and traces multiplied by GAE_LAMBDA.
+    """
+    inputs = played.obs, played.memory, played.reach, config["WINDOW_GRAD"]
+    outputs: Any = network.apply(train_state.params, *inputs, method="unroll_windows")
+    policy, value = outputs
+    scale = Scale(jnp.float32(0), jnp.float32(1))
+    if config["NORMALIZE_VALUE"]:
+        scale = value_scale(return_moments(config, train_state))
+    if predicts_normalized(config):
+        value = scale.denormalize(value)
+    log_ratio = where_counted(policy.log_prob(played.action) - played.log_prob, played.active)
+    trace = jnp.minimum(1, jnp.exp(log_ratio))
+    steps = Steps(
+        reward=played.reward,
+        terminated=played.terminated,
+        truncated=played.truncated,
+        final_value=jnp.zeros_like(value),
+        prior_value=value,
+        q=value,
+        trace=trace,
+        last_value=jnp.zeros_like(value[:, 0]),
+        has_return=~needs_old_value(played.terminated, played.truncated, played.active),
+        active=played.active,
+    )
+    returns = retrace(steps, config["GAMMA"], config["GAE_LAMBDA"])
+    _, *parameters = take_apart(policy)
+    return AuxiliaryTargets(parameters, scale.normalize(value + trace * (returns - value)))
+
+
+def auxiliary_loss(
+    config: Config,
+    network: ActorCriticTransformer,
+    params: Any,
+    played: Played,
+    targets: AuxiliaryTargets,
+    axis_name: str | None,
+) -> tuple[jax.Array, Metrics]:
+    """Computes KL(policy before the phase || policy) + VF_COEF L_value.
+
+    L_joint of PPG's algorithm 1 with beta_clone = 1.
+
+    Returns:
+      the loss (), and metrics {name: ()}.
+    """
+    weight = None
+    if played.active is not None:
+        weight = normalize_weight(played.active.astype(jnp.float32), axis_name)
+    inputs = played.obs, played.memory, played.reach, config["WINDOW_GRAD"]
+    outputs: Any = network.apply(params, *inputs, method="unroll_heads")
+    policy, prediction = outputs
+    make, *_ = take_apart(policy)
+    kl = weighted_mean(make(*targets.policy).kl_divergence(policy), weight)
+    loss = value_loss(config, network, prediction, targets.value, None, weight)
+    return kl + config["VF_COEF"] * loss, {"aux_kl": kl, "aux_value_loss": loss}
+
+
 PPO = Algorithm(
     name="PPO",
     keys=KEYS,
@@ -497,5 +698,6 @@ PPO = Algorithm(
         "grad_norm",
         "param_norm",
     ),
+    add_to_replay=add_to_replay,
     saved_params=saved_params,
 )

@@ -42,6 +42,13 @@ KINDS = {
         "NORMALIZE_VALUE": True,
     },
     "three agents": {"ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Team", "ENV_KWARGS": {}},
+    # A phase of whole rollouts, since each device draws its own minibatches.
+    "three agents, auxiliary phases": {
+        "ENV_NAME": f"{Path(__file__).with_name('toys.py')}:Team",
+        "ENV_KWARGS": {},
+        "AUX_EPOCHS": 2,
+        "REPLAY_ROLLOUTS": 1,
+    },
 }
 
 
@@ -106,6 +113,7 @@ def assert_alike(tree):
         (8, "one agent"),
         (2, "a pool, a grid and values in their own scale"),
         (8, "three agents"),
+        (2, "three agents, auxiliary phases"),
     ],
 )
 def test_any_number_of_devices_trains_the_same(num_devices, kind):

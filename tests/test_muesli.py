@@ -16,15 +16,13 @@ from trxl.distributions import Bins, squash, unsquash
 from trxl.errors import ConfigError
 from trxl.muesli import (
     PolicyTarget,
-    Steps,
     advantage_std,
     clipped_mpo,
-    draw_rows,
     kl_to_target,
-    retrace,
     sampled_mpo_weights,
     update_advantage_moments,
 )
+from trxl.replay import Steps, draw_rows, retrace
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
 from trxl.runs import run as runs

@@ -162,6 +162,12 @@ def test_a_run_that_was_killed_again_and_again_ends_as_one_that_never_was(tmp_pa
             marks=pytest.mark.slow,
         ),
         pytest.param(GRIDDED_POOL, False, id="two seeds", marks=pytest.mark.weekly),
+        pytest.param(
+            {"AUX_EPOCHS": 1, "REPLAY_ROLLOUTS": 3},
+            False,
+            id="a phase that reads rollouts of before",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(changes, all_devices, tmp_path):

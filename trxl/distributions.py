@@ -7,7 +7,7 @@ A critic that classifies predicts a distribution over bins (Bellemare et al. 201
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import distrax
 import jax
@@ -68,13 +68,17 @@ def independent_choices(logits: jax.Array) -> distrax.Distribution:
 
 def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
     """Samples an action for each row of a policy over (B,), with one key of `keys` (B,) per row."""
-    if isinstance(policy, distrax.Categorical):
-        make, parameters = categorical, [policy.logits]
-    elif isinstance(policy, distrax.Independent):
-        make, parameters = independent_choices, [policy.distribution.logits]
-    else:
-        make, parameters = distrax.MultivariateNormalDiag, [policy.loc, policy.scale_diag]
+    make, *parameters = take_apart(policy)
     return jax.vmap(lambda key, *row: make(*row).sample(seed=key))(keys, *parameters)
+
+
+def take_apart(policy: distrax.Distribution) -> tuple[Any, ...]:
+    """Returns the function that makes a policy, and its arguments, which are arrays (B, ...)."""
+    if isinstance(policy, distrax.Categorical):
+        return categorical, policy.logits
+    if isinstance(policy, distrax.Independent):
+        return independent_choices, policy.distribution.logits
+    return distrax.MultivariateNormalDiag, policy.loc, policy.scale_diag
 
 
 def sample_uniformly(space: ActionSpace, obs: jax.Array, keys: jax.Array) -> jax.Array:
