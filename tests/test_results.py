@@ -39,7 +39,7 @@ def test_names_of_earlier_versions_are_today_s(tmp_path):
     assert load_results(tmp_path / "0_config.npy") == {
         **{"POPART_DECAY": 0.9, "TARGET_EMA_RATE": 0.5, "EPISODE_END": "append", "LR": 1e-3}
     }
-    old = REPOSITORY / "results_craftax/Craftax-Classic-Symbolic-v1/0_metrics.npy"
+    old = REPOSITORY / "results_craftax/without_phase/Craftax-Classic-Symbolic-v1/0_metrics.npy"
     assert "episodes" in np.load(old, allow_pickle=True).item()
     assert load_results(old)["num_episodes"].min() > 0
 
