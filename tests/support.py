@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 
 from trxl.environments import Discrete
+from trxl.rollout import Transition
 from trxl.runs import run as runs
 from trxl.runs import saved_config
 from trxl.runs.outputs import save_seed
@@ -35,6 +36,9 @@ QUICK = {**SMALL, "num_layers": 1}
 """Config of one layer for tests that are not about the network."""
 
 OBS_SIZE = 3
+
+PLAYED_PROBS = np.array([0.4, 0.6])
+"""Probabilities of the two actions of `random_fields` when they were played."""
 
 
 OWN_ENVIRONMENT = """
@@ -85,6 +89,24 @@ def init_random(config, network, obs_size=OBS_SIZE, seed=0):
         )
     )
     return random_params(shapes, seed)
+
+
+def random_fields(rng, rows, length):
+    """Returns random steps as fields (T, B) of a `Transition`, None where there is none.
+
+    Observations are t, and agents leave their team for the rest of an episode.
+    """
+    ends = rng.random((length, rows))
+    fields = dict.fromkeys(Transition._fields)
+    fields |= {"terminated": ends < 0.1, "truncated": (ends > 0.1) & (ends < 0.2)}
+    fields |= {"done": ends < 0.2, "reward": rng.normal(size=(length, rows)), "reach": ends}
+    active = np.ones((length, rows), bool)
+    for t in range(1, length):
+        active[t] = fields["done"][t - 1] | (active[t - 1] & (rng.random(rows) > 0.1))
+    action = rng.integers(0, 2, (length, rows))
+    fields |= {"active": active, "action": action, "log_prob": np.log(PLAYED_PROBS)[action]}
+    fields |= {"obs": np.tile(np.arange(1.0 * length)[:, None], rows)}
+    return fields | {"layer_inputs": ends[..., None, None]}
 
 
 def reach_of(boundary, window_mem):

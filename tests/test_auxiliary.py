@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import QUICK, random_params
+from support import PLAYED_PROBS, QUICK, random_fields, random_params
 
 from trxl.distributions import make_policy
 from trxl.rollout import Rollout, Transition
@@ -21,8 +21,8 @@ from transformerXL import make_network
 from wrappers import make_env
 
 CHAIN = {**QUICK, "ENV_KWARGS": {"memory_length": 3}, "AUX_EPOCHS": 2, "REPLAY_ROLLOUTS": 3}
-NOW, THEN = np.array([0.25, 0.75]), np.array([0.4, 0.6])
-"""Probabilities of two actions, before the phase and when the rollout was played."""
+NOW = np.array([0.25, 0.75])
+"""Probabilities of two actions before the phase."""
 
 
 class Known:
@@ -37,28 +37,12 @@ class Known:
         return distrax.Categorical(logits), obs
 
 
-def played_by(rng, rows, length, teams):
-    """Returns random steps of two actions as fields (T, B) of a `Transition`."""
-    ends = rng.random((length, rows))
-    fields = dict.fromkeys(Transition._fields)
-    fields |= {"terminated": ends < 0.1, "truncated": (ends > 0.1) & (ends < 0.2)}
-    fields |= {"done": ends < 0.2, "reward": rng.normal(size=(length, rows)), "reach": ends}
-    if teams:
-        active = np.ones((length, rows), bool)
-        for t in range(1, length):
-            active[t] = fields["done"][t - 1] | (active[t - 1] & (rng.random(rows) > 0.1))
-        fields["active"] = active
-    action = rng.integers(0, 2, (length, rows))
-    fields |= {"action": action, "log_prob": np.log(THEN)[action]}
-    fields |= {"obs": np.tile(np.arange(1.0 * length)[:, None], rows)}
-    return fields | {"layer_inputs": ends[..., None, None]}
-
-
 @pytest.mark.parametrize("teams", [False, True])
 def test_targets_of_values_are_those_of_v_trace(teams):
     """Targets equal a loop's over terminations, truncations and inactive agents."""
     rows, length, gamma, decay, mu, sigma = 6, 20, 0.5, 0.75, 3.0, 2.0
-    fields = played_by(np.random.default_rng(4), rows, length, teams)
+    fields = random_fields(np.random.default_rng(4), rows, length)
+    fields |= {} if teams else {"active": None}
     config = {"AUX_EPOCHS": 1, "REPLAY_ROLLOUTS": 1, "GAMMA": gamma, "GAE_LAMBDA": decay}
     config |= {"WINDOW_GRAD": length, "NUM_STEPS": length}
     config |= {"NORMALIZE_VALUE": True, "VALUE_BINS": None}
@@ -76,7 +60,7 @@ def test_targets_of_values_are_those_of_v_trace(teams):
         next_value = correction = 0.0
         for t in reversed(range(length)):
             active = not teams or fields["active"][t, b]
-            value, ratio = sigma * t + mu, min(1, NOW[0] / THEN[0])
+            value, ratio = sigma * t + mu, min(1, NOW[0] / PLAYED_PROBS[0])
             ratio = ratio if fields["action"][t, b] == 0 else 1
             terminated, truncated = fields["terminated"][t, b], fields["truncated"][t, b]
             if terminated or truncated:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import SMALL, random_params
+from support import PLAYED_PROBS, SMALL, random_fields, random_params
 
 from trxl.distributions import Bins, squash, unsquash
 from trxl.errors import ConfigError
@@ -481,23 +481,11 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
     """
     rng = np.random.default_rng(4)
     rows, length, gamma, decay = 6, 20, 0.5, 0.75
-    ends = rng.random((length, rows))
-    fields = dict.fromkeys(Transition._fields)
-    fields |= {"terminated": ends < 0.1, "truncated": (ends > 0.1) & (ends < 0.2)}
-    fields |= {"done": ends < 0.2, "reward": rng.normal(size=(length, rows))}
-    fields |= {"final_value": rng.normal(100, 10, (length, rows)), "reach": ends}
-    active = np.ones((length, rows), bool)
-    for t in range(1, length):
-        active[t] = fields["done"][t - 1] | (active[t - 1] & (rng.random(rows) > 0.1))
+    fields = random_fields(rng, rows, length)
+    fields |= {"final_value": rng.normal(100, 10, (length, rows))}
+    active, action = fields["active"], fields["action"]
     last_active = fields["done"][-1] | (active[-1] & (np.arange(rows) > 1))
     last_value = rng.normal(100, 10, rows)
-    action = rng.integers(0, 2, (length, rows))
-    likely = np.log([0.4, 0.6])[action]
-    fields |= {"active": active, "action": action, "log_prob": likely}
-    fields |= {
-        "obs": np.tile(np.arange(20.0)[:, None], rows),
-        "layer_inputs": ends[..., None, None],
-    }
     config = {"GAMMA": gamma, "RETRACE_LAMBDA": decay, "WINDOW_GRAD": 20, "NUM_STEPS": 20}
     config |= {"ADVANTAGE_DECAY": 0.9, "ADVANTAGE_FLOOR": 0.0, "CMPO_CLIP": 1.0, "EXACT_ACTIONS": 2}
     collected = Rollout(
@@ -519,7 +507,7 @@ def test_the_targets_of_a_known_batch_are_those_of_a_loop(replayed):
             elif fields["truncated"][t, b]:
                 bracket = fields["final_value"][t, b] if active[t, b] else 0.0
             returns = fields["reward"][t, b] + gamma * bracket
-            q, trace = 10 * t + (1, 5)[action[t, b]], (0.25 / 0.4, 1)[action[t, b]]
+            q, trace = 10 * t + (1, 5)[action[t, b]], (0.25 / PLAYED_PROBS[0], 1)[action[t, b]]
             prior = 10 * t + 0.25 * 1 + 0.75 * 5
             if not active[t, b]:
                 bracket = returns
