@@ -31,11 +31,8 @@ from trxl.muesli import (
     update_advantage_moments,
 )
 from trxl.replay import (
-    Replay,
     Steps,
-    add_rollout,
     draw_rows,
-    empty_replay,
     needs_old_value,
     retrace,
 )
@@ -60,7 +57,11 @@ KEYS = with_shared(
         "UPDATE_EPOCHS": Key(1, "passes over a rollout", low=1),
         "NUM_MINIBATCHES": minibatches(32),
         "REPLAY_SHARE": Key(
-            0.75, "share of replayed rollouts in a minibatch, in [0, 1)", low=0, high=0.99
+            0.75,
+            "share of replayed rollouts in a minibatch, in [0, 1)",
+            low=0,
+            high=0.99,
+            resumable=False,
         ),
         "REPLAY_ROLLOUTS": Key(
             8, "number of newest rollouts in the replay", low=1, resumable=False
@@ -196,7 +197,7 @@ def update(
       the train state, and metrics {name: ()}; loss metrics are means over gradient steps.
     """
     batch = make_batch(config, collected)
-    replay: Replay | None = collected.replay
+    replay = collected.replay
     rate = learning_rate(config, train_state.updates)
     optimizer = make_optimizer()
     epochs, minibatches = config["UPDATE_EPOCHS"], config["NUM_MINIBATCHES"]
@@ -253,16 +254,6 @@ def make_batch(config: Config, collected: Rollout) -> Batch:
         memory=window_memory(config, collected),
         active=None if active is None else swap_time_and_batch(active),
     )
-
-
-def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> Replay | None:
-    """Adds a rollout to the replay; returns None if REPLAY_SHARE replays no rows."""
-    if not num_replayed(config, config["NUM_ENVS"]):
-        return None
-    fresh = make_batch(config, collected)
-    if replay is None:
-        replay = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
-    return add_rollout(replay, fresh)
 
 
 def without_old_values(batch: Batch) -> Batch:
@@ -493,5 +484,6 @@ MUESLI = Algorithm(
         "param_norm",
     ),
     behaviour_params=lambda train_state: train_state.algorithm_state.target,
-    add_to_replay=add_to_replay,
+    has_replay=lambda config: num_replayed(config, config["NUM_ENVS"]) > 0,
+    to_replay=make_batch,
 )

@@ -27,8 +27,6 @@ from trxl.layers import OUTPUT_LAYER
 from trxl.replay import (
     Replay,
     Steps,
-    add_rollout,
-    empty_replay,
     needs_old_value,
     num_slots,
     retrace,
@@ -101,13 +99,16 @@ KEYS = with_shared(
         "ADAM_EPSILON": Key(1e-5, "epsilon of Adam", low=0, traced=True),
         "AUX_EPOCHS": Key(
             0,
-            "passes over the replay in an auxiliary phase, which fits the values while the policy"
-            " stays (PPG); 0: no phases",
+            "passes over the replay in PPG's auxiliary phase, which trains the values and keeps the"
+            " policy; 0: no phases",
             low=0,
             resumable=False,
         ),
         "REPLAY_ROLLOUTS": Key(
-            8, "newest rollouts in the replay, and updates between phases", low=1, resumable=False
+            8,
+            "rollouts in the replay; a phase follows every so many updates",
+            low=1,
+            resumable=False,
         ),
     }
 )
@@ -147,7 +148,7 @@ class Played(NamedTuple):
 class AuxiliaryTargets(NamedTuple):
     """Targets of the auxiliary phase."""
 
-    policy: list[jax.Array]  # (B, T, ...) each, parameters of the policies before the phase
+    policy: list[jax.Array]  # (B, T, ...) each, logits or means and deviations before the phase
     value: jax.Array  # (B, T), in the critic's units
 
 
@@ -234,10 +235,12 @@ def update(
 
     # LEARN FROM EARLIER ROLLOUTS
     if collected.replay is not None:
+        # Keys 0 to UPDATE_EPOCHS - 1 shuffled the passes over this rollout.
+        key = jax.random.fold_in(key, config["UPDATE_EPOCHS"])
         train_state, auxiliary_metrics = auxiliary_phase(
-            config, network, train_state, collected.replay, jax.random.fold_in(key, 1), axis_name
+            config, network, train_state, collected.replay, key, axis_name
         )
-        metrics |= auxiliary_metrics
+        metrics |= auxiliary_metrics | {"param_norm": optax.tree.norm(train_state.params["params"])}
     return train_state, metrics
 
 
@@ -550,17 +553,11 @@ def explained_variance(batch: Batch, axis_name: str | None) -> jax.Array:
     return jnp.where(variance > 0, 1 - error_variance / jnp.where(variance > 0, variance, 1), 0)
 
 
-def add_to_replay(config: Config, replay: Replay | None, collected: Rollout) -> Replay | None:
-    """Adds a rollout to the replay; returns None without auxiliary phases."""
-    if not config["AUX_EPOCHS"]:
-        return None
-    trajectory = collected.trajectory
+def to_replay(config: Config, collected: Rollout) -> Played:
+    """Returns what the replay keeps of a rollout."""
     names = (name for name in Played._fields if name != "memory")
-    by_row = {name: swap_time_and_batch(getattr(trajectory, name)) for name in names}
-    fresh = Played(**by_row, memory=window_memory(config, collected))
-    if replay is None:
-        replay = empty_replay(fresh, config["REPLAY_ROLLOUTS"])
-    return add_rollout(replay, fresh)
+    by_row = {name: swap_time_and_batch(getattr(collected.trajectory, name)) for name in names}
+    return Played(**by_row, memory=window_memory(config, collected))
 
 
 def auxiliary_phase(
@@ -588,12 +585,16 @@ def auxiliary_phase(
     slots, num_rows = num_slots(replay), len(replay.number)
     minibatches = slots * config["NUM_MINIBATCHES"]
     all_rows = minibatch_rows(key, slots * num_rows, config["AUX_EPOCHS"], minibatches)
+    all_rows = all_rows.reshape(-1, all_rows.shape[-1])
     due = replay.number[0] % slots == 0
 
     def phase() -> tuple[TrainState, Metrics]:
-        by_slot = swap_time_and_batch(replay.rollouts)  # (R, B, ...)
-        make_targets = partial(auxiliary_targets, config, network, train_state)
-        batch = by_slot, jax.lax.map(make_targets, by_slot)
+        def targets_of(slot: jax.Array) -> AuxiliaryTargets:
+            played = jax.tree.map(lambda x: x[:, slot], replay.rollouts)
+            return auxiliary_targets(config, network, train_state, played)
+
+        targets = jax.lax.map(targets_of, jnp.arange(slots))  # (R, B, ...)
+        batch = replay.rollouts, swap_time_and_batch(targets)  # (B, R, ...)
         batch = jax.tree.map(lambda x: x.reshape(slots * num_rows, *x.shape[2:]), batch)
 
         def minibatch_step(train_state: TrainState, rows: jax.Array):
@@ -608,10 +609,7 @@ def auxiliary_phase(
             )
             return gradient_step(loss, optimizer, rate, train_state, axis_name)
 
-        def epoch(train_state: TrainState, inputs: jax.Array):
-            return jax.lax.scan(minibatch_step, train_state, inputs)
-
-        after, metrics = jax.lax.scan(epoch, train_state, all_rows)
+        after, metrics = jax.lax.scan(minibatch_step, train_state, all_rows)
         return after, {name: jnp.mean(metrics[name]) for name in AUXILIARY_METRICS}
 
     unchanged = train_state, dict.fromkeys(AUXILIARY_METRICS, jnp.float32(no_value()))
@@ -624,9 +622,10 @@ def auxiliary_targets(
 ) -> AuxiliaryTargets:
     """Computes a rollout's targets with the parameters before the phase.
 
-    The value's target is v + c (G - v), with Retrace's returns G of q = v and decay GAE_LAMBDA, and
-    c = min(1, policy now / policy then). These are V-trace's targets (Espeholt et al. 2018, arXiv
-    1802.01561, equation 1) with ratios cut at 1 and traces multiplied by GAE_LAMBDA.
+    Values have V-trace's targets (Espeholt et al. 2018, arXiv 1802.01561, equation 1) of current
+    values v, with ratios c = min(1, policy now / policy then) and traces multiplied by GAE_LAMBDA.
+    They are v + c (G - v), where G are Retrace's returns with q = v. At truncated steps, and at the
+    last step of an unfinished episode, the target is v.
     """
     inputs = played.obs, played.memory, played.reach, config["WINDOW_GRAD"]
     outputs: Any = network.apply(train_state.params, *inputs, method="unroll_windows")
@@ -665,7 +664,7 @@ def auxiliary_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Computes KL(policy before the phase || policy) + VF_COEF L_value.
 
-    L_joint of PPG's algorithm 1 with beta_clone = 1.
+    L_joint of PPG's algorithm 1 up to its scale, with beta_clone = 1 / VF_COEF.
 
     Returns:
       the loss (), and metrics {name: ()}.
@@ -698,6 +697,7 @@ PPO = Algorithm(
         "grad_norm",
         "param_norm",
     ),
-    add_to_replay=add_to_replay,
+    has_replay=lambda config: config["AUX_EPOCHS"] > 0,
+    to_replay=to_replay,
     saved_params=saved_params,
 )

@@ -6,10 +6,12 @@ import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support import PLAYED_PROBS, QUICK, random_fields, random_params
 
 from trxl.distributions import make_policy
+from trxl.replay import add_rollout, empty_replay
 from trxl.rollout import Rollout, Transition
 from trxl.spaces import Box, Discrete, MultiDiscrete, obs_space
 from trxl.statistics import init_decaying_moments
@@ -43,16 +45,14 @@ def test_targets_of_values_are_those_of_v_trace(teams):
     rows, length, gamma, decay, mu, sigma = 6, 20, 0.5, 0.75, 3.0, 2.0
     fields = random_fields(np.random.default_rng(4), rows, length)
     fields |= {} if teams else {"active": None}
-    config = {"AUX_EPOCHS": 1, "REPLAY_ROLLOUTS": 1, "GAMMA": gamma, "GAE_LAMBDA": decay}
-    config |= {"WINDOW_GRAD": length, "NUM_STEPS": length}
+    config = {"GAMMA": gamma, "GAE_LAMBDA": decay, "WINDOW_GRAD": length, "NUM_STEPS": length}
     config |= {"NORMALIZE_VALUE": True, "VALUE_BINS": None}
     transition = Transition(**jax.tree.map(jnp.asarray, fields))
     collected = Rollout(transition, None, None, jnp.zeros((rows, 0, 1, 1)))
-    kept = trainer.add_to_replay(config, None, collected)
+    played = trainer.to_replay(config, collected)
     moments = init_decaying_moments()._replace(mean=mu, variance=sigma**2)
     state = PPO.init(PPO.check(QUICK), {"x": jnp.zeros(1)})
     state = state._replace(algorithm_state=state.algorithm_state._replace(return_moments=moments))
-    played = jax.tree.map(lambda x: x[:, 0], kept.rollouts)
     targets = trainer.auxiliary_targets(config, Known(), state, played)
 
     expected = np.zeros((rows, length))
@@ -165,7 +165,10 @@ def test_a_phase_follows_every_third_update_and_nothing_else_changes(states):
     assert without[0][0].replay is None
     for number in range(3):
         (state, metrics), (other, expected) = with_phases[number], without[number]
-        for name, value in expected.items():
+        norm = optax.tree.norm(state.train_state.params["params"])
+        np.testing.assert_allclose(metrics["param_norm"], norm, rtol=1e-5)
+        for name in expected.keys() - {"param_norm"}:
+            value = expected[name]
             np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
         same = jax.tree.map(
             lambda x, y: np.allclose(x, y, atol=1e-6),
@@ -186,8 +189,8 @@ def test_a_phase_fits_the_values_and_the_policy_stays(monkeypatch):
     state = jax.jit(init)(jax.random.key(0))
     before = state.train_state._replace(params=random_params(state.train_state.params))
     state, collected = collect(config, env, network, PPO, state._replace(train_state=before))
-    replay = trainer.add_to_replay(config, None, collected)
-    played = jax.tree.map(lambda x: x[:, 0], replay.rollouts)
+    played = trainer.to_replay(config, collected)
+    replay = add_rollout(empty_replay(played, 1), played)
     targets = trainer.auxiliary_targets(config, network, before, played)
 
     def after_phase():

@@ -22,7 +22,7 @@ from trxl.muesli import (
     sampled_mpo_weights,
     update_advantage_moments,
 )
-from trxl.replay import Steps, draw_rows, retrace
+from trxl.replay import Steps, add_rollout, draw_rows, empty_replay, retrace
 from trxl.results import load_results
 from trxl.rollout import Rollout, Transition
 from trxl.runs import run as runs
@@ -286,12 +286,12 @@ def test_the_model_has_no_policy_to_learn_where_an_agent_is_out():
 @pytest.mark.slow
 def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
     config, _, _, collected = played
-    config = {**config, "REPLAY_ROLLOUTS": 3}
     reward = collected.trajectory.reward
-    kept = None
+    kept = empty_replay(muesli.make_batch(config, collected), 3)
     for number in range(5):
         trajectory = collected.trajectory._replace(reward=jnp.full_like(reward, number))
-        kept = muesli.add_to_replay(config, kept, collected._replace(trajectory=trajectory))
+        fresh = muesli.make_batch(config, collected._replace(trajectory=trajectory))
+        kept = add_rollout(kept, fresh)
         assert kept.number.tolist() == [number + 1] * config["NUM_ENVS"]
         there = set(np.asarray(kept.rollouts.reward[:, : number + 1]).ravel().tolist())
         assert there == {float(n) for n in range(max(0, number - 2), number + 1)}
@@ -308,8 +308,9 @@ def test_the_newest_rollouts_are_kept_and_drawn_alike(played):
 
 
 def test_without_a_share_nothing_is_kept(played):
-    config, _, _, collected = played
-    assert muesli.add_to_replay({**config, "REPLAY_SHARE": 0.0}, None, collected) is None
+    config = {**played[0], "REPLAY_SHARE": 0.0}
+    init, _ = make_init_and_update(config, MUESLI)
+    assert jax.eval_shape(init, jax.random.key(0)).replay is None
     assert muesli.num_replayed({"REPLAY_SHARE": 0.75}, 8) == 24
     assert muesli.num_replayed({"REPLAY_SHARE": 0.5}, 8) == 8
 
@@ -403,7 +404,8 @@ def test_action_values_are_one_step_of_the_model(played):
 def test_replayed_rows_are_of_the_replay(played):
     """Changed rewards in the replay change the reward loss."""
     config, network, state, collected = played
-    kept = muesli.add_to_replay({**config, "REPLAY_ROLLOUTS": 1}, None, collected)
+    fresh = muesli.make_batch(config, collected)
+    kept = add_rollout(empty_replay(fresh, 1), fresh)
     other = kept._replace(rollouts=kept.rollouts._replace(reward=kept.rollouts.reward + 3))
 
     @jax.jit
@@ -531,7 +533,8 @@ def test_theta_prime_follows_theta_and_no_gradient_reaches_it(played):
     config, network, state, collected = played
     config = {**config, "NUM_MINIBATCHES": 1, "UPDATE_EPOCHS": 1, "LR": 0.1}
     config |= {"ANNEAL_LR": False}
-    collected = collected._replace(replay=muesli.add_to_replay(config, state.replay, collected))
+    replay = add_rollout(state.replay, muesli.make_batch(config, collected))
+    collected = collected._replace(replay=replay)
     before = state.train_state
     after, metrics = jax.jit(
         lambda s, c: muesli.update(config, network, s, c, jax.random.key(0), None)

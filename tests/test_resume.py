@@ -23,7 +23,9 @@ from trxl.runs import saved_config
 from trxl.runs.checkpoints import Checkpoints
 from trxl.runs.divergence import NotFiniteError
 from trxl.runs.run_folder import RunFolder
+from trxl.training import make_init_and_update
 
+from trainer_Muesli_trXL import MUESLI
 from trainer_PPO_trXL import PPO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -288,6 +290,30 @@ def test_other_keys_may_change(finished):
     config = resumed_config(finished, changes)
     assert changes.items() <= config.items()
     assert config["NUM_ENVS"] == CHAIN["NUM_ENVS"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"), [(PPO, {"AUX_EPOCHS": 1}), (MUESLI, {})], ids=["PPO", "Muesli"]
+)
+def test_keys_that_may_change_leave_the_checkpoint_as_it_is(algorithm, changes):
+    """A state has the same arrays with the least value, or the other choice, of all these keys."""
+    config = algorithm.check({**QUICK, **changes})
+    other = dict(config)
+    for name, key in algorithm.keys.items():
+        if key.resumable and isinstance(config[name], bool):
+            other[name] = not config[name]
+        elif key.resumable and isinstance(config[name], (int, float)):
+            other[name] = key.low
+        elif key.resumable and key.choices:
+            other[name] = next(choice for choice in key.choices if choice != config[name])
+    other["TOTAL_TIMESTEPS"] = STEPS_PER_UPDATE
+
+    def arrays_of(config):
+        init, _ = make_init_and_update(algorithm.check(config), algorithm)
+        state = jax.eval_shape(init, jax.random.key(0))
+        return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+    assert arrays_of(other) == arrays_of(config)
 
 
 def test_a_folder_with_nothing_to_resume_is_one_line(finished, tmp_path, monkeypatch):

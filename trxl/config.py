@@ -213,7 +213,6 @@ SHARED_KEYS = {
         " if odd",
         type=int,
         low=1,
-        resumable=True,
         derive=lambda config, _: half_of(config["NUM_STEPS"]),
     ),
     "WINDOW_MEM": network_key(

@@ -73,7 +73,7 @@ def sample_per_row(policy: distrax.Distribution, keys: jax.Array) -> jax.Array:
 
 
 def take_apart(policy: distrax.Distribution) -> tuple[Any, ...]:
-    """Returns the function that makes a policy, and its arguments, which are arrays (B, ...)."""
+    """Returns the function that makes a policy, and its arguments, which are arrays."""
     if isinstance(policy, distrax.Categorical):
         return categorical, policy.logits
     if isinstance(policy, distrax.Independent):

@@ -18,8 +18,8 @@ class Replay(NamedTuple):
 
 def empty_replay(fresh: Any, slots: int) -> Replay:
     """Makes an empty replay for rollouts like `fresh`, leaves (B, ...)."""
-    rollouts = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), fresh)
-    return Replay(rollouts, jnp.zeros(len(jax.tree.leaves(fresh)[0]), jnp.int32))
+    rollouts = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), fresh)
+    return Replay(rollouts, jnp.zeros(jax.tree.leaves(fresh)[0].shape[0], jnp.int32))
 
 
 def add_rollout(replay: Replay, fresh: Any) -> Replay:
@@ -89,10 +89,10 @@ def retrace(steps: Steps, gamma: float, decay: float) -> jax.Array:
 def needs_old_value(
     terminated: jax.Array, truncated: jax.Array, active: jax.Array | None
 ) -> jax.Array:
-    """Returns (B, T) bool, at which steps of a replayed rollout a value of its time would be read.
+    """Returns (B, T) bool, at which steps the return needs the value of an unstored observation.
 
-    All values of a replayed rollout are current ones. The observations after its last and its
-    truncated steps are not stored, so these steps have no return. Agents that have left the episode
+    A replayed rollout has current values only, and the observations after its last and its
+    truncated steps are not stored. So these steps have no return. Agents that have left the episode
     bootstrap from 0.
     """
     last = jnp.arange(terminated.shape[1]) == terminated.shape[1] - 1

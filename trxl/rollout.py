@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from trxl.collectives import any_across_vmap
 from trxl.distributions import sample_per_row
+from trxl.replay import Replay
 from trxl.spaces import StoredObs, obs_space, pack_obs
 from trxl.statistics import Normalizer, network_input, scale_reward, update_normalizer
 
@@ -56,7 +57,7 @@ class Rollout(NamedTuple):
     last_value: jax.Array  # (B,), of the observation after step T - 1
     last_active: jax.Array | None  # (B,) bool, `active` after step T - 1
     memory: jax.Array  # (B, M, L, E), layer inputs before the rollout, oldest first
-    replay: Any = None  # (B, ...), rollouts up to this one, see `training.Algorithm`
+    replay: Replay | None = None  # up to this rollout, see `training.Algorithm`
 
 
 def rollout(

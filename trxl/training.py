@@ -14,6 +14,7 @@ import optax
 from trxl.collectives import mean_over_devices, sum_over_devices
 from trxl.config import Keys, check_config, num_updates
 from trxl.errors import ConfigError
+from trxl.replay import Replay, add_rollout, empty_replay
 from trxl.rollout import (
     Config,
     Metrics,
@@ -50,7 +51,7 @@ class RunnerState(NamedTuple):
     train_state: TrainState
     rollout_state: RolloutState
     permutation_key: jax.Array
-    replay: Any = None  # (B, ...), earlier rollouts, see `Algorithm.add_to_replay`
+    replay: Any = None  # `Replay`, None if the algorithm has none
 
 
 class Start(NamedTuple):
@@ -86,12 +87,11 @@ class Algorithm(NamedTuple):
     """Metrics; a seed has diverged once one is not finite."""
     behaviour_params: Callable = lambda train_state: train_state.params
     """`behaviour_params(train_state)` returns the parameters of the policy that acts."""
-    add_to_replay: Callable | None = None
-    """`add_to_replay(config, replay, rollout)` returns the replay with this rollout.
-
-    Its leaves are (B, ...). `update` reads it from `rollout.replay`. To infer shapes, it is called
-    with replay None. A run starts with zeros.
-    """
+    has_replay: Callable = lambda config: False
+    """`has_replay(config)` returns whether `update` reads a replay of the REPLAY_ROLLOUTS newest
+    rollouts, this one included, from `rollout.replay`."""
+    to_replay: Callable = lambda config, rollout: None
+    """`to_replay(config, rollout)` returns what the replay keeps of a rollout, leaves (B, ...)."""
     saved_params: Callable | None = None
     """`saved_params(config, train_state)` returns the saved parameters; None: those that act."""
 
@@ -154,23 +154,21 @@ def make_init_and_update(
         runner_state = RunnerState(train_state, state, permutation_key)
         return runner_state._replace(replay=init_replay(runner_state))
 
-    def init_replay(state: RunnerState) -> Any:
-        """Returns a replay of zeros; None if the algorithm has no replay."""
-        if algorithm.add_to_replay is None:
-            return None
-        shapes = jax.eval_shape(lambda: collect_trajectories(state)[1].replay)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
     def collect_trajectories(state: RunnerState) -> tuple[RunnerState, Rollout]:
-        state, collected = collect(config, env, network, algorithm, state, axis_name)
-        if algorithm.add_to_replay is not None:
-            replay = algorithm.add_to_replay(config, state.replay, collected)
-            state, collected = state._replace(replay=replay), collected._replace(replay=replay)
-        return state, collected
+        return collect(config, env, network, algorithm, state, axis_name)
+
+    def init_replay(state: RunnerState) -> Replay | None:
+        if not algorithm.has_replay(config):
+            return None
+        kept = jax.eval_shape(lambda: algorithm.to_replay(config, collect_trajectories(state)[1]))
+        return empty_replay(kept, config["REPLAY_ROLLOUTS"])
 
     def update(state: RunnerState) -> tuple[RunnerState, Metrics]:
         # COLLECT TRAJECTORIES
         state, collected = collect_trajectories(state)
+        if state.replay is not None:
+            replay = add_rollout(state.replay, algorithm.to_replay(config, collected))
+            state, collected = state._replace(replay=replay), collected._replace(replay=replay)
 
         # UPDATE NETWORK
         permutation_key, key = jax.random.split(state.permutation_key)
