@@ -113,7 +113,7 @@ def make_agent(
     Raises:
       ConfigError: the train state has another config's shapes, or is of several seeds.
     """
-    start = Start(algorithm.behaviour_params(train_state), train_state.normalizer)
+    start = Start(algorithm.agent_params(train_state), train_state.normalizer)
     misfit = (
         "the train state does not fit the config; of several seeds take one, such as"
         " jax.tree.map(lambda x: x[0], train_state)"

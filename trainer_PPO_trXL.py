@@ -97,6 +97,14 @@ KEYS = with_shared(
         "VF_COEF": Key(0.5, "weight of the value loss", low=0, traced=True),
         "MAX_GRAD_NORM": Key(1.0, "global norm that gradients are clipped to", low=0, traced=True),
         "ADAM_EPSILON": Key(1e-5, "epsilon of Adam", low=0, traced=True),
+        "EMA_RATE": Key(
+            1.0,
+            "step per update of the agent's parameters, an average, towards the trained ones; 1: no"
+            " average",
+            low=0,
+            high=1,
+            resumable=False,
+        ),
         "AUX_EPOCHS": Key(
             0,
             "passes over the replay in PPG's auxiliary phase, which trains the values and keeps the"
@@ -161,6 +169,7 @@ class PPOState(NamedTuple):
     # PopArt's; None without NORMALIZE_VALUE, and with VALUE_BINS, where they are in the parameters
     return_moments: Moments | None
     largest_deviation: jax.Array  # (), of the advantages of an update so far, decaying
+    average: Any  # of the parameters after each update; None with EMA_RATE=1
 
 
 def make_train(config: Config, axis_name: str | None = None) -> Callable:
@@ -185,7 +194,8 @@ def make_train(config: Config, axis_name: str | None = None) -> Callable:
 def init(config: Config, params: Any) -> TrainState:
     """Makes the train state of fresh parameters."""
     moments = init_decaying_moments() if predicts_normalized(config) else None
-    state = PPOState(moments, largest_deviation=jnp.float32(0))
+    average = params if config["EMA_RATE"] < 1 else None
+    state = PPOState(moments, jnp.float32(0), average)
     return training.fresh_train_state(params, make_optimizer(config), state)
 
 
@@ -241,7 +251,24 @@ def update(
             config, network, train_state, collected.replay, key, axis_name
         )
         metrics |= auxiliary_metrics | {"param_norm": optax.tree.norm(train_state.params["params"])}
+
+    # AVERAGE THE PARAMETERS
+    if config["EMA_RATE"] < 1:
+        train_state = update_average(config, train_state)
     return train_state, metrics
+
+
+def update_average(config: Config, train_state: TrainState) -> TrainState:
+    """Moves the average towards the parameters by EMA_RATE.
+
+    In the manner of Izmailov et al. 2018 (arXiv 1803.05407), who average the last part of a
+    training with a constant learning rate. Over the first 1 / EMA_RATE updates it is the mean.
+    """
+    state: PPOState = train_state.algorithm_state
+    share = 1 / (train_state.updates + 1).astype(jnp.float32)
+    rate = jnp.maximum(jnp.float32(config["EMA_RATE"]), share)
+    average = optax.incremental_update(train_state.params, state.average, rate)
+    return train_state._replace(algorithm_state=state._replace(average=average))
 
 
 def update_network(
@@ -323,9 +350,14 @@ def rescale(
     if config["VALUE_BINS"] is not None:
         train_state = train_state._replace(params={**params, "return_moments": moments._asdict()})
     else:
-        params = with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
-        state = train_state.algorithm_state._replace(return_moments=moments)
-        train_state = train_state._replace(params=params, algorithm_state=state)
+        state = train_state.algorithm_state
+
+        def preserve(params: Any) -> Any:
+            return with_last_layer(config, params, lambda layer: preserve_outputs(layer, old, new))
+
+        average = None if state.average is None else preserve(state.average)
+        state = state._replace(return_moments=moments, average=average)
+        train_state = train_state._replace(params=preserve(params), algorithm_state=state)
     value, returns = new.normalize((batch.value, batch.returns))
     return train_state, batch._replace(value=value, returns=returns)
 
@@ -346,11 +378,18 @@ def with_last_layer(config: Config, params: Any, change: Callable) -> Any:
 
 
 def saved_params(config: Config, train_state: TrainState) -> Any:
-    """Returns the parameters with a critic that predicts unnormalised returns."""
+    """Returns the agent's parameters with a critic that predicts unnormalised returns."""
+    params = agent_params(train_state)
     if not predicts_normalized(config):
-        return train_state.params
+        return params
     scale = value_scale(train_state.algorithm_state.return_moments)
-    return with_last_layer(config, train_state.params, lambda layer: absorb_scale(layer, scale))
+    return with_last_layer(config, params, lambda layer: absorb_scale(layer, scale))
+
+
+def agent_params(train_state: TrainState) -> Any:
+    """Returns the average of the parameters, if there is one, else the parameters."""
+    average = train_state.algorithm_state.average
+    return train_state.params if average is None else average
 
 
 @jax.named_scope("advantages")
@@ -699,5 +738,6 @@ PPO = Algorithm(
     ),
     has_replay=lambda config: config["AUX_EPOCHS"] > 0,
     to_replay=to_replay,
+    agent_params=agent_params,
     saved_params=saved_params,
 )

@@ -87,6 +87,11 @@ def test_an_agent_made_of_a_train_state_is_the_one_that_was_saved(folder):
         for agent in (made, loaded)
     ]
     jax.tree.map(np.testing.assert_array_equal, *looks)
+    averaged = PPO.init({**config, "EMA_RATE": 0.5}, params)
+    averaged = averaged._replace(params=jax.tree.map(jnp.zeros_like, params))
+    made = evaluate.make_agent({**CHAIN, "EMA_RATE": 0.5}, averaged)
+    looks[0] = made.look(made.initial_memory(4), obs, np.ones(4, bool), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, *looks)
     seeds = jax.tree.map(lambda x: np.stack([x, x]), train_state)
     with pytest.raises(ConfigError, match="of several seeds take one"):
         evaluate.make_agent(CHAIN, seeds)

@@ -1,6 +1,7 @@
 """PopArt: moments of the returns, and a critic rescaled with them, or its bins."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -224,6 +225,23 @@ def test_saved_parameters_predict_returns(heads):
     np.testing.assert_allclose(values(saved), 500 + 20 * values(params), rtol=1e-4)
     raw = PPO.check({**QUICK, "NORMALIZE_VALUE": False, "HEADS": heads})
     assert PPO.saved_params(raw, state) is params
+
+
+def test_the_saved_agent_is_an_average_in_units_of_the_return():
+    """The critic's scale moves between the updates."""
+    config = PPO.check({**CHAIN, "EMA_RATE": 0.4})
+    init, update = make_init_and_update(config, PPO)
+    update, state, expected = jax.jit(update), jax.jit(init)(jax.random.key(0)), None
+    for rate in (1, 1 / 2, 0.4, 0.4):
+        state, _ = update(state)
+        algorithm_state = state.train_state.algorithm_state
+        without = state.train_state._replace(algorithm_state=algorithm_state._replace(average=None))
+        last = PPO.saved_params(config, without)
+        before = last if expected is None else expected
+        expected = jax.tree.map(lambda x, y, rate=rate: (1 - rate) * x + rate * y, before, last)
+    found = PPO.saved_params(config, state.train_state)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    assert not jax.tree.all(jax.tree.map(partial(np.allclose, atol=1e-4), found, last))
 
 
 @pytest.mark.slow

@@ -86,14 +86,16 @@ class Algorithm(NamedTuple):
     must_be_finite: tuple[str, ...]
     """Metrics; a seed has diverged once one is not finite."""
     behaviour_params: Callable = lambda train_state: train_state.params
-    """`behaviour_params(train_state)` returns the parameters of the policy that acts."""
+    """`behaviour_params(train_state)` returns the parameters of the policy that plays rollouts."""
+    agent_params: Callable = lambda train_state: train_state.params
+    """`agent_params(train_state)` returns the parameters of the trained agent."""
     has_replay: Callable = lambda config: False
     """`has_replay(config)` returns whether `update` reads a replay of the REPLAY_ROLLOUTS newest
     rollouts, this one included, from `rollout.replay`."""
     to_replay: Callable = lambda config, rollout: None
     """`to_replay(config, rollout)` returns what the replay keeps of a rollout, leaves (B, ...)."""
     saved_params: Callable | None = None
-    """`saved_params(config, train_state)` returns the saved parameters; None: those that act."""
+    """`saved_params(config, train_state)` returns the saved parameters; None: `agent_params`."""
 
     def check(self, config: Config, num_devices: int = 1) -> Config:
         """Completes and checks a config against the algorithm's table, see `check_config`."""
