@@ -113,7 +113,8 @@ def make_agent(
     Raises:
       ConfigError: the train state has another config's shapes, or is of several seeds.
     """
-    start = Start(algorithm.agent_params(train_state), train_state.normalizer)
+    params_of = algorithm.agent_params or algorithm.behaviour_params
+    start = Start(params_of(train_state), train_state.normalizer)
     misfit = (
         "the train state does not fit the config; of several seeds take one, such as"
         " jax.tree.map(lambda x: x[0], train_state)"

@@ -465,11 +465,6 @@ def later(x: jax.Array, steps: int) -> jax.Array:
     return jnp.roll(x, -steps, axis=1)
 
 
-def target_params(train_state: TrainState) -> Any:
-    """Returns theta'."""
-    return train_state.algorithm_state.target
-
-
 MUESLI = Algorithm(
     name="Muesli",
     keys=KEYS,
@@ -488,8 +483,7 @@ MUESLI = Algorithm(
         "grad_norm",
         "param_norm",
     ),
-    behaviour_params=target_params,
-    agent_params=target_params,
+    behaviour_params=lambda train_state: train_state.algorithm_state.target,
     has_replay=lambda config: num_replayed(config, config["NUM_ENVS"]) > 0,
     to_replay=make_batch,
 )

@@ -87,8 +87,8 @@ class Algorithm(NamedTuple):
     """Metrics; a seed has diverged once one is not finite."""
     behaviour_params: Callable = lambda train_state: train_state.params
     """`behaviour_params(train_state)` returns the parameters of the policy that plays rollouts."""
-    agent_params: Callable = lambda train_state: train_state.params
-    """`agent_params(train_state)` returns the parameters of the trained agent."""
+    agent_params: Callable | None = None
+    """`agent_params(train_state)` returns those of the trained agent; None: `behaviour_params`."""
     has_replay: Callable = lambda config: False
     """`has_replay(config)` returns whether `update` reads a replay of the REPLAY_ROLLOUTS newest
     rollouts, this one included, from `rollout.replay`."""

@@ -153,12 +153,12 @@ def resolve_algorithm(
 
 
 def fresh_agent(config: dict[str, Any], env: Any, network: Any, algorithm: Algorithm) -> Start:
-    """Returns the shapes of fresh `agent_params` and statistics."""
+    """Returns the shapes of fresh `behaviour_params` and statistics."""
 
     def fresh() -> Start:
         params = init_params(config, network, env.obs_size, jax.random.key(0))
-        train_state = algorithm.init(config, params)
-        return Start(algorithm.agent_params(train_state), init_normalizer(config, env))
+        acting = algorithm.behaviour_params(algorithm.init(config, params))
+        return Start(acting, init_normalizer(config, env))
 
     return jax.eval_shape(fresh)
 

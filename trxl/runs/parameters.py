@@ -22,7 +22,7 @@ def saved_params(
     if algorithm.saved_params is not None:
         params = jax.device_get(algorithm.saved_params(config, train_state))
     else:
-        params = algorithm.agent_params(train_state)
+        params = (algorithm.agent_params or algorithm.behaviour_params)(train_state)
     if not train_state.normalizer:
         return params
     normalizer = {name: moments._asdict() for name, moments in train_state.normalizer.items()}
