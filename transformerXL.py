@@ -98,9 +98,15 @@ def sliding_windows(sequence: jax.Array, count: int, stride: int, length: int) -
 class Gate(nn.Module):
     """GTrXL's gate, a GRU cell that combines a stream x with a sublayer's output y.
 
-    r = sigmoid(Wr y + Ur x), z = sigmoid(Wz y + Uz x - b), h = tanh(Wg y + Ug (r * x)),
-    result (1 - z) * x + z * h (Parisotto et al. 2019, section 3.2, "Gated-Recurrent-Unit-type
-    gating"). Matrices applied to the same input are fused into one.
+    ```
+    r = sigmoid(Wr y + Ur x)
+    z = sigmoid(Wz y + Uz x - b)
+    h = tanh(Wg y + Ug (r * x))
+    result = (1 - z) * x + z * h
+    ```
+
+    Source: Parisotto et al. 2019, section 3.2, "Gated-Recurrent-Unit-type gating". Matrices applied
+    to the same input are fused into one.
     """
 
     bias: float

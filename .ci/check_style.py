@@ -22,7 +22,7 @@ NOT_FIRST = re.compile(
 )
 """Words that begin a phrase without a noun or verb."""
 
-MOST_WORDS = 40
+MOST_WORDS = 30
 """Largest number of words in a sentence."""
 
 

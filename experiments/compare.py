@@ -3,8 +3,8 @@
 RESULTS.jsonl is what study.py writes for runs named <model>/<task>. LEVEL, such as Easy, selects
 the tasks whose names end in it. Prints a table of tasks: the maximum of the mean return over the
 training (MMER), and in brackets the return over its last tenth. Prints for the MMER of all tasks
-each model's interquartile mean, and the probability that one model is better than another, with
-95 % intervals by stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the
+each model's interquartile mean, and the probability that one model is better than another. Their
+95 % intervals are by stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice", arXiv 2108.13264), widened for few seeds. Returns go from -1 to
 1, as POPGym's do.
 """
@@ -56,9 +56,9 @@ def improvement(ours: Scores, theirs: Scores) -> float:
 def interval(statistic: Callable[..., float], *models: Scores) -> tuple[float, float]:
     """Returns the ends of a statistic's 95 % interval by stratified bootstrap.
 
-    Each task's seeds are drawn anew, with replacement. Their means vary too little, by (n - 1) / n,
-    so the interval is widened by the root of n / (n - 1), n the fewest seeds of a task. With one
-    seed there is no interval: NaN.
+    Each task's seeds are drawn anew, with replacement. Their means vary too little, by (n - 1) / n
+    for n seeds. So the interval is widened by the root of n / (n - 1), n of the task with fewest.
+    With one seed there is no interval: NaN.
     """
     seeds = min(len(x) for scores in models for x in scores.values())
     if seeds < 2:

@@ -1,9 +1,9 @@
 """Feeds random wrong input to the scripts: `python tests/fuzz.py [how many] [first seed]`.
 
 A case is a command line and files on disk, made from its seed alone: settings, arguments of
-environments, files of a run, custom classes, most of them wrong. A case is handled well if it exits
-with one line that says what to change and leaves the disk as it was, or if it is accepted and its
-update can be traced. All other cases are printed.
+environments, files of a run, custom classes, most of them wrong. A case that is refused must exit
+with one line that says what to change, and leave the disk as it was. A case that is accepted must
+have an update that can be traced. All other cases are printed.
 """
 
 import contextlib

@@ -183,8 +183,13 @@ def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.f
 class GRUCell(nn.Module):
     """Gated recurrent unit (Cho et al. 2014, arXiv 1406.1078).
 
-    r = sigmoid(Wr x + Ur h + br), z = sigmoid(Wz x + Uz h + bz),
-    n = tanh(Wn x + bn + r (Un h + cn)), h' = (1 - z) n + z h.
+    ```
+    r = sigmoid(Wr x + Ur h + br)
+    z = sigmoid(Wz x + Uz h + bz)
+    n = tanh(Wn x + bn + r (Un h + cn))
+    h' = (1 - z) n + z h
+    ```
+
     The reset gate is applied after the product, as in cuDNN and PyTorch.
     """
 
