@@ -128,6 +128,59 @@ class FlattenAgents(Wrapper):
         return x.reshape(self.num_rows, *x.shape[2:])
 
 
+class MirroredRows(Wrapper):
+    """Adds a row for each symmetry of each environment, which sees it mirrored and never plays.
+
+    N environments with S `mirrors` have B = N (1 + S) rows. The first row of an environment plays.
+    The others take its action mirrored, and each has a memory of its own, so the policy learns that
+    mirrored states are alike (van der Pol et al. 2020, arXiv 2006.16908). An environment uses the
+    key of its first row, in which its episodes are logged.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self._copies = 1 + len(env.mirrors)
+        self.num_rows = env.num_envs * self._copies
+
+    def reset(self, keys: jax.Array):
+        obs, state = self._env.reset(keys[:: self._copies])
+        return self._all_obs(obs), state
+
+    def step(self, keys: jax.Array, state: Any, action: jax.Array):
+        played = slice(None, None, self._copies)
+        obs, state, reward, done, info = self._env.step(keys[played], state, action[played])
+        final_observation = self._all_obs(info.pop("final_observation"))
+        reward, done, info = jax.tree.map(self._repeated, (reward, done, info))
+        info["final_observation"] = final_observation
+        info["returned_episode"] = done & (jnp.arange(self.num_rows) % self._copies == 0)
+        return self._all_obs(obs), state, reward, done, info
+
+    def as_played(self, action: jax.Array, log_prob: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gives mirrored rows the mirrored action of the row that plays, and its log-probability.
+
+        An action's own probability in a mirrored row is not the one that it was drawn with.
+
+        Args:
+          action: (B, ...), of every row.
+          log_prob: (B,).
+        """
+        action, log_prob = action[:: self._copies], log_prob[:: self._copies]
+        mirrored = [jax.vmap(mirror.action)(action) for mirror in self.mirrors]
+        return interleaved(action, *mirrored), self._repeated(log_prob)
+
+    def _all_obs(self, obs: jax.Array) -> jax.Array:
+        """Returns the observations (B, obs_size) of all rows, given (N, obs_size)."""
+        return interleaved(obs, *(jax.vmap(mirror.obs)(obs) for mirror in self.mirrors))
+
+    def _repeated(self, x: jax.Array) -> jax.Array:
+        return jnp.repeat(x, self._copies, axis=0)
+
+
+def interleaved(*arrays: jax.Array) -> jax.Array:
+    """Interleaves n arrays (N, ...) to one (n N, ...)."""
+    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
 class PreviousActionReward(Wrapper):
     """Adds the previous action, encoded, and the previous reward to the observation.
 
@@ -474,12 +527,13 @@ def make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
 
     Args:
       config: uses `ENV_NAME`, `ENV_KWARGS`, `BOOTSTRAP_TRUNCATED`, `EPISODE_END`, `TRIAL_MEMORY`,
-        `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO`.
+        `MIRRORS`, `PREV_ACTION_REWARD`, `RESET_STRATEGY` and `RESET_RATIO`.
       num_envs: NUM_ENVS, or one device's share.
 
     Returns:
       An environment as in this module's docstring, with the attributes of a `SingleEnvironment`
-      and `num_rows`: B, `num_envs` times the number of agents.
+      and `num_rows`: B, `num_envs` times the number of agents, or of rows per environment with
+      MIRRORS.
 
     Raises:
       ConfigError: the environment is unknown or can't be made, its actions are of no supported
@@ -501,6 +555,13 @@ def _make_env(config: dict[str, Any], num_envs: int) -> Wrapper:
     env: Wrapper = LogWrapper(with_resets(single, config, num_envs))
     if of_trials and not config["TRIAL_MEMORY"]:
         env = ResetMemoryEachEpisode(env)
+    if config["MIRRORS"]:
+        if not env.mirrors or env.num_agents is not None:
+            raise ConfigError(
+                "MIRRORS=True needs an environment of one agent that names its `mirrors`; leave it"
+                f" out for {config['ENV_NAME']}"
+            )
+        env = MirroredRows(env)
     if env.num_agents is not None:
         env = FlattenAgents(env)
     if of_trials and config["EPISODE_END"] == "append":

@@ -138,6 +138,11 @@ SHARED_KEYS = {
         "whether observations hold the previous action and reward; None: in meta-RL",
         type=bool,
     ),
+    "MIRRORS": environment_key(
+        False,
+        "whether each environment has a row per symmetry that sees it mirrored, and learns from"
+        " what was played",
+    ),
     "NORMALIZE_OBS": environment_key(
         False, "whether observations are normalised by running mean and variance"
     ),

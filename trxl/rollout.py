@@ -123,6 +123,8 @@ def take_step(
         )
         action = sample_per_row(policy, action_keys)
         log_prob = policy.log_prob(action)
+    if config["MIRRORS"]:
+        action, log_prob = env.as_played(action, log_prob)
 
     # STEP ENV
     active = active_rows(env, state.env_state)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from trxl.environments.adapters import check_numbers
-from trxl.environments.base import SingleEnvironment
+from trxl.environments.base import Mirror, SingleEnvironment
 from trxl.environments.custom import file_and_class, is_own, located, make_own, named_by_user
 from trxl.environments.validation import check_environment
 from trxl.errors import ConfigError, did_you_mean, shortened
@@ -27,6 +27,7 @@ from trxl.spaces import Box, Discrete, MultiDiscrete
 __all__ = [
     "Box",
     "Discrete",
+    "Mirror",
     "MultiDiscrete",
     "SingleEnvironment",
     "is_own",

@@ -1,13 +1,27 @@
 """Interface of a single environment: adapters of suites, and environments of your own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from trxl.errors import ConfigError
 from trxl.spaces import ActionSpace, Grid
+
+
+class Mirror(NamedTuple):
+    """Symmetry of an environment.
+
+    The mirrored action in the mirrored state must give the mirrored next state, the same reward and
+    the same end.
+    """
+
+    obs: Callable[[jax.Array], jax.Array]
+    """Mirrors an observation (obs_size,)."""
+    action: Callable[[jax.Array], jax.Array]
+    """Mirrors an action, shaped as in `SingleEnvironment.step`."""
+
 
 ATTRIBUTES = (
     "action_space",
@@ -21,6 +35,7 @@ ATTRIBUTES = (
     "previous_action_reward",
     "default_reset_strategy",
     "float64",
+    "mirrors",
 )
 """Attributes of a `SingleEnvironment`, which wrappers copy."""
 
@@ -53,6 +68,9 @@ class SingleEnvironment:
     default_reset_strategy = "auto"
     float64 = True
     """Support of JAX_ENABLE_X64. False for suites, which always compute in float32."""
+
+    mirrors: tuple[Mirror, ...] = ()
+    """Symmetries that MIRRORS learns from."""
 
     @property
     def continues(self) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trxl.environments.adapters import field_names, import_suite, replace_fields, split_env_kwargs
-from trxl.environments.base import SingleEnvironment
+from trxl.environments.base import Mirror, SingleEnvironment
 from trxl.environments.craftax_gpu import elementwise
 from trxl.errors import ConfigError
 from trxl.spaces import Discrete, Grid
@@ -71,6 +71,28 @@ def map_in_view(module: Any) -> Grid:
     else:
         groups = (blocks, *(1,) * (channels - blocks))
     return Grid(0, rows, columns, (groups,))
+
+
+def mirror(grid: Grid, direction: int, axes: tuple[int, ...]) -> Mirror:
+    """Makes the symmetry that flips the rows (axis 0) and columns (axis 1) of the world.
+
+    Args:
+      grid: map in view, at the start of the observation.
+      direction: entry of the first of the four directions: left, right, up and down.
+    """
+    ways = np.array([*((1, 0) if 1 in axes else (0, 1)), *((3, 2) if 0 in axes else (2, 3))])
+
+    def mirror_obs(obs: jax.Array) -> jax.Array:
+        view = obs[: grid.size].reshape(grid.rows, grid.columns, -1)
+        facing = obs[direction : direction + 4][ways]
+        obs = obs.at[direction : direction + 4].set(facing)
+        return obs.at[: grid.size].set(jnp.flip(view, axes).ravel())
+
+    def mirror_action(action: jax.Array) -> jax.Array:
+        walks = (action >= 1) & (action <= 4)  # in the order of the directions
+        return jnp.where(walks, jnp.asarray(ways)[jnp.clip(action - 1, 0, 3)] + 1, action)
+
+    return Mirror(mirror_obs, mirror_action)
 
 
 @contextmanager
@@ -133,6 +155,9 @@ class CraftaxAdapter(SingleEnvironment):
         self.obs_size = obs.size
         self.grid = map_in_view(importlib.import_module(type(env).__module__))
         self.num_binary = self.grid.size
+        # The direction follows inventory and needs, which differ between the games.
+        direction = self.grid.size + (16 if "Classic" in name else 31)
+        self.mirrors = tuple(mirror(self.grid, direction, axes) for axes in ((1,), (0,), (0, 1)))
         self.episode_metrics = tuple(name for name in info if name.startswith("Achievements/"))
 
     def reset(self, key: jax.Array):

@@ -12,7 +12,7 @@ import numpy as np
 
 from trxl.config import SHARED_KEYS
 from trxl.distributions import sample_uniformly
-from trxl.environments.base import SingleEnvironment
+from trxl.environments.base import Mirror, SingleEnvironment
 from trxl.errors import OWN_PACKAGE, ConfigError, one_line, shortened
 from trxl.spaces import (
     ActionSpace,
@@ -144,9 +144,23 @@ def check_shapes(name: str, env: SingleEnvironment, own: Any) -> dict[str, Any]:
     if env.num_agents is not None:
         out = trace("agents_done", state)
         check_array(f"{name}.agents_done", "what it returns", out, obs_size, (jnp.bool_,), "bool")
+    check_mirrors(name, env)
     later = check_first("next_episode", trace("next_episode", key, state))
     check_same_state(f"{name}.next_episode", state, later)
     return info
+
+
+def check_mirrors(name: str, env: SingleEnvironment) -> None:
+    """Raises a ConfigError if `mirrors` are no functions of an observation and of an action."""
+    tuples = isinstance(env.mirrors, tuple) and all(isinstance(x, Mirror) for x in env.mirrors)
+    require(name, tuples, "mirrors must be a tuple of Mirror", shortened(env.mirrors))
+    obs, action = jax.ShapeDtypeStruct((env.obs_size,), jnp.float32), action_of(env)
+    kinds = (jnp.floating,) if isinstance(env.action_space, Box) else (jnp.integer,)
+    for mirror in env.mirrors:
+        where = f"{name}.mirrors"
+        check_obs(where, traced(where, mirror.obs, (obs,)), obs.shape)
+        mirrored = traced(where, mirror.action, (action,))
+        check_array(where, "action", mirrored, action.shape, kinds, str(action.dtype))
 
 
 def action_of(env: SingleEnvironment) -> jax.ShapeDtypeStruct:

@@ -41,7 +41,7 @@ class Agent(NamedTuple):
     a new episode, which resets the memory.
     """
     config: dict[str, Any]
-    """Config of the run, with the suite's default reset strategy."""
+    """Config of the run, with the suite's default reset strategy and without mirrored rows."""
     look: Callable
     """`look(memory, obs, done, key)` is `act` and returns (action, memory, attention).
 
@@ -92,7 +92,8 @@ def make_agent(
     Raises:
       ConfigError: they don't fit, or the environment can't be made.
     """
-    config = {**config, "RESET_STRATEGY": None}  # shared levels would correlate the returns
+    # Shared levels would correlate the returns, and mirrored rows don't play.
+    config = {**config, "RESET_STRATEGY": None, "MIRRORS": False}
     env = algorithm.make_env(config, 1)
     network = algorithm.make_network(config, env.action_space, obs_space(env))
     window_mem = config["WINDOW_MEM"]

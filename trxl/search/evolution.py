@@ -58,6 +58,7 @@ def evolve(
             raise ConfigError(
                 f"{statistics} gathers statistics while it trains; evolution has none"
             )
+    config["MIRRORS"] = False  # mirrored rows only learn
     steps = size * config["NUM_ENVS"] * config["NUM_STEPS"]
     generations = (settings["BUDGET"] or config["TOTAL_TIMESTEPS"]) // steps
     if not generations:
