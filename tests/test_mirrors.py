@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import QUICK
 
-from trxl.environments import Discrete, Mirror, SingleEnvironment, craftax
+from trxl.environments import Discrete, Mirror, SingleEnvironment, craftax, xminigrid
 from trxl.environments.validation import check_environment
 from trxl.errors import ConfigError
 from trxl.rollout import init_rollout, rollout
@@ -147,3 +147,41 @@ def test_craftax_mirrors_what_it_shows_of_a_flipped_world(name):
             assert mirror.action(jnp.int32(direction)) == facing
     for action in (0, *range(5, env.action_space.n)):
         assert all(mirror.action(jnp.int32(action)) == action for mirror in env.mirrors)
+
+
+def upside_down(timestep):
+    """Returns a state of MiniGrid whose world has its rows flipped."""
+    state = timestep.state
+    height = state.grid.shape[0]
+
+    def flip_position(position):
+        return position.at[0].set(height - 1 - position[0])
+
+    direction = jnp.array([2, 1, 0, 3])[state.agent.direction]
+    agent = state.agent.replace(position=flip_position(state.agent.position), direction=direction)
+    carry = jax.tree.map(flip_position, state.carry)
+    state = state.replace(grid=state.grid[::-1], agent=agent, carry=carry)
+    return timestep.replace(state=state)
+
+
+@pytest.mark.parametrize("name", ["MiniGrid-MemoryS8", "MiniGrid-Empty-5x5"])
+def test_minigrid_steps_alike_in_a_world_upside_down(name):
+    pytest.importorskip("xminigrid")
+    env = xminigrid.make(name, {"max_steps": 1000})
+    (mirror,) = env.mirrors
+    step = jax.jit(env.step)
+    _, state = env.reset(jax.random.key(0))
+    other = upside_down(state)
+    terminated = False
+    actions = iter(np.random.default_rng(0).choice(6, 1000, p=[0.5, 0.15, 0.15, 0.1, 0.05, 0.05]))
+    while not terminated:
+        action = jnp.int32(next(actions))
+        obs, state, reward, terminated, *_ = step(jax.random.key(0), state, action)
+        seen, other, *same, _, _ = step(jax.random.key(0), other, mirror.action(action))
+        np.testing.assert_array_equal(mirror.obs(obs), seen)
+        assert same == [reward, terminated]
+
+
+def test_even_views_have_no_mirror():
+    pytest.importorskip("xminigrid")
+    assert xminigrid.make("MiniGrid-Empty-5x5", {"view_size": 4}).mirrors == ()

@@ -529,6 +529,7 @@ def test_a_file_of_rulesets_cannot_run_code(tmp_path):
         ({"ENV_KWARGS": {"benchmark": "trivial"}}, "'trivial' is neither"),
         ({"ENV_KWARGS": {"viewsize": 3}}, "needs rulesets"),
         ({"RESET_STRATEGY": "pool"}, "RESET_STRATEGY=auto"),
+        ({"MIRRORS": True}, "names its `mirrors`"),
         ({"ENV_KWARGS": {"benchmark": None, "view_sise": 3}}, "'view_sise'.*view_size"),
         ({"ENV_KWARGS": {"benchmark": None, "episodes_per_trial": 0}}, "episodes_per_trial must"),
     ],

@@ -20,7 +20,7 @@ from trxl.environments.adapters import (
     import_suite,
     making,
 )
-from trxl.environments.base import SingleEnvironment
+from trxl.environments.base import Mirror, SingleEnvironment
 from trxl.environments.custom import find
 from trxl.errors import ConfigError, one_line, shortened
 from trxl.results import unpickle_arrays
@@ -99,6 +99,8 @@ class Task(SingleEnvironment):
         self.num_binary = self.obs_size
         view = self._params.view_size
         self.grid = Grid(0, view, view, tuple((n,) for n in self._categories))
+        if view % 2:  # the agent is in the middle of its view
+            self.mirrors = (upside_down(self.grid),)
 
     def reset(self, key: jax.Array):
         timestep = self._env.reset(self._params, key)
@@ -125,6 +127,24 @@ class Task(SingleEnvironment):
             for layer, categories in enumerate(self._categories)
         )
         return flatten_obs([tiles, colors, jax.nn.one_hot(timestep.state.agent.direction, 4)])
+
+
+def upside_down(grid: Grid) -> Mirror:
+    """Makes the symmetry that flips the rows of the world.
+
+    The agent always looks up in its view, so this flips the view's columns.
+
+    Args:
+      grid: the view, at the start of the observation; the direction follows.
+    """
+    down_to_up = np.array([2, 1, 0, 3])  # of up, right, down and left
+    other_turn = np.array([0, 2, 1, 3, 4, 5])  # actions 1 and 2 turn clockwise and back
+
+    def mirror_obs(obs: jax.Array) -> jax.Array:
+        view, direction = obs[: grid.size], obs[grid.size :]
+        return jnp.concatenate([grid.flatten(jnp.flip(grid.join(view), 1)), direction[down_to_up]])
+
+    return Mirror(mirror_obs, lambda action: jnp.asarray(other_turn)[action])
 
 
 class Trial(NamedTuple):
@@ -158,6 +178,7 @@ class Trials(Task):
         rulesets = load_rulesets(name, chosen["benchmark"])
         self._rulesets = split_rulesets(rulesets, chosen["held_out"], chosen["split"])
         super().__init__(name, env_kwargs)
+        self.mirrors = ()  # goals and rules name directions
         self.episode_metrics += tuple(map(self._metric, range(self.episodes_per_trial)))
 
     def reset(self, key: jax.Array):
